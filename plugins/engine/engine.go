@@ -1,0 +1,107 @@
+// Package engine is the contract between the monitor and its model engines:
+// what an engine is given, what it answers, and how its process is served.
+//
+// An engine is a process of its own. Control (describe, learn, seal, models,
+// checkpoints) goes over go-plugin's gRPC; the event stream goes over a bare
+// unix socket in batches, so that its cost stays close to that of the hop.
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Batch is a run of records of one VM in the order in which they arrived, in
+// the host's envelope. Records are bytes as the guest's kernel wrote them, for
+// vsockproto.Event.Parse; they are valid only until Judge returns.
+type Batch struct {
+	VM       uuid.UUID // libvirt's domain UUID: never the guest's claim
+	Session  uuid.UUID // the session that carried it
+	Index    uint64    // evidence index of the frame
+	Received time.Time // when its last byte arrived on the host
+	Count    int       // records
+	Records  []byte
+}
+
+// Severity orders findings. The numbers are part of the contract.
+type Severity uint8
+
+const (
+	Info     Severity = 1
+	Low      Severity = 2
+	Medium   Severity = 3
+	High     Severity = 4
+	Severest Severity = 5 // "critical" in text; named apart from the event class
+)
+
+// Ref names one event: no two events of a VM share one.
+type Ref struct {
+	Session  uuid.UUID
+	Index    uint64 // evidence index of the frame that carried it
+	CPU      uint32
+	Class    uint8
+	Sequence uint64
+}
+
+// Finding is what an engine, or the monitor itself, says of an event.
+type Finding struct {
+	ID        string    // set by the host: sortable, unique
+	Engine    string    // set by the host; "monitor" for its own
+	VM        uuid.UUID // set by the host
+	At        time.Time // when the host had it
+	Received  time.Time // when the event's frame had arrived; zero without one
+	BootNs    uint64    // the event's time in the guest, ns since boot
+	Ref       *Ref      // the event; nil where the finding is of none
+	Rule      string    // stable name to match in playbooks: "tsem/violation", "session/gap"
+	Severity  Severity
+	Technique string // ATT&CK id, "" where none fits
+	Reason    string // one sentence for people
+	Event     string // hook name, "" without an event
+	PID       uint32
+	Comm      string // guest bytes: escape before showing
+	Path      string // guest bytes: escape before showing
+	Detail    map[string]string
+}
+
+// Info describes an engine.
+type Description struct {
+	Name, Version string
+	Models        bool // it has models: the methods below answer for them
+}
+
+// Model describes one model of an engine.
+type Model struct {
+	VM          uuid.UUID
+	Mapping     string // the engine's word for how events become points
+	Sealed      bool
+	Points      uint64
+	Events      uint64 // judged or learned
+	Violations  uint64
+	Measurement string    // hex
+	State       string    // hex
+	LastNew     time.Time // when the last new point was learned
+}
+
+// Engine judges events. Judge is called from one goroutine at a time; the
+// others may be called at the same time as Judge.
+type Engine interface {
+	Describe() Description
+
+	// Judge judges a batch and hands each finding to report, in the order of
+	// the events. It sets Ref, BootNs, Rule, Severity and what describes the
+	// event; the host sets the rest. An event that it cannot decode is a
+	// finding, never an error: an error means that the engine is broken.
+	Judge(b *Batch, report func(Finding)) error
+
+	// Models lists the models, Learn opens and Seal closes the model of a VM.
+	Models() []Model
+	Learn(ctx context.Context, vm uuid.UUID) (Model, error)
+	Seal(ctx context.Context, vm uuid.UUID) (Model, error)
+
+	// Checkpoint returns all that Restore needs to go on as if nothing had
+	// happened, for one VM.
+	Checkpoint(vm uuid.UUID) ([]byte, error)
+	Restore(vm uuid.UUID, checkpoint []byte) error
+}

@@ -1,0 +1,235 @@
+package vsockproto
+
+import "fmt"
+
+// EventType says which hook wrote a record. Numbers are never used again.
+type EventType uint16
+
+// The names are the LSM hooks' own; task_newtask and sched_process_exit are
+// tracepoints, task_snapshot is a task that ran before the agent did.
+const (
+	BprmCommittedCreds EventType = 1
+	FileOpen           EventType = 2
+	MmapFile           EventType = 3
+	SocketCreate       EventType = 4
+	SocketBind         EventType = 5
+	SocketConnect      EventType = 6
+	SocketListen       EventType = 7
+	SocketAccept       EventType = 8
+	TaskKill           EventType = 9
+	TaskNewtask        EventType = 10
+	SchedProcessExit   EventType = 11
+	TaskSnapshot       EventType = 12
+)
+
+var eventNames = [...]string{
+	BprmCommittedCreds: "bprm_committed_creds", FileOpen: "file_open", MmapFile: "mmap_file",
+	SocketCreate: "socket_create", SocketBind: "socket_bind", SocketConnect: "socket_connect",
+	SocketListen: "socket_listen", SocketAccept: "socket_accept", TaskKill: "task_kill",
+	TaskNewtask: "task_newtask", SchedProcessExit: "sched_process_exit", TaskSnapshot: "task_snapshot",
+}
+
+// EventTypes lists every type that this version knows, ascending.
+func EventTypes() []EventType {
+	var all []EventType
+	for t := 1; t < len(eventNames); t++ {
+		all = append(all, EventType(t))
+	}
+	return all
+}
+
+// Known reports whether this version has a layout for t.
+func (t EventType) Known() bool { return t > 0 && int(t) < len(eventNames) }
+
+func (t EventType) String() string {
+	if t.Known() {
+		return eventNames[t]
+	}
+	return fmt.Sprintf("event(%d)", uint16(t))
+}
+
+// ParseEventType finds the type of that name.
+func ParseEventType(name string) (EventType, error) {
+	for t, s := range eventNames {
+		if s == name && t > 0 {
+			return EventType(t), nil
+		}
+	}
+	return 0, fmt.Errorf("event type %q: %w", name, ErrInvalid)
+}
+
+// Class is the ring that a record took: a flood of bulk costs no critical one.
+type Class uint8
+
+const (
+	Critical Class = 1 // execs, process starts and exits, signals, the snapshot
+	Bulk     Class = 2 // everything else
+)
+
+func (c Class) valid() bool { return c == Critical || c == Bulk }
+
+func (c Class) String() string {
+	switch c {
+	case Critical:
+		return "critical"
+	case Bulk:
+		return "bulk"
+	}
+	return fmt.Sprintf("class(%d)", uint8(c))
+}
+
+// Sizes and limits of records, in bytes.
+const (
+	RecordHeaderSize = 32
+	SubjectSize      = 128
+	RecordFixed      = RecordHeaderSize + SubjectSize
+	MaxRecord        = 8192
+
+	fileSize    = 128
+	socketSize  = 48
+	addressSize = 40
+)
+
+// Header is the fixed start of every record.
+type Header struct {
+	Length   uint32 // whole record in bytes; a multiple of 8, at most MaxRecord
+	Type     EventType
+	Class    Class
+	CPU      uint32 // where Sequence was drawn
+	Flags    uint32 // zero in version 1
+	Sequence uint64 // 1, 2, 3 … for each (CPU, Class); may arrive out of order
+	BootNs   uint64 // CLOCK_BOOTTIME, ns
+}
+
+// Task names one thread for good: a pid is used again, a pid and its start are not.
+type Task struct {
+	PID     uint32 // thread id in the initial pid namespace
+	TGID    uint32
+	StartNs uint64 // start_boottime of the thread, ns since boot
+}
+
+// Subject is the task in whose context a hook ran. Ids are those of the
+// initial user namespace.
+type Subject struct {
+	Task
+	LeaderStartNs uint64 // start_boottime of the thread group's leader, ns
+	ParentTGID    uint32 // real_parent
+	ExecID        uint32 // self_exec_id, low 32 bits: grows with each exec, inherited by fork
+	ParentStartNs uint64 // start_boottime of the real parent's leader, ns
+	CgroupID      uint64 // cgroup v2
+	MntNS, PidNS  uint32 // inode numbers
+	UserNS, NetNS uint32
+	UID, EUID     uint32
+	SUID, GID     uint32
+	EGID, SGID    uint32
+	FSUID, FSGID  uint32
+	CapEff        uint64
+	Securebits    uint32
+	KernelThread  bool
+	Comm          [16]byte // NUL padded
+}
+
+// PathKind says from where TagPath is named.
+type PathKind uint8
+
+const (
+	PathUnknown   PathKind = 0 // no path
+	PathRoot      PathKind = 1 // from the root of the initial mount namespace
+	PathNamespace PathKind = 2 // from the root of another mount namespace
+	PathChroot    PathKind = 3 // from a root that chroot set
+)
+
+// DigestState says what File.Digest is.
+type DigestState uint8
+
+const (
+	DigestAbsent  DigestState = 0 // not asked for; Digest is zero
+	DigestSHA256  DigestState = 1 // of the whole content
+	DigestFailed  DigestState = 2 // the kernel could not; Digest is zero
+	DigestNoFile  DigestState = 3 // no regular file, or a pseudo file system; Digest is zero
+	digestHighest             = DigestNoFile
+)
+
+// File is an open file as the kernel holds it.
+type File struct {
+	Inode      uint64
+	Generation uint32
+	Dev        uint32 // dev_t as in the kernel: major<<20 | minor
+	Flags      uint32 // f_flags
+	UID, GID   uint32
+	Mode       uint16
+	PathKind   PathKind
+	Digested   DigestState
+	Magic      uint32 // s_magic
+	Links      uint32 // i_nlink; 0: deleted, or never linked (memfd)
+	Size       uint64
+	FSID       [32]byte // s_id, NUL padded
+	UUID       [16]byte // s_uuid
+	Digest     [32]byte
+}
+
+// OwnerState says whether a socket's creator is known.
+type OwnerState uint8
+
+const (
+	OwnerUnknown  OwnerState = 0 // made before the agent attached, or by the kernel
+	OwnerLabelled OwnerState = 1 // labelled at socket_post_create
+)
+
+// Socket is a socket and who made it.
+type Socket struct {
+	Family, Type, Protocol uint32
+	Kernel                 bool // made by the kernel for itself
+	Owned                  OwnerState
+	Cookie                 uint64
+	Owner                  Task   // zero unless OwnerLabelled
+	OwnerExecID            uint32 // the owner's ExecID at that time
+}
+
+// Address is a sockaddr. Port and Addr4 keep network order.
+type Address struct {
+	Family   uint16
+	Length   uint16 // of the sockaddr as given, bytes
+	Port     [2]byte
+	Addr4    [4]byte
+	FlowInfo uint32 // as in memory
+	Addr6    [16]byte
+	Scope    uint32
+}
+
+// Event is one record, decoded. Which fields count depends on Type; the others
+// are zero. Tails alias the bytes that were parsed.
+type Event struct {
+	Header
+	Subject
+
+	File     File // bprm_committed_creds, file_open, mmap_file, task_snapshot
+	Path     Tail
+	Argv     Tail // bprm_committed_creds
+	Filename Tail
+
+	Argc, Envc uint32 // bprm_committed_creds
+	SecureExec bool
+
+	HasFile                 bool // mmap_file
+	ReqProt, Prot, MapFlags uint32
+
+	Socket  Socket  // socket_bind, socket_connect, socket_listen, socket_accept; in socket_create without cookie and owner
+	Address Address // socket_bind, socket_connect; socket_accept: the listening socket's own
+	RawAddr Tail    // sun_path, or a sockaddr of a family without fields of its own
+	Backlog uint32  // socket_listen
+
+	Signal       uint32 // task_kill
+	Target       Task
+	TargetExecID uint32
+
+	CloneFlags         uint64 // task_newtask
+	Child              Task
+	ChildLeaderStartNs uint64
+	ChildExecID        uint32
+
+	ExitCode  uint32 // sched_process_exit, as in wait status
+	GroupDead bool   // the last thread of its group
+
+	Unknown []byte // what follows the subject in a record of an unknown type
+}

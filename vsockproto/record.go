@@ -1,0 +1,367 @@
+package vsockproto
+
+import "fmt"
+
+// Body sizes by type, in bytes; tails follow.
+var bodySize = [...]int{
+	BprmCommittedCreds: fileSize + 16,
+	FileOpen:           fileSize,
+	MmapFile:           fileSize + 16,
+	SocketCreate:       16,
+	SocketBind:         socketSize + addressSize,
+	SocketConnect:      socketSize + addressSize,
+	SocketListen:       socketSize + 8,
+	SocketAccept:       socketSize + addressSize,
+	TaskKill:           32,
+	TaskNewtask:        48,
+	SchedProcessExit:   8,
+	TaskSnapshot:       fileSize,
+}
+
+// ParseHeader reads the record header at the start of b and checks that the
+// whole record is there.
+func ParseHeader(b []byte) (Header, error) {
+	if len(b) < RecordHeaderSize {
+		return Header{}, fmt.Errorf("record header: %w", ErrShort)
+	}
+	h := Header{
+		Length:   le.Uint32(b),
+		Type:     EventType(le.Uint16(b[4:])),
+		Class:    Class(b[7]),
+		CPU:      le.Uint32(b[8:]),
+		Flags:    le.Uint32(b[12:]),
+		Sequence: le.Uint64(b[16:]),
+		BootNs:   le.Uint64(b[24:]),
+	}
+	switch {
+	case b[6] != Version:
+		return Header{}, fmt.Errorf("record version %d: %w", b[6], ErrVersion)
+	case h.Length < RecordFixed || h.Length%8 != 0:
+		return Header{}, fmt.Errorf("record length %d: %w", h.Length, ErrInvalid)
+	case h.Length > MaxRecord:
+		return Header{}, fmt.Errorf("record length %d, limit %d: %w", h.Length, MaxRecord, ErrTooLong)
+	case int(h.Length) > len(b):
+		return Header{}, fmt.Errorf("record of %d bytes: %w", h.Length, ErrShort)
+	case !h.Class.valid() || h.CPU >= MaxCPUs || h.Sequence == 0:
+		return Header{}, fmt.Errorf("record of cpu %d, class %d, sequence %d: %w", h.CPU, h.Class, h.Sequence, ErrInvalid)
+	case h.Flags != 0:
+		return Header{}, fmt.Errorf("record flags %#x: %w", h.Flags, ErrReserved)
+	}
+	return h, nil
+}
+
+// Parse reads the record at the start of b into e and returns what follows it.
+// Tails alias b. A type that this version does not know is no error: its bytes
+// after the subject are Unknown.
+func (e *Event) Parse(b []byte) (rest []byte, err error) {
+	*e = Event{}
+	h, err := ParseHeader(b)
+	if err != nil {
+		return nil, err
+	}
+	r := reader{b: b[RecordHeaderSize:h.Length]}
+	e.Header = h
+	e.Subject.parse(&r)
+	if h.Type.Known() {
+		e.parseBody(&r)
+		e.parseTails(&r)
+	} else {
+		e.Unknown = r.take(len(r.b))
+	}
+	if err := r.end(); err != nil {
+		*e = Event{}
+		return nil, fmt.Errorf("%s: %w", h.Type, err)
+	}
+	return b[h.Length:], nil
+}
+
+// Append appends e as a record and sets e.Length. Fields that e.Type does not
+// have are left out. A record over MaxRecord is ErrTooLong.
+func (e *Event) Append(b []byte) ([]byte, error) {
+	start := len(b)
+	b = le.AppendUint32(b, 0)
+	b = le.AppendUint16(b, uint16(e.Type))
+	b = append(b, Version, byte(e.Class))
+	b = le.AppendUint32(b, e.CPU)
+	b = le.AppendUint32(b, e.Header.Flags)
+	b = le.AppendUint64(b, e.Sequence)
+	b = le.AppendUint64(b, e.BootNs)
+	b = e.Subject.append(b)
+	if e.Type.Known() {
+		b = e.appendBody(b)
+		b = e.appendTails(b)
+	} else {
+		b = append(b, e.Unknown...)
+	}
+	n := len(b) - start
+	if n > MaxRecord || n%8 != 0 {
+		return b[:start], fmt.Errorf("%s of %d bytes: %w", e.Type, n, ErrTooLong)
+	}
+	e.Length = uint32(n)
+	le.PutUint32(b[start:], e.Length)
+	return b, nil
+}
+
+func (e *Event) parseBody(r *reader) {
+	if len(r.b) < bodySize[e.Type] {
+		r.err = ErrShort
+		return
+	}
+	switch e.Type {
+	case BprmCommittedCreds:
+		e.File.parse(r)
+		e.Argc, e.Envc, e.SecureExec = r.u32(), r.u32(), r.flag()
+		r.zero(7)
+	case FileOpen, TaskSnapshot:
+		e.File.parse(r)
+	case MmapFile:
+		e.File.parse(r)
+		e.ReqProt, e.Prot, e.MapFlags, e.HasFile = r.u32(), r.u32(), r.u32(), r.flag()
+		r.zero(3)
+		if !e.HasFile && e.File != (File{}) && r.err == nil {
+			r.err = fmt.Errorf("a file where there is none: %w", ErrReserved)
+		}
+	case SocketCreate:
+		e.Socket = Socket{Family: r.u32(), Type: r.u32(), Protocol: r.u32(), Kernel: r.flag()}
+		r.zero(3)
+	case SocketBind, SocketConnect, SocketAccept:
+		e.Socket.parse(r)
+		e.Address.parse(r)
+	case SocketListen:
+		e.Socket.parse(r)
+		e.Backlog = r.u32()
+		r.zero(4)
+	case TaskKill:
+		e.Target.parse(r)
+		e.TargetExecID, e.Signal = r.u32(), r.u32()
+		r.zero(8)
+	case TaskNewtask:
+		e.Child.parse(r)
+		e.ChildLeaderStartNs, e.ChildExecID = r.u64(), r.u32()
+		r.zero(4)
+		e.CloneFlags = r.u64()
+		r.zero(8)
+	case SchedProcessExit:
+		e.ExitCode, e.GroupDead = r.u32(), r.flag()
+		r.zero(3)
+	}
+}
+
+func (e *Event) appendBody(b []byte) []byte {
+	switch e.Type {
+	case BprmCommittedCreds:
+		b = e.File.append(b)
+		b = le.AppendUint32(b, e.Argc)
+		b = le.AppendUint32(b, e.Envc)
+		b = append(b, flag(e.SecureExec), 0, 0, 0, 0, 0, 0, 0)
+	case FileOpen, TaskSnapshot:
+		b = e.File.append(b)
+	case MmapFile:
+		b = e.File.append(b)
+		b = le.AppendUint32(b, e.ReqProt)
+		b = le.AppendUint32(b, e.Prot)
+		b = le.AppendUint32(b, e.MapFlags)
+		b = append(b, flag(e.HasFile), 0, 0, 0)
+	case SocketCreate:
+		b = le.AppendUint32(b, e.Socket.Family)
+		b = le.AppendUint32(b, e.Socket.Type)
+		b = le.AppendUint32(b, e.Socket.Protocol)
+		b = append(b, flag(e.Socket.Kernel), 0, 0, 0)
+	case SocketBind, SocketConnect, SocketAccept:
+		b = e.Socket.append(b)
+		b = e.Address.append(b)
+	case SocketListen:
+		b = e.Socket.append(b)
+		b = le.AppendUint32(b, e.Backlog)
+		b = append(b, 0, 0, 0, 0)
+	case TaskKill:
+		b = e.Target.append(b)
+		b = le.AppendUint32(b, e.TargetExecID)
+		b = le.AppendUint32(b, e.Signal)
+		b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
+	case TaskNewtask:
+		b = e.Child.append(b)
+		b = le.AppendUint64(b, e.ChildLeaderStartNs)
+		b = le.AppendUint32(b, e.ChildExecID)
+		b = append(b, 0, 0, 0, 0)
+		b = le.AppendUint64(b, e.CloneFlags)
+		b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
+	case SchedProcessExit:
+		b = le.AppendUint32(b, e.ExitCode)
+		b = append(b, flag(e.GroupDead), 0, 0, 0)
+	}
+	return b
+}
+
+// tail returns where a tag belongs in a record of e's type, nil if it does not.
+func (e *Event) tail(tag Tag) *Tail {
+	switch {
+	case tag == TagPath && bodyHasFile(e.Type):
+		return &e.Path
+	case tag == TagArgv && e.Type == BprmCommittedCreds:
+		return &e.Argv
+	case tag == TagFilename && e.Type == BprmCommittedCreds:
+		return &e.Filename
+	case tag == TagAddress && (e.Type == SocketBind || e.Type == SocketConnect || e.Type == SocketAccept):
+		return &e.RawAddr
+	}
+	return nil
+}
+
+func bodyHasFile(t EventType) bool {
+	return t == BprmCommittedCreds || t == FileOpen || t == MmapFile || t == TaskSnapshot
+}
+
+// recordTags are the tags of records in the order in which they must stand.
+var recordTags = [...]Tag{TagPath, TagArgv, TagAddress, TagFilename}
+
+// parseTails takes tails in ascending order of their tags, each at most once
+// and none empty without a flag, so that an event has one encoding only.
+func (e *Event) parseTails(r *reader) {
+	last := Tag(0)
+	for r.err == nil && len(r.b) > 0 {
+		tag, t, rest, err := parseTail(r.b)
+		if err != nil {
+			r.err = err
+			return
+		}
+		at := e.tail(tag)
+		if at == nil || tag <= last || (len(t.Data) == 0 && t.Flags == 0) {
+			r.err = fmt.Errorf("tail %d of %d bytes: %w", tag, len(t.Data), ErrInvalid)
+			return
+		}
+		*at, last, r.b = t, tag, rest
+	}
+}
+
+func (e *Event) appendTails(b []byte) []byte {
+	for _, tag := range recordTags {
+		if t := e.tail(tag); t != nil && (len(t.Data) > 0 || t.Flags != 0) {
+			b = appendTail(b, tag, *t)
+		}
+	}
+	return b
+}
+
+func (t *Task) parse(r *reader) { t.PID, t.TGID, t.StartNs = r.u32(), r.u32(), r.u64() }
+
+func (t *Task) append(b []byte) []byte {
+	b = le.AppendUint32(b, t.PID)
+	b = le.AppendUint32(b, t.TGID)
+	return le.AppendUint64(b, t.StartNs)
+}
+
+func (s *Subject) parse(r *reader) {
+	s.Task.parse(r)
+	s.LeaderStartNs = r.u64()
+	s.ParentTGID, s.ExecID = r.u32(), r.u32()
+	s.ParentStartNs, s.CgroupID = r.u64(), r.u64()
+	s.MntNS, s.PidNS, s.UserNS, s.NetNS = r.u32(), r.u32(), r.u32(), r.u32()
+	s.UID, s.EUID, s.SUID, s.GID = r.u32(), r.u32(), r.u32(), r.u32()
+	s.EGID, s.SGID, s.FSUID, s.FSGID = r.u32(), r.u32(), r.u32(), r.u32()
+	s.CapEff, s.Securebits, s.KernelThread = r.u64(), r.u32(), r.flag()
+	r.zero(3)
+	copy(s.Comm[:], r.take(len(s.Comm)))
+}
+
+func (s *Subject) append(b []byte) []byte {
+	b = s.Task.append(b)
+	b = le.AppendUint64(b, s.LeaderStartNs)
+	b = le.AppendUint32(b, s.ParentTGID)
+	b = le.AppendUint32(b, s.ExecID)
+	b = le.AppendUint64(b, s.ParentStartNs)
+	b = le.AppendUint64(b, s.CgroupID)
+	for _, v := range [...]uint32{
+		s.MntNS, s.PidNS, s.UserNS, s.NetNS,
+		s.UID, s.EUID, s.SUID, s.GID, s.EGID, s.SGID, s.FSUID, s.FSGID,
+	} {
+		b = le.AppendUint32(b, v)
+	}
+	b = le.AppendUint64(b, s.CapEff)
+	b = le.AppendUint32(b, s.Securebits)
+	b = append(b, flag(s.KernelThread), 0, 0, 0)
+	return append(b, s.Comm[:]...)
+}
+
+func (f *File) parse(r *reader) {
+	f.Inode, f.Generation, f.Dev, f.Flags = r.u64(), r.u32(), r.u32(), r.u32()
+	f.UID, f.GID, f.Mode = r.u32(), r.u32(), r.u16()
+	f.PathKind, f.Digested = PathKind(r.u8()), DigestState(r.u8())
+	f.Magic, f.Links, f.Size = r.u32(), r.u32(), r.u64()
+	copy(f.FSID[:], r.take(len(f.FSID)))
+	copy(f.UUID[:], r.take(len(f.UUID)))
+	copy(f.Digest[:], r.take(len(f.Digest)))
+	if r.err == nil && (f.PathKind > PathChroot || f.Digested > digestHighest) {
+		r.err = fmt.Errorf("path kind %d, digest state %d: %w", f.PathKind, f.Digested, ErrInvalid)
+	}
+	if r.err == nil && f.Digested != DigestSHA256 && f.Digest != [32]byte{} {
+		r.err = fmt.Errorf("a digest in state %d: %w", f.Digested, ErrReserved)
+	}
+}
+
+func (f *File) append(b []byte) []byte {
+	b = le.AppendUint64(b, f.Inode)
+	b = le.AppendUint32(b, f.Generation)
+	b = le.AppendUint32(b, f.Dev)
+	b = le.AppendUint32(b, f.Flags)
+	b = le.AppendUint32(b, f.UID)
+	b = le.AppendUint32(b, f.GID)
+	b = le.AppendUint16(b, f.Mode)
+	b = append(b, byte(f.PathKind), byte(f.Digested))
+	b = le.AppendUint32(b, f.Magic)
+	b = le.AppendUint32(b, f.Links)
+	b = le.AppendUint64(b, f.Size)
+	b = append(b, f.FSID[:]...)
+	b = append(b, f.UUID[:]...)
+	return append(b, f.Digest[:]...)
+}
+
+func (s *Socket) parse(r *reader) {
+	s.Family, s.Type, s.Protocol = r.u32(), r.u32(), r.u32()
+	s.Kernel, s.Owned = r.flag(), OwnerState(r.u8())
+	r.zero(2)
+	s.Cookie = r.u64()
+	s.Owner.parse(r)
+	s.OwnerExecID = r.u32()
+	r.zero(4)
+	if r.err == nil && s.Owned > OwnerLabelled {
+		r.err = fmt.Errorf("owner state %d: %w", s.Owned, ErrInvalid)
+	}
+	if r.err == nil && s.Owned == OwnerUnknown && (s.Owner != Task{} || s.OwnerExecID != 0) {
+		r.err = fmt.Errorf("an owner where none is known: %w", ErrReserved)
+	}
+}
+
+func (s *Socket) append(b []byte) []byte {
+	b = le.AppendUint32(b, s.Family)
+	b = le.AppendUint32(b, s.Type)
+	b = le.AppendUint32(b, s.Protocol)
+	b = append(b, flag(s.Kernel), byte(s.Owned), 0, 0)
+	b = le.AppendUint64(b, s.Cookie)
+	b = s.Owner.append(b)
+	b = le.AppendUint32(b, s.OwnerExecID)
+	return append(b, 0, 0, 0, 0)
+}
+
+func (a *Address) parse(r *reader) {
+	a.Family, a.Length = r.u16(), r.u16()
+	copy(a.Port[:], r.take(len(a.Port)))
+	r.zero(2)
+	copy(a.Addr4[:], r.take(len(a.Addr4)))
+	a.FlowInfo = r.u32()
+	copy(a.Addr6[:], r.take(len(a.Addr6)))
+	a.Scope = r.u32()
+	r.zero(4)
+}
+
+func (a *Address) append(b []byte) []byte {
+	b = le.AppendUint16(b, a.Family)
+	b = le.AppendUint16(b, a.Length)
+	b = append(b, a.Port[:]...)
+	b = append(b, 0, 0)
+	b = append(b, a.Addr4[:]...)
+	b = le.AppendUint32(b, a.FlowInfo)
+	b = append(b, a.Addr6[:]...)
+	b = le.AppendUint32(b, a.Scope)
+	return append(b, 0, 0, 0, 0)
+}
