@@ -1,0 +1,221 @@
+package monitor
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// DefaultConfigPath is where outguardd and outguard look for the configuration.
+const DefaultConfigPath = "/etc/outguard/outguard.yaml"
+
+// Config is the whole configuration of a monitor. The zero value of every
+// field means the default that its comment states.
+type Config struct {
+	StateDir string   `yaml:"state_dir"` // default /var/lib/outguard
+	RunDir   string   `yaml:"run_dir"`   // default /run/outguard
+	Libvirt  string   `yaml:"libvirt"`   // libvirtd's socket; default /run/libvirt/libvirt-sock
+	Playbook string   `yaml:"playbook"`  // default: /etc/outguard/playbook.yaml if it is there, else the built-in one
+	Listen   Listen   `yaml:"listen"`
+	Session  Session  `yaml:"session"`
+	Evidence Evidence `yaml:"evidence"`
+	Engines  []Engine `yaml:"engines"` // default: tsem, beside outguardd
+	Metrics  Metrics  `yaml:"metrics"`
+	Log      Log      `yaml:"log"`
+}
+
+// Listen says where guests connect.
+type Listen struct {
+	Vsock       string `yaml:"vsock"`        // AF_VSOCK: auto (where the kernel has vhost-vsock), on, off; default auto
+	HybridDir   string `yaml:"hybrid_dir"`   // one unix socket per domain; default <run_dir>/vsock
+	HybridGroup string `yaml:"hybrid_group"` // group that may connect; default: the directory's own
+}
+
+// Session bounds one VM's connection.
+type Session struct {
+	Heartbeat time.Duration `yaml:"heartbeat"` // default 1s; silence is a finding after two
+	Credit    Bytes         `yaml:"credit"`    // frames under way and unjudged; default 4MiB
+}
+
+// Evidence bounds the record.
+type Evidence struct {
+	Sync    time.Duration `yaml:"sync"`    // to disk at least this often; default 1s
+	Quota   Bytes         `yaml:"quota"`   // per VM; default 2GiB
+	Segment Bytes         `yaml:"segment"` // default 64MiB
+}
+
+// Engine is one model engine's process.
+type Engine struct {
+	Name   string `yaml:"name"`
+	Path   string `yaml:"path"`
+	SHA256 string `yaml:"sha256"` // pinned checksum of the binary, hex; default: not pinned
+	User   string `yaml:"user"`   // default outguard-engine where that user exists and may be taken on
+}
+
+// Metrics says where Prometheus may scrape, beside the API's own socket.
+type Metrics struct {
+	Listen string `yaml:"listen"` // host:port; default: none
+}
+
+// Log sets what goes to standard error.
+type Log struct {
+	Level string `yaml:"level"` // debug, info, warn, error; default info
+}
+
+// Bytes is a size: a number with an optional unit KiB, MiB or GiB.
+type Bytes int64
+
+// UnmarshalYAML reads "64MiB" or a bare number of bytes.
+func (b *Bytes) UnmarshalYAML(text []byte) error {
+	s := strings.Trim(strings.TrimSpace(string(text)), `"'`)
+	units := []struct {
+		name string
+		size int64
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"", 1}}
+	for _, u := range units {
+		digits, ok := strings.CutSuffix(s, u.name)
+		if !ok {
+			continue
+		}
+		var n int64
+		digits = strings.TrimSpace(digits)
+		if _, err := fmt.Sscanf(digits, "%d", &n); err != nil || fmt.Sprint(n) != digits || n <= 0 || n > (1<<62)/u.size {
+			break
+		}
+		*b = Bytes(n * u.size)
+		return nil
+	}
+	return fmt.Errorf("%q is no size: write a whole number with KiB, MiB or GiB", s)
+}
+
+// LoadConfig reads and validates the file at path. A missing file at the
+// default path means the defaults; anywhere else it is an error.
+func LoadConfig(path string) (*Config, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && path == DefaultConfigPath {
+		text, err = nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	c, err := ParseConfig(text)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// ParseConfig reads a configuration and fills in the defaults. Errors name
+// line and column.
+func ParseConfig(text []byte) (*Config, error) {
+	c := new(Config)
+	if len(bytes.TrimSpace(text)) > 0 {
+		if err := yaml.UnmarshalWithOptions(text, c, yaml.Strict()); err != nil {
+			return nil, err
+		}
+	}
+	c.setDefaults()
+	if path, err := c.check(); err != nil {
+		return nil, at(text, path, err)
+	}
+	return c, nil
+}
+
+func (c *Config) setDefaults() {
+	set(&c.StateDir, "/var/lib/outguard")
+	set(&c.RunDir, "/run/outguard")
+	set(&c.Libvirt, "/run/libvirt/libvirt-sock")
+	set(&c.Listen.Vsock, "auto")
+	set(&c.Listen.HybridDir, filepath.Join(c.RunDir, "vsock"))
+	set(&c.Session.Heartbeat, time.Second)
+	set(&c.Session.Credit, 4<<20)
+	set(&c.Evidence.Sync, time.Second)
+	set(&c.Evidence.Quota, 2<<30)
+	set(&c.Evidence.Segment, 64<<20)
+	set(&c.Log.Level, "info")
+	if c.Engines == nil {
+		c.Engines = []Engine{{Name: "tsem"}}
+	}
+	for i := range c.Engines {
+		set(&c.Engines[i].Path, besideSelf("outguard-engine-"+c.Engines[i].Name))
+	}
+}
+
+func set[T comparable](field *T, value T) {
+	if *field == *new(T) {
+		*field = value
+	}
+}
+
+func besideSelf(name string) string {
+	self, err := os.Executable()
+	if err != nil {
+		return name
+	}
+	return filepath.Join(filepath.Dir(self), name)
+}
+
+// check returns the YAML path of the first value that cannot stand.
+func (c *Config) check() (string, error) {
+	for path, dir := range map[string]string{"$.state_dir": c.StateDir, "$.run_dir": c.RunDir, "$.listen.hybrid_dir": c.Listen.HybridDir} {
+		if !filepath.IsAbs(dir) {
+			return path, fmt.Errorf("%q is not an absolute path", dir)
+		}
+	}
+	switch {
+	case c.Listen.Vsock != "auto" && c.Listen.Vsock != "on" && c.Listen.Vsock != "off":
+		return "$.listen.vsock", fmt.Errorf("%q is none of auto, on, off", c.Listen.Vsock)
+	case c.Session.Heartbeat < 100*time.Millisecond || c.Session.Heartbeat > time.Minute:
+		return "$.session.heartbeat", fmt.Errorf("%s is not between 100ms and 1m", c.Session.Heartbeat)
+	case c.Session.Credit < 512<<10:
+		return "$.session.credit", fmt.Errorf("%d is less than two frames (512KiB)", c.Session.Credit)
+	case c.Evidence.Sync < 0:
+		return "$.evidence.sync", fmt.Errorf("%s is negative", c.Evidence.Sync)
+	case c.Evidence.Segment < 1<<20 || c.Evidence.Segment > 1<<30:
+		return "$.evidence.segment", fmt.Errorf("%d is not between 1MiB and 1GiB", c.Evidence.Segment)
+	case c.Evidence.Quota < c.Evidence.Segment:
+		return "$.evidence.quota", fmt.Errorf("%d is less than a segment", c.Evidence.Quota)
+	}
+	seen := map[string]bool{}
+	for i, e := range c.Engines {
+		path := fmt.Sprintf("$.engines[%d]", i)
+		switch sum, err := hex.DecodeString(e.SHA256); {
+		case e.Name == "" || strings.ContainsAny(e.Name, "/ \n"):
+			return path, fmt.Errorf("name %q cannot name an engine", e.Name)
+		case seen[e.Name]:
+			return path, fmt.Errorf("a second engine %q", e.Name)
+		case !filepath.IsAbs(e.Path):
+			return path + ".path", fmt.Errorf("%q is not an absolute path", e.Path)
+		case err != nil || (len(sum) != 0 && len(sum) != 32):
+			return path + ".sha256", fmt.Errorf("%q is no SHA-256 in hex", e.SHA256)
+		}
+		seen[e.Name] = true
+	}
+	switch c.Log.Level {
+	case "debug", "info", "warn", "error":
+		return "", nil
+	}
+	return "$.log.level", fmt.Errorf("%q is none of debug, info, warn, error", c.Log.Level)
+}
+
+// at adds the line on which path stands in text, if it does.
+func at(text []byte, path string, cause error) error {
+	where := strings.TrimPrefix(path, "$.")
+	p, err := yaml.PathString(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", where, cause)
+	}
+	node, err := p.ReadNode(bytes.NewReader(text))
+	if err != nil || node == nil || node.GetToken() == nil {
+		return fmt.Errorf("%s: %w", where, cause)
+	}
+	pos := node.GetToken().Position
+	return fmt.Errorf("line %d, column %d: %s: %w", pos.Line, pos.Column, where, cause)
+}

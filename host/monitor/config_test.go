@@ -1,0 +1,69 @@
+package monitor
+
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestConfigDefaults(t *testing.T) {
+	c, err := ParseConfig(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.StateDir != "/var/lib/outguard" || c.Session.Heartbeat != time.Second || c.Evidence.Quota != 2<<30 {
+		t.Errorf("defaults: %+v", c)
+	}
+	if len(c.Engines) != 1 || !strings.HasSuffix(c.Engines[0].Path, "/outguard-engine-tsem") {
+		t.Errorf("default engines: %+v", c.Engines)
+	}
+}
+
+func TestConfigRoundTrip(t *testing.T) {
+	c, err := ParseConfig([]byte(`
+state_dir: /srv/og
+run_dir: /run/og
+session: {heartbeat: 500ms, credit: 8MiB}
+evidence: {quota: 3GiB, segment: 1048576}
+engines:
+  - {name: tsem, path: /opt/tsem, user: nobody}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen.HybridDir != "/run/og/vsock" || c.Session.Credit != 8<<20 || c.Evidence.Segment != 1<<20 || c.Engines[0].User != "nobody" {
+		t.Errorf("got %+v", c)
+	}
+}
+
+// Each broken configuration is refused with its line and what is wrong.
+func TestConfigErrors(t *testing.T) {
+	for name, tc := range map[string]struct{ text, want string }{
+		"unknown key":   {"state_dir: /a\nbogus: 1\n", "[2:1]"},
+		"wrong type":    {"session:\n  heartbeat: [1]\n", "[2:"},
+		"bad size":      {"session:\n  credit: 4 bananas\n", "is no size"},
+		"zero size":     {"session:\n  credit: 0MiB\n", "is no size"},
+		"relative dir":  {"run_dir: /run/og\nstate_dir: here\n", "line 2, column 12: state_dir"},
+		"bad enum":      {"listen:\n  vsock: maybe\n", "line 2, column 10: listen.vsock"},
+		"small credit":  {"session:\n  credit: 1KiB\n", "line 2, column 11: session.credit"},
+		"bad checksum":  {"engines:\n  - name: a\n    path: /x\n    sha256: zz\n", "line 4, column 13: engines[0].sha256"},
+		"second engine": {"engines:\n  - {name: a, path: /x}\n  - {name: a, path: /y}\n", "a second engine"},
+		"log level":     {"log:\n  level: loud\n", "line 2, column 10: log.level"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := ParseConfig([]byte(tc.text))
+			if err == nil || c != nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, %v; want an error with %q", c, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestLoadConfigMissing(t *testing.T) {
+	if _, err := LoadConfig(filepath.Join(t.TempDir(), "none.yaml")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, want a missing file", err)
+	}
+}
