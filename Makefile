@@ -1,0 +1,80 @@
+# `make` alone prints the targets. Nothing here asks a question.
+
+SHELL       := /bin/sh
+GO          ?= go
+GIT         := git -c safe.directory='*'
+VERSION     := $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+GOBUILD     := $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+PROMISED    := libvirt,qemu,vsock-loopback
+FUZZTIME    ?= 30s
+BENCHTIME   ?= 1s
+
+# Go's own cache of test results would answer for a guest that never booted.
+VMTEST      := $(GO) test -buildvcs=false -count=1 -timeout 24m
+
+.PHONY: help
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## put every binary into bin/
+	@mkdir -p bin
+	@for d in host/cmd/* plugins/cmd/*; do [ -d "$$d" ] || continue; \
+		echo "build $$(basename $$d)"; CGO_ENABLED=0 $(GOBUILD) -o bin/ ./$$d || exit 1; done
+	@for d in guest/cmd/*; do [ -d "$$d" ] || continue; \
+		echo "build $$(basename $$d), static"; CGO_ENABLED=0 $(GOBUILD) -tags netgo,osusergo -o bin/ ./$$d || exit 1; done
+
+.PHONY: install-check install-vm
+install-check:
+	@.ci/install check
+install-vm:
+	@.ci/install vm
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck, and the layout rules
+	@echo "== gofmt"; bad=$$(gofmt -l $$($(GIT) ls-files -co --exclude-standard '*.go')); \
+		[ -z "$$bad" ] || { echo "not formatted:"; echo "$$bad"; exit 1; }
+	@echo "== go vet"; $(GO) vet ./...
+	@echo "== staticcheck"; $(GO) tool staticcheck ./...
+	@echo "== layout"; $(GO) test ./vmtests/layout
+
+.PHONY: generated
+generated: install-check ## fail if generating the BPF objects anew changes them
+	@echo "== go generate ./guest/bpf"; .ci/generated guest/bpf
+
+.PHONY: unit
+unit: install-check ## unit tests with -race, the fuzz targets' seeds among them
+	@echo "== go test -race"; $(GO) test -buildvcs=false -race -timeout 5m ./...
+
+.PHONY: check
+check: install-check lint generated unit ## everything that needs no VM
+
+.PHONY: vm
+vm: install-vm build ## the scenarios on a real guest
+	@echo "== vm scenarios"
+	OUTGUARD_REQUIRE=$(PROMISED) $(VMTEST) -v ./vmtests/vm ./vmtests/scenario
+
+.PHONY: test
+test: check vm ## install what is needed and run everything
+
+.PHONY: bench
+bench: install-check build ## print the numbers, one line each: bench NAME VALUE UNIT
+	@$(GO) run -buildvcs=false ./vmtests/cmd/outguard-bench -benchtime $(BENCHTIME) -agent bin/outguard-agent
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (default 30s)
+	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+		echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+
+.PHONY: demo
+demo: install-vm build ## set everything up and catch an intruder in a real VM
+	@$(GO) run -buildvcs=false ./vmtests/cmd/outguard-demo run
+
+.PHONY: demo-clean
+demo-clean: ## remove everything that make demo left, but its downloads
+	@$(GO) run -buildvcs=false ./vmtests/cmd/outguard-demo clean
+
+.PHONY: clean
+clean: ## remove bin/
+	rm -rf bin
