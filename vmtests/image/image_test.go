@@ -1,0 +1,139 @@
+package image
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// need skips a test on a machine without what .ci/install fetches, and fails
+// it where libvirt guests are promised.
+func need(t *testing.T) {
+	t.Helper()
+	for _, path := range []string{"/var/cache/outguard/kernel/current", "/bin/busybox"} {
+		if _, err := os.Stat(path); err != nil {
+			missing(t, path)
+		}
+	}
+	if _, err := exec.LookPath("qemu-img"); err != nil {
+		missing(t, "qemu-img")
+	}
+}
+
+func missing(t *testing.T, what string) {
+	t.Helper()
+	if slices.Contains(strings.Split(os.Getenv("OUTGUARD_REQUIRE"), ","), "qemu") {
+		t.Fatalf("promised, but missing: %s", what)
+	}
+	t.Skipf("needs %s (.ci/install vm)", what)
+}
+
+func TestBuildIsDeterministic(t *testing.T) {
+	need(t)
+	o := &Options{Files: []File{{Path: "/etc/extra", Mode: 0o640, Data: []byte("extra\n")}}}
+	a, err := Build(t.Context(), t.TempDir(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1100 * time.Millisecond) // a clock that leaks in shows itself
+	b, err := Build(t.Context(), t.TempDir(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pair := range [][2]string{{a.Kernel, b.Kernel}, {a.Initrd, b.Initrd}, {a.Disk, b.Disk}} {
+		if !bytes.Equal(read(t, pair[0]), read(t, pair[1])) {
+			t.Errorf("two builds differ in %s", filepath.Base(pair[0]))
+		}
+	}
+	o.Files[0].Data = []byte("other\n")
+	c, err := Build(t.Context(), t.TempDir(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Hash == a.Hash || bytes.Equal(read(t, c.Disk), read(t, a.Disk)) {
+		t.Error("another file, the same image")
+	}
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestBuildIsKept(t *testing.T) {
+	need(t)
+	dir := t.TempDir()
+	a, err := Build(t.Context(), dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(a.Disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Build(t.Context(), dir, nil); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(a.Disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !os.SameFile(before, after) {
+		t.Error("built anew")
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestModulesComeAfterWhatTheyDependOn(t *testing.T) {
+	need(t)
+	b, err := newBuild(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := map[string]int{}
+	for i, m := range b.modules {
+		at[m.name] = i
+	}
+	for _, pair := range [][2]string{{"virtio_ring", "virtio"}, {"virtio", "virtio_pci"}, {"virtio", "virtio_blk"}, {"jbd2", "ext4"}, {"crc32c_generic", "ext4"}, {"vsock", "vmw_vsock_virtio_transport"}} {
+		i, ok := at[pair[0]]
+		j, ok2 := at[pair[1]]
+		if !ok || !ok2 || i >= j {
+			t.Errorf("%s (%d) is to come before %s (%d)", pair[0], i, pair[1], j)
+		}
+	}
+}
+
+func TestBuildRefuses(t *testing.T) {
+	need(t)
+	for _, test := range []struct {
+		name string
+		o    Options
+		want string
+	}{
+		{"no kernel", Options{Kernel: "/nonexistent"}, "vmlinuz"},
+		{"relative path", Options{Files: []File{{Path: "etc/x"}}}, "clean absolute"},
+		{"path with dots", Options{Files: []File{{Path: "/etc/../../x"}}}, "clean absolute"},
+		{"a guest's own file", Options{Files: []File{{Path: "/etc/inittab"}}}, "twice"},
+	} {
+		_, err := Build(t.Context(), t.TempDir(), &test.o)
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want an error with %q", test.name, err, test.want)
+		}
+	}
+	if _, err := Build(t.Context(), t.TempDir(), &Options{Busybox: "/nonexistent"}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no busybox: %v", err)
+	}
+}

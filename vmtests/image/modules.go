@@ -1,0 +1,116 @@
+package image
+
+import (
+	"bytes"
+	"debug/elf"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// guestModules are what a guest needs of a stock kernel, by name; what they
+// depend on is found in the modules themselves. A name that the kernel has
+// built in, or does not have as a file, is left out.
+var guestModules = []string{
+	"virtio_pci", "virtio_blk", "virtio_net", "virtio_console",
+	"crc32c_generic", "ext4",
+	"qemu_fw_cfg",
+	"vmw_vsock_virtio_transport", "vsock_loopback",
+}
+
+// required are those without which no guest of ours gets anywhere.
+var requiredModules = map[string]bool{"virtio_blk": true, "ext4": true, "qemu_fw_cfg": true}
+
+// module is one file of the kernel package.
+type module struct{ name, path string }
+
+// moduleOrder returns the modules wanted and all that they depend on, each
+// after its own dependencies, which is the order for insmod.
+func moduleOrder(dir string, want []string) ([]module, error) {
+	files, err := moduleFiles(dir)
+	if err != nil {
+		return nil, err
+	}
+	var order []module
+	seen := map[string]bool{}
+	var add func(name string) error
+	add = func(name string) error {
+		if seen[name] {
+			return nil
+		}
+		seen[name] = true
+		path, ok := files[name]
+		if !ok && requiredModules[name] {
+			return fmt.Errorf("module %s: %w under %s", name, fs.ErrNotExist, dir)
+		}
+		if !ok {
+			return nil
+		}
+		deps, err := moduleDeps(path)
+		if err != nil {
+			return fmt.Errorf("module %s: %w", name, err)
+		}
+		for _, d := range deps {
+			if err := add(d); err != nil {
+				return err
+			}
+		}
+		order = append(order, module{name, path})
+		return nil
+	}
+	for _, name := range want {
+		if err := add(name); err != nil {
+			return nil, err
+		}
+	}
+	return order, nil
+}
+
+// moduleFiles maps the names of all modules under dir to their files.
+func moduleFiles(dir string) (map[string]string, error) {
+	files := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".ko") {
+			files[moduleName(strings.TrimSuffix(d.Name(), ".ko"))] = path
+		}
+		return err
+	})
+	return files, err
+}
+
+// moduleName folds the two spellings that the kernel takes for the same.
+func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
+
+// moduleDeps reads "depends=" out of a module's .modinfo section.
+func moduleDeps(path string) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	e, err := elf.NewFile(f)
+	if err != nil {
+		return nil, err
+	}
+	s := e.Section(".modinfo")
+	if s == nil {
+		return nil, fmt.Errorf("%s has no .modinfo", path)
+	}
+	info, err := s.Data()
+	if err != nil {
+		return nil, err
+	}
+	var deps []string
+	for field := range bytes.SplitSeq(info, []byte{0}) {
+		list, ok := strings.CutPrefix(string(field), "depends=")
+		if !ok || list == "" {
+			continue
+		}
+		for _, d := range strings.Split(list, ",") {
+			deps = append(deps, moduleName(d))
+		}
+	}
+	return deps, nil
+}
