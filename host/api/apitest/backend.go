@@ -1,0 +1,257 @@
+// Package apitest has a monitor in memory: what the API's callers see of one,
+// with nothing behind it. It is for unit tests of programs that speak the API.
+package apitest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/api"
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+// Backend answers from its fields. It is safe for use by many goroutines as
+// long as its fields are changed by its methods only.
+type Backend struct {
+	State StatusFunc // default: a running monitor with one engine
+	Now   func() time.Time
+
+	mu       sync.Mutex // guards what follows
+	changed  chan struct{}
+	vms      []*apipb.VM
+	batches  []*engine.Batch
+	findings []*engine.Finding
+	orders   []*apipb.Order
+	models   []api.Model
+	bundles  []*apipb.Bundle
+}
+
+// StatusFunc is what Status answers with.
+type StatusFunc func() (*apipb.StatusResponse, error)
+
+var _ api.Backend = (*Backend)(nil)
+
+// New returns a backend that knows no VM. Its clock stands at 2026-01-02
+// 03:04:05 UTC and goes on by a millisecond each time it is asked.
+func New() *Backend {
+	b := &Backend{changed: make(chan struct{})}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	b.Now = func() time.Time { at = at.Add(time.Millisecond); return at }
+	return b
+}
+
+// Add adds to what the backend knows: *apipb.VM, *engine.Batch,
+// *engine.Finding, *apipb.Order, api.Model or *apipb.Bundle.
+func (b *Backend) Add(things ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, t := range things {
+		switch t := t.(type) {
+		case *apipb.VM:
+			b.vms = append(b.vms, t)
+		case *engine.Batch:
+			b.batches = append(b.batches, t)
+		case *engine.Finding:
+			b.findings = append(b.findings, t)
+		case *apipb.Order:
+			b.orders = append(b.orders, t)
+		case api.Model:
+			b.models = append(b.models, t)
+		case *apipb.Bundle:
+			b.bundles = append(b.bundles, t)
+		default:
+			panic(fmt.Sprintf("apitest: %T", t))
+		}
+	}
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// Status implements api.Backend.
+func (b *Backend) Status(context.Context) (*apipb.StatusResponse, error) {
+	if b.State != nil {
+		return b.State()
+	}
+	return &apipb.StatusResponse{
+		Version: "v1.2.3", Started: "2026-01-02T03:00:00.000000000Z", Pid: 42, StateDir: "/var/lib/outguard",
+		Libvirt: "qemu:///system", Listeners: []string{"hybrid /run/outguard/vsock"},
+		Engines: []*apipb.Engine{{Name: "tsem", Version: "v1.2.3", State: "running", Models: true}},
+	}, nil
+}
+
+// VMs implements api.Backend.
+func (b *Backend) VMs(context.Context) ([]*apipb.VM, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []*apipb.VM
+	for _, v := range b.vms {
+		out = append(out, clone(v))
+	}
+	return out, nil
+}
+
+// Batches implements api.Backend.
+func (b *Backend) Batches(ctx context.Context, q api.Query, yield func(*engine.Batch) error) error {
+	return follow(ctx, b, q, func() []*engine.Batch { return b.batches }, func(v *engine.Batch) error {
+		return wanted(q, v.VM, v.Received, v, yield)
+	})
+}
+
+// Findings implements api.Backend.
+func (b *Backend) Findings(ctx context.Context, q api.Query, yield func(*engine.Finding) error) error {
+	return follow(ctx, b, q, func() []*engine.Finding { return b.findings }, func(v *engine.Finding) error {
+		return wanted(q, v.VM, v.At, v, yield)
+	})
+}
+
+func wanted[T any](q api.Query, vm uuid.UUID, at time.Time, v T, yield func(T) error) error {
+	if (q.VM != uuid.Nil && q.VM != vm) || at.Before(q.Since) {
+		return nil
+	}
+	return yield(v)
+}
+
+// follow goes through what list returns, and with q.Follow on through what is
+// added to it.
+func follow[T any](ctx context.Context, b *Backend, q api.Query, list func() []T, each func(T) error) error {
+	next := 0
+	if q.Follow && q.Since.IsZero() {
+		b.mu.Lock()
+		next = len(list())
+		b.mu.Unlock()
+	}
+	for {
+		b.mu.Lock()
+		all, changed := list(), b.changed
+		b.mu.Unlock()
+		for ; next < len(all); next++ {
+			if err := each(all[next]); err != nil {
+				return err
+			}
+		}
+		if !q.Follow {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// Orders implements api.Backend.
+func (b *Backend) Orders(_ context.Context, q api.Query) ([]*apipb.Order, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []*apipb.Order
+	for _, o := range b.orders {
+		at, err := api.ParseTime(o.Decided)
+		if err != nil {
+			return nil, err
+		}
+		if (q.VM == uuid.Nil || q.VM.String() == o.Uuid) && !at.Before(q.Since) {
+			out = append(out, clone(o))
+		}
+	}
+	return out, nil
+}
+
+// Models implements api.Backend.
+func (b *Backend) Models(context.Context) ([]api.Model, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]api.Model(nil), b.models...), nil
+}
+
+// Learn implements api.Backend.
+func (b *Backend) Learn(_ context.Context, engine string, vm uuid.UUID, _ api.Caller) (api.Model, error) {
+	return b.setSealed(engine, vm, false)
+}
+
+// Seal implements api.Backend.
+func (b *Backend) Seal(_ context.Context, engine string, vm uuid.UUID, _ api.Caller) (api.Model, error) {
+	return b.setSealed(engine, vm, true)
+}
+
+func (b *Backend) setSealed(engine string, vm uuid.UUID, sealed bool) (api.Model, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.models {
+		m := &b.models[i]
+		if m.VM == vm && (engine == "" || engine == m.Engine) {
+			m.Sealed = sealed
+			return *m, nil
+		}
+	}
+	return api.Model{}, api.Error(connect.CodeNotFound, "outguard model list lists them", errors.New("no such model"))
+}
+
+// Pause implements api.Backend.
+func (b *Backend) Pause(_ context.Context, vm uuid.UUID, by api.Caller) (*apipb.Order, error) {
+	return b.carryOut("pause", vm, "running", "paused", by)
+}
+
+// Resume implements api.Backend.
+func (b *Backend) Resume(_ context.Context, vm uuid.UUID, by api.Caller) (*apipb.Order, error) {
+	return b.carryOut("resume", vm, "paused", "running", by)
+}
+
+// Capture implements api.Backend.
+func (b *Backend) Capture(_ context.Context, vm uuid.UUID, by api.Caller, progress func(*apipb.Progress)) (*apipb.Order, error) {
+	progress(&apipb.Progress{Step: "memory", Done: 256 << 20, Total: 512 << 20})
+	progress(&apipb.Progress{Step: "memory", Done: 512 << 20, Total: 512 << 20})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	o := b.order("capture", vm, by)
+	o.State, o.Bundle = "done", "/var/lib/outguard/bundles/"+o.Id
+	return clone(o), nil
+}
+
+// carryOut changes the state of a VM that is in from; it must hold nothing.
+func (b *Backend) carryOut(step string, vm uuid.UUID, from, to string, by api.Caller) (*apipb.Order, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, v := range b.vms {
+		if v.Uuid != vm.String() {
+			continue
+		}
+		o := b.order(step, vm, by)
+		if v.State != from {
+			o.State, o.Error = "failed", "the domain is "+v.State
+			return clone(o), api.Error(connect.CodeFailedPrecondition, "`outguard vms` shows its state",
+				fmt.Errorf("%s %s: the domain is %s", step, v.Name, v.State))
+		}
+		v.State, o.State = to, "done"
+		return clone(o), nil
+	}
+	return nil, fmt.Errorf("%s %s: no such domain", step, vm)
+}
+
+func (b *Backend) order(step string, vm uuid.UUID, by api.Caller) *apipb.Order {
+	o := &apipb.Order{
+		Id: fmt.Sprintf("order-%d", len(b.orders)+1), Uuid: vm.String(), Step: step,
+		By: "api", Reason: by.Reason, Decided: api.FormatTime(b.Now()),
+		Journalled: api.FormatTime(b.Now()), Started: api.FormatTime(b.Now()), Ended: api.FormatTime(b.Now()),
+	}
+	b.orders = append(b.orders, o)
+	return o
+}
+
+// Bundles implements api.Backend.
+func (b *Backend) Bundles(context.Context) ([]*apipb.Bundle, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []*apipb.Bundle
+	for _, v := range b.bundles {
+		out = append(out, clone(v))
+	}
+	return out, nil
+}

@@ -1,0 +1,88 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+// Backend is what the API needs of the monitor. Its methods are called from
+// many goroutines at once.
+//
+// Every string of an answer may hold guest bytes as they are: the server makes
+// them printable. A VM's name may be left empty where its uuid is set; the
+// server fills it in. An error may carry its code and the next thing to do by
+// Error; of others fs.ErrNotExist is not-found, errors.ErrUnsupported is
+// unimplemented, and the rest is internal.
+type Backend interface {
+	Status(ctx context.Context) (*apipb.StatusResponse, error)
+
+	// VMs returns every domain that the monitor knows, in any order.
+	VMs(ctx context.Context) ([]*apipb.VM, error)
+
+	// Batches hands the recorded batches that q asks for to yield, in the order
+	// of the record for each VM, until they are at an end (with Follow: until
+	// ctx ends) or yield fails, whose error it returns. A batch is valid until
+	// yield returns. yield blocks for as long as its reader is slow: nothing may
+	// be locked and no live queue may wait meanwhile; who falls behind reads on
+	// from the record.
+	Batches(ctx context.Context, q Query, yield func(*engine.Batch) error) error
+
+	// Findings does the same with findings, oldest first.
+	Findings(ctx context.Context, q Query, yield func(*engine.Finding) error) error
+
+	// Orders returns the journal's orders that q asks for, oldest first.
+	Orders(ctx context.Context, q Query) ([]*apipb.Order, error)
+
+	// Models returns the models of all engines.
+	Models(ctx context.Context) ([]Model, error)
+
+	// Learn opens and Seal closes a VM's model. With no engine named it is the
+	// one engine that has models.
+	Learn(ctx context.Context, engine string, vm uuid.UUID, by Caller) (Model, error)
+	Seal(ctx context.Context, engine string, vm uuid.UUID, by Caller) (Model, error)
+
+	// Pause, Resume and Capture journal an order, carry it out and return it
+	// with its result; a failed one is an order and an error. Capture tells its
+	// progress from its own goroutine, before it returns.
+	Pause(ctx context.Context, vm uuid.UUID, by Caller) (*apipb.Order, error)
+	Resume(ctx context.Context, vm uuid.UUID, by Caller) (*apipb.Order, error)
+	Capture(ctx context.Context, vm uuid.UUID, by Caller, progress func(*apipb.Progress)) (*apipb.Order, error)
+
+	// Bundles lists the bundles on this host, oldest first.
+	Bundles(ctx context.Context) ([]*apipb.Bundle, error)
+}
+
+// Query says which part of the record is wanted.
+type Query struct {
+	VM     uuid.UUID // zero: all
+	Since  time.Time // at or after, by the host's clock; zero: from the start, with Follow from now on
+	Follow bool      // go on with what arrives
+}
+
+// Model is a model and the engine that has it.
+type Model struct {
+	Engine string
+	engine.Model
+}
+
+// Caller is who asked for an order: the credentials of the process at the other
+// end of the socket as the kernel says them, and its stated reason.
+type Caller struct {
+	PID      int32 // 0: not known (not a unix socket)
+	UID, GID uint32
+	Reason   string
+}
+
+// String is the caller as the journal names it.
+func (c Caller) String() string {
+	if c.PID == 0 {
+		return "api"
+	}
+	return fmt.Sprintf("api uid %d pid %d", c.UID, c.PID)
+}

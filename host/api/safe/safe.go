@@ -1,0 +1,124 @@
+// Package safe makes text that a guest chose harmless to show. A guest may name
+// a file "\x1b]0;…" to write on the operator's terminal, or hide the end of a
+// path behind a bidirectional mark: neither leaves this package as such.
+//
+// What is printable is what strconv.IsPrint says: letters, marks, numbers,
+// punctuation, symbols and the ASCII space. So control characters (C0, DEL, C1),
+// format characters (bidirectional and zero-width marks among them), line and
+// paragraph separators and bytes that are no UTF-8 are not.
+package safe
+
+import (
+	"fmt"
+	"strconv"
+	"unicode/utf8"
+)
+
+// Text returns s with all that is not printable as Go escapes (\n, \x1b,
+// \u202e). A backslash stays, so that Text of its own result changes nothing:
+// it is for showing, and Quote is for keeping.
+func Text(s string) string {
+	if clean(s) {
+		return s
+	}
+	return string(appendEscaped(make([]byte, 0, len(s)+16), s, false))
+}
+
+// Quote returns guest bytes as printable text that says all of them: as Text,
+// and the backslash as \\. Unquote gives the bytes back.
+func Quote[T ~string | ~[]byte](guest T) string {
+	s := string(guest)
+	if clean(s) && !hasBackslash(s) {
+		return s
+	}
+	return string(appendEscaped(make([]byte, 0, len(s)+16), s, true))
+}
+
+// Unquote returns the bytes that Quote was given.
+func Unquote(s string) ([]byte, error) {
+	out := make([]byte, 0, len(s))
+	for rest := s; rest != ""; {
+		if rest[0] != '\\' {
+			out, rest = append(out, rest[0]), rest[1:]
+			continue
+		}
+		r, multibyte, tail, err := strconv.UnquoteChar(rest, 0)
+		if err != nil {
+			return nil, fmt.Errorf("unquote %q: %w", s, err)
+		}
+		if multibyte {
+			out = utf8.AppendRune(out, r)
+		} else {
+			out = append(out, byte(r))
+		}
+		rest = tail
+	}
+	return out, nil
+}
+
+// JSON appends src, a JSON text, to dst with every character that is not
+// printable as \uXXXX. Such characters stand only inside JSON's strings, where
+// the escape means the same.
+func JSON(dst, src []byte) []byte {
+	for len(src) > 0 {
+		r, n := utf8.DecodeRune(src)
+		switch {
+		case r < utf8.RuneSelf && r != 0x7f:
+			dst = append(dst, src[0])
+		case r == utf8.RuneError && n == 1:
+			dst = append(dst, `\ufffd`...)
+		case strconv.IsPrint(r):
+			dst = append(dst, src[:n]...)
+		case r > 0xffff:
+			r -= 0x10000
+			dst = fmt.Appendf(dst, `\u%04x\u%04x`, 0xd800+(r>>10), 0xdc00+(r&0x3ff))
+		default:
+			dst = fmt.Appendf(dst, `\u%04x`, r)
+		}
+		src = src[n:]
+	}
+	return dst
+}
+
+func clean(s string) bool {
+	for i, r := range s {
+		if r == utf8.RuneError {
+			if _, n := utf8.DecodeRuneInString(s[i:]); n == 1 {
+				return false
+			}
+		}
+		if !strconv.IsPrint(r) {
+			return false
+		}
+	}
+	return true
+}
+
+func hasBackslash(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' {
+			return true
+		}
+	}
+	return false
+}
+
+// appendEscaped keeps printable characters and has strconv name the others.
+func appendEscaped(b []byte, s string, backslash bool) []byte {
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			b = fmt.Appendf(b, `\x%02x`, s[0])
+		case r == '\\' && backslash:
+			b = append(b, `\\`...)
+		case strconv.IsPrint(r):
+			b = append(b, s[:n]...)
+		default:
+			q := strconv.AppendQuoteRune(nil, r)
+			b = append(b, q[1:len(q)-1]...)
+		}
+		s = s[n:]
+	}
+	return b
+}

@@ -1,0 +1,237 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/api/apipb"
+)
+
+// service is the generated interface's implementation.
+type service struct{ *Server }
+
+func (s *service) Status(ctx context.Context, _ *apipb.StatusRequest) (*apipb.StatusResponse, error) {
+	r, err := s.backend.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sanitize(r)
+	return r, nil
+}
+
+func (s *service) ListVMs(ctx context.Context, r *apipb.ListVMsRequest) (*apipb.ListVMsResponse, error) {
+	want, err := s.resolveOptional(ctx, r.Vm)
+	if err != nil {
+		return nil, err
+	}
+	vms, err := s.backend.VMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &apipb.ListVMsResponse{}
+	for _, v := range vms {
+		if want == uuid.Nil || v.Uuid == want.String() {
+			sanitize(v)
+			out.Vms = append(out.Vms, v)
+		}
+	}
+	slices.SortFunc(out.Vms, func(a, b *apipb.VM) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+func (s *service) ListOrders(ctx context.Context, r *apipb.ListOrdersRequest) (*apipb.ListOrdersResponse, error) {
+	q, err := s.query(ctx, r.Vm, r.Since, false)
+	if err != nil {
+		return nil, err
+	}
+	orders, err := s.backend.Orders(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	out := &apipb.ListOrdersResponse{}
+	for _, o := range orders {
+		if r.Id == "" || o.Id == r.Id {
+			out.Orders = append(out.Orders, s.order(ctx, o))
+		}
+	}
+	if r.Id != "" && len(out.Orders) == 0 {
+		return nil, Error(connect.CodeNotFound, "outguard orders lists them", fmt.Errorf("no order %q", r.Id))
+	}
+	return out, nil
+}
+
+func (s *service) ListModels(ctx context.Context, r *apipb.ListModelsRequest) (*apipb.ListModelsResponse, error) {
+	want, err := s.resolveOptional(ctx, r.Vm)
+	if err != nil {
+		return nil, err
+	}
+	models, err := s.backend.Models(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &apipb.ListModelsResponse{}
+	for i := range models {
+		m := &models[i]
+		if (want == uuid.Nil || m.VM == want) && (r.Engine == "" || m.Engine == r.Engine) {
+			out.Models = append(out.Models, s.model(ctx, m))
+		}
+	}
+	return out, nil
+}
+
+func (s *service) LearnModel(ctx context.Context, r *apipb.LearnModelRequest) (*apipb.LearnModelResponse, error) {
+	vm, by, err := s.ordered(ctx, "learn", r.Vm, "")
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.backend.Learn(ctx, r.Engine, vm, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.LearnModelResponse{Model: s.model(ctx, &m)}, nil
+}
+
+func (s *service) SealModel(ctx context.Context, r *apipb.SealModelRequest) (*apipb.SealModelResponse, error) {
+	vm, by, err := s.ordered(ctx, "seal", r.Vm, "")
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.backend.Seal(ctx, r.Engine, vm, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.SealModelResponse{Model: s.model(ctx, &m)}, nil
+}
+
+func (s *service) Pause(ctx context.Context, r *apipb.PauseRequest) (*apipb.PauseResponse, error) {
+	vm, by, err := s.ordered(ctx, "pause", r.Vm, r.Reason)
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.backend.Pause(ctx, vm, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.PauseResponse{Order: s.order(ctx, o)}, nil
+}
+
+func (s *service) Resume(ctx context.Context, r *apipb.ResumeRequest) (*apipb.ResumeResponse, error) {
+	vm, by, err := s.ordered(ctx, "resume", r.Vm, r.Reason)
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.backend.Resume(ctx, vm, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.ResumeResponse{Order: s.order(ctx, o)}, nil
+}
+
+func (s *service) ListBundles(ctx context.Context, r *apipb.ListBundlesRequest) (*apipb.ListBundlesResponse, error) {
+	want, err := s.resolveOptional(ctx, r.Vm)
+	if err != nil {
+		return nil, err
+	}
+	bundles, err := s.backend.Bundles(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &apipb.ListBundlesResponse{}
+	for _, b := range bundles {
+		if want == uuid.Nil || b.Uuid == want.String() {
+			s.fillName(ctx, &b.Vm, b.Uuid)
+			sanitize(b)
+			out.Bundles = append(out.Bundles, b)
+		}
+	}
+	return out, nil
+}
+
+// ordered finds the VM of an order, and logs who gives it, before it is carried
+// out: an order that fails has a caller as well.
+func (s *Server) ordered(ctx context.Context, step, vm, reason string) (uuid.UUID, Caller, error) {
+	if len(reason) > maxReason {
+		return uuid.Nil, Caller{}, invalid("", "reason of %d bytes, limit %d", len(reason), maxReason)
+	}
+	id, err := s.resolve(ctx, vm)
+	if err != nil {
+		return uuid.Nil, Caller{}, err
+	}
+	by := callerOf(ctx, reason)
+	s.opts.Log.Info("order over the api", slog.String("step", step), slog.String("vm", id.String()),
+		slog.Int("pid", int(by.PID)), slog.Uint64("uid", uint64(by.UID)), slog.Uint64("gid", uint64(by.GID)),
+		slog.String("reason", reason))
+	return id, by, nil
+}
+
+const maxReason = 1024
+
+func (s *Server) order(ctx context.Context, o *apipb.Order) *apipb.Order {
+	s.fillName(ctx, &o.Vm, o.Uuid)
+	sanitize(o)
+	return o
+}
+
+func (s *Server) model(ctx context.Context, m *Model) *apipb.Model {
+	out := ModelOf(m)
+	s.fillName(ctx, &out.Vm, out.Uuid)
+	return out
+}
+
+func (s *Server) query(ctx context.Context, vm, since string, follow bool) (Query, error) {
+	id, err := s.resolveOptional(ctx, vm)
+	if err != nil {
+		return Query{}, err
+	}
+	at, err := parseSince(since)
+	return Query{VM: id, Since: at, Follow: follow}, err
+}
+
+func (s *Server) fillName(ctx context.Context, name *string, id string) {
+	if *name == "" && id != "" {
+		if u, err := uuid.Parse(id); err == nil {
+			*name = s.names.of(ctx, u)
+		}
+	}
+}
+
+func (s *Server) resolveOptional(ctx context.Context, vm string) (uuid.UUID, error) {
+	if vm == "" {
+		return uuid.Nil, nil
+	}
+	return s.resolve(ctx, vm)
+}
+
+// resolve finds a VM by name first: a domain may be named like a UUID.
+func (s *Server) resolve(ctx context.Context, vm string) (uuid.UUID, error) {
+	if vm == "" {
+		return uuid.Nil, invalid("outguard vms lists the domains", "no VM is named")
+	}
+	vms, err := s.backend.VMs(ctx)
+	if err != nil {
+		return uuid.Nil, err
+	}
+	for _, v := range vms {
+		if v.Name == vm {
+			return uuid.Parse(v.Uuid)
+		}
+	}
+	id, err := uuid.Parse(vm)
+	for _, v := range vms {
+		if err == nil && v.Uuid == id.String() {
+			return id, nil
+		}
+	}
+	return uuid.Nil, Error(connect.CodeNotFound,
+		"`outguard vms` lists the domains, `outguard enroll` adds one", fmt.Errorf("no VM %q is known", vm))
+}
+
+// nameAge is how old a name may be that stands in an answer.
+const nameAge = 2 * time.Second
