@@ -1,0 +1,433 @@
+package link
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// AgentOptions are an agent's; nil and zero mean the defaults.
+type AgentOptions struct {
+	Hold      int           // bytes of frames held until recorded; default 1 MiB, at least MaxFrame
+	Handshake time.Duration // how long the handshake may take; default 10 s
+}
+
+// State is what a session needs to go on in another process of the same boot.
+// Without it an agent that starts again begins a new session with its key.
+type State struct {
+	Session [16]byte
+	Secret  [vsockproto.KeySize]byte
+}
+
+// Handler takes what the host sends. Its methods are called from Run.
+type Handler interface {
+	// Welcome is called when the host has accepted the agent and proven the
+	// key, before anything may be sent. resumed: the session goes on.
+	Welcome(ack vsockproto.HelloAck, resumed bool)
+	Policy(p vsockproto.Policy)
+}
+
+// Agent is the guest's end of a session, over as many connections as it takes.
+// A frame that was sent is held until the host has recorded it, and sent again
+// on the next connection. Send* may be called from several goroutines.
+type Agent struct {
+	key       [vsockproto.KeySize]byte
+	handshake time.Duration
+
+	mu        sync.Mutex // guards what follows; never held while writing
+	changed   sync.Cond
+	hold      hold
+	state     State
+	begun     bool   // state names a session
+	restored  bool   // begun by another process: its numbering is the host's to tell
+	connected bool   // between Welcome and the end of the connection
+	written   uint64 // offset of the next byte to write
+	base      uint64 // offset at which this connection's credit counts from
+	limit     uint64 // offset up to which credit reaches
+	scratch   []byte
+}
+
+// NewAgent makes the guest's end with the enrolled key. It starts nothing.
+func NewAgent(key [vsockproto.KeySize]byte, o *AgentOptions) *Agent {
+	if o == nil {
+		o = &AgentOptions{}
+	}
+	a := &Agent{
+		key:       key,
+		handshake: orDefault(o.Handshake, defaultHandshake),
+		hold:      newHold(max(orDefault(o.Hold, 1<<20), vsockproto.MaxFrame)),
+	}
+	a.changed.L = &a.mu
+	return a
+}
+
+// Restore makes the next connection go on with a session of an earlier process.
+// It belongs before the first Run.
+func (a *Agent) Restore(s State) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.state, a.begun, a.restored = s, true, true
+}
+
+// State returns the session, false before the first one has begun.
+func (a *Agent) State() (State, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state, a.begun
+}
+
+// Run carries the session over conn until the connection ends, and closes it.
+// It fills in what h needs for the handshake: versions, flags, nonce, resume;
+// the rest is the caller's. A *RejectError says what the host said; ErrProof is
+// a host that does not know the key.
+func (a *Agent) Run(ctx context.Context, conn net.Conn, h *vsockproto.Hello, to Handler) error {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+
+	r := &frameReader{src: conn}
+	if err := a.greet(conn, r, h, to); err != nil {
+		return a.because(ctx, err)
+	}
+	var wg sync.WaitGroup
+	var werr error
+	wg.Go(func() {
+		if werr = a.pump(conn); werr != nil {
+			conn.Close()
+		}
+	})
+	err := a.receive(r, to)
+	a.disconnect()
+	conn.Close()
+	wg.Wait()
+	var rejected *RejectError
+	if werr != nil && !errors.As(err, &rejected) {
+		err = werr
+	}
+	return a.because(ctx, err)
+}
+
+func (a *Agent) because(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func (a *Agent) greet(conn net.Conn, r *frameReader, h *vsockproto.Hello, to Handler) error {
+	if err := conn.SetDeadline(time.Now().Add(a.handshake)); err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	ack, resumed, err := a.shake(conn, r, h)
+	if err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	to.Welcome(ack, resumed)
+	a.mu.Lock()
+	a.connected = true
+	a.changed.Broadcast()
+	a.mu.Unlock()
+	return nil
+}
+
+func (a *Agent) shake(conn net.Conn, r *frameReader, h *vsockproto.Hello) (ack vsockproto.HelloAck, resumed bool, err error) {
+	state, begun := a.State()
+	h.MinVersion, h.MaxVersion = vsockproto.Version, vsockproto.Version
+	h.Flags, h.Resume = 0, [16]byte{}
+	if begun {
+		h.Flags, h.Resume = vsockproto.HelloResume, state.Session
+	}
+	if _, err := rand.Read(h.Nonce[:]); err != nil {
+		return ack, false, err
+	}
+	hello := vsockproto.AppendHello(nil, h)
+	if err := writeFrame(conn, vsockproto.FrameHello, 0, hello); err != nil {
+		return ack, false, err
+	}
+	f, err := expect(r, vsockproto.FrameChallenge)
+	if err != nil {
+		return ack, false, err
+	}
+	challenge := append([]byte(nil), f.Payload...)
+	c, err := vsockproto.ParseChallenge(challenge)
+	if err != nil {
+		return ack, false, err
+	}
+	key := a.key
+	if resumed = c.Secret == vsockproto.SecretSession; resumed {
+		if !begun || c.Session != state.Session {
+			return ack, false, fmt.Errorf("challenge for another session: %w", ErrUnexpected)
+		}
+		key = state.Secret
+	}
+	proof := vsockproto.Proof{MAC: vsockproto.AgentProof(&key, hello, challenge)}
+	if err := writeFrame(conn, vsockproto.FrameProof, 0, vsockproto.AppendProof(nil, &proof)); err != nil {
+		return ack, false, err
+	}
+	if f, err = expect(r, vsockproto.FrameHelloAck); err != nil {
+		return ack, false, err
+	}
+	if ack, err = vsockproto.ParseHelloAck(f.Payload); err != nil {
+		return ack, false, err
+	}
+	want := vsockproto.HostProof(&key, hello, challenge)
+	if !hmac.Equal(want[:], ack.MAC[:]) {
+		return ack, false, fmt.Errorf("host's: %w", ErrProof)
+	}
+	if ack.Version != vsockproto.Version {
+		return ack, false, fmt.Errorf("version %d: %w", ack.Version, vsockproto.ErrVersion)
+	}
+	if !resumed {
+		state = State{Session: c.Session, Secret: vsockproto.SessionSecret(&key, hello, challenge)}
+	}
+	return ack, resumed, a.begin(state, &ack, resumed)
+}
+
+// begin takes the host's word for where the session stands.
+func (a *Agent) begin(s State, ack *vsockproto.HelloAck, resumed bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	h := &a.hold
+	switch {
+	case !resumed && ack.Next != 1:
+		return fmt.Errorf("next frame %d of a new session: %w", ack.Next, ErrUnexpected)
+	case !resumed || a.restored:
+		h.renumber(ack.Next)
+	case ack.Next < h.seq || ack.Next > h.next():
+		// The two ends remember different pasts: one of them was set back.
+		a.begun = false
+		return fmt.Errorf("host expects frame %d, held are %d to %d: %w", ack.Next, h.seq, h.next()-1, ErrResume)
+	}
+	h.release(ack.Next)
+	a.state, a.begun, a.restored = s, true, false
+	a.written, a.base = h.first, h.first
+	a.limit = a.base + ack.Credit
+	return nil
+}
+
+// expect reads a frame of the handshake; a Reject is a *RejectError.
+func expect(r *frameReader, want vsockproto.FrameType) (Frame, error) {
+	f, err := r.next(vsockproto.MaxHello)
+	switch {
+	case err != nil:
+		return Frame{}, fmt.Errorf("wait for %s: %w", want, err)
+	case f.Type == vsockproto.FrameReject:
+		return Frame{}, rejection(f.Payload)
+	case f.Type != want:
+		return Frame{}, fmt.Errorf("%s where %s belongs: %w", f.Type, want, ErrUnexpected)
+	case f.Sequence != 0:
+		return Frame{}, &OrderError{Want: 0, Got: f.Sequence}
+	}
+	return f, nil
+}
+
+func rejection(payload []byte) error {
+	j, err := vsockproto.ParseReject(payload)
+	if err != nil {
+		return err
+	}
+	return &RejectError{Code: j.Code, Reason: j.Reason}
+}
+
+func writeFrame(conn net.Conn, t vsockproto.FrameType, seq uint64, payload []byte) error {
+	b := vsockproto.AppendFrame(make([]byte, 0, vsockproto.FrameHeaderSize+len(payload)), t, seq, len(payload))
+	if _, err := conn.Write(append(b, payload...)); err != nil {
+		return fmt.Errorf("write %s: %w", t, err)
+	}
+	return nil
+}
+
+// pump writes what is held and within credit, until the connection ends.
+func (a *Agent) pump(conn net.Conn) error {
+	for {
+		from, end, ok := a.due()
+		if !ok {
+			return nil
+		}
+		for from < end {
+			n, err := conn.Write(a.hold.chunk(from, end))
+			if err != nil {
+				return fmt.Errorf("write: %w", err)
+			}
+			from += uint64(n)
+		}
+	}
+}
+
+// due waits for bytes to write and takes them as written: what is written only
+// in part is sent again on the next connection.
+func (a *Agent) due() (from, end uint64, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for a.connected {
+		from = a.written
+		if end = a.hold.within(from, a.limit); end > from {
+			a.written = end
+			return from, end, true
+		}
+		a.changed.Wait()
+	}
+	return 0, 0, false
+}
+
+func (a *Agent) disconnect() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.connected = false
+	a.changed.Broadcast()
+}
+
+// receive reads what the host sends until the connection ends. The host
+// numbers its frames from 1 on each connection.
+func (a *Agent) receive(r *frameReader, to Handler) error {
+	for want := uint64(1); ; want++ {
+		f, err := r.next(vsockproto.MaxHello)
+		if err != nil {
+			return err
+		}
+		if f.Sequence != want {
+			return &OrderError{Want: want, Got: f.Sequence}
+		}
+		switch f.Type {
+		case vsockproto.FrameAck:
+			err = a.acked(f.Payload)
+		case vsockproto.FramePolicy:
+			var p vsockproto.Policy
+			if p, err = vsockproto.ParsePolicy(f.Payload); err == nil {
+				to.Policy(p)
+			}
+		case vsockproto.FrameReject:
+			err = rejection(f.Payload)
+		default:
+			err = fmt.Errorf("%s from the host: %w", f.Type, ErrUnexpected)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (a *Agent) acked(payload []byte) error {
+	ack, err := vsockproto.ParseAck(payload)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if ack.Sequence >= a.hold.next() {
+		return fmt.Errorf("ack of frame %d, next is %d: %w", ack.Sequence, a.hold.next(), ErrUnexpected)
+	}
+	if a.base+ack.Credit < a.limit {
+		return fmt.Errorf("credit %d: %w", ack.Credit, ErrBackwards)
+	}
+	a.hold.release(ack.Sequence + 1)
+	if a.hold.first > a.written {
+		return fmt.Errorf("ack of frame %d, which was not sent: %w", ack.Sequence, ErrUnexpected)
+	}
+	a.limit = a.base + ack.Credit
+	a.changed.Broadcast()
+	return nil
+}
+
+// Room returns how large a payload may be sent now, in bytes; 0 or less: none.
+func (a *Agent) Room() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.room()
+}
+
+func (a *Agent) room() int {
+	if !a.connected || a.limit < a.hold.last {
+		return 0
+	}
+	n := min(uint64(a.hold.room()), a.limit-a.hold.last, vsockproto.MaxFrame)
+	return int(n&^7) - vsockproto.FrameHeaderSize
+}
+
+// Wait returns when a payload of n bytes may be sent, or with ctx.
+func (a *Agent) Wait(ctx context.Context, n int) error {
+	return a.until(ctx, func() bool { return a.room() >= n })
+}
+
+// Drained returns when the host has recorded everything sent, or with ctx.
+func (a *Agent) Drained(ctx context.Context) error {
+	return a.until(ctx, func() bool { return a.hold.count == 0 })
+}
+
+func (a *Agent) until(ctx context.Context, done func() bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if done() {
+		return nil
+	}
+	stop := context.AfterFunc(ctx, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.changed.Broadcast()
+	})
+	defer stop()
+	for !done() {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		a.changed.Wait()
+	}
+	return nil
+}
+
+// SendEvents sends count records that stand one after another in records. When
+// it returns nil the frame is held, and will be sent until it is recorded;
+// ErrNoRoom leaves everything as it was.
+func (a *Agent) SendEvents(count int, records []byte) error {
+	var head [vsockproto.EventsHeader]byte
+	return a.send(vsockproto.FrameEvents, vsockproto.AppendEventsHeader(head[:0], count), records)
+}
+
+// SendHeartbeat sends h in the same way.
+func (a *Agent) SendHeartbeat(h *vsockproto.Heartbeat) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.scratch = vsockproto.AppendHeartbeat(a.scratch[:0], h)
+	return a.put(vsockproto.FrameHeartbeat, a.scratch, nil)
+}
+
+// SendPolicyAck sends p in the same way.
+func (a *Agent) SendPolicyAck(p *vsockproto.PolicyAck) error {
+	return a.send(vsockproto.FramePolicyAck, vsockproto.AppendPolicyAck(nil, p), nil)
+}
+
+// SendBye sends y in the same way. Nothing belongs behind it.
+func (a *Agent) SendBye(y *vsockproto.Bye) error {
+	return a.send(vsockproto.FrameBye, vsockproto.AppendBye(nil, y), nil)
+}
+
+func (a *Agent) send(t vsockproto.FrameType, x, y []byte) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.put(t, x, y)
+}
+
+func (a *Agent) put(t vsockproto.FrameType, x, y []byte) error {
+	n := len(x) + len(y)
+	switch {
+	case n%8 != 0:
+		return fmt.Errorf("send %s of %d bytes: %w", t, n, vsockproto.ErrInvalid)
+	case n > vsockproto.MaxFrame-vsockproto.FrameHeaderSize:
+		return fmt.Errorf("send %s of %d bytes: %w", t, n, vsockproto.ErrTooLong)
+	case n > a.room():
+		return ErrNoRoom
+	}
+	a.hold.put(t, n, x, y)
+	a.changed.Broadcast()
+	return nil
+}

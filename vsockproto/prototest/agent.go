@@ -1,0 +1,257 @@
+package prototest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/link"
+)
+
+// AgentOptions are an agent's; nil and zero mean the defaults.
+type AgentOptions struct {
+	Key    [vsockproto.KeySize]byte // default Key
+	BootID [16]byte                 // default 1, 0, 0 …
+	CPUs   uint32                   // default 2
+	Hooks  []vsockproto.Hook        // default every type, available and attached
+	Link   *link.AgentOptions
+
+	Silent bool // no heartbeats but those that are asked for
+}
+
+// Agent is a guest's agent without a guest: it sends the events that it is
+// given, numbers them as the kernel would, and keeps an honest account.
+type Agent struct {
+	o    AgentOptions
+	link *link.Agent
+
+	mu   sync.Mutex // held from drawing numbers until they are sent
+	rows map[row]*vsockproto.Counter
+	buf  []byte
+	beat vsockproto.Heartbeat
+
+	smu     sync.Mutex // guards what follows
+	policy  vsockproto.Policy
+	welcome vsockproto.HelloAck
+	resumed bool
+	up      chan struct{} // closed at the first Welcome
+}
+
+type row struct {
+	cpu   uint32
+	class vsockproto.Class
+}
+
+// NewAgent makes an agent. It starts nothing.
+func NewAgent(o *AgentOptions) *Agent {
+	a := &Agent{rows: map[row]*vsockproto.Counter{}, up: make(chan struct{})}
+	if o != nil {
+		a.o = *o
+	}
+	if a.o.Key == [vsockproto.KeySize]byte{} {
+		a.o.Key = Key
+	}
+	if a.o.BootID == [16]byte{} {
+		a.o.BootID[0] = 1
+	}
+	if a.o.CPUs == 0 {
+		a.o.CPUs = 2
+	}
+	if a.o.Hooks == nil {
+		for _, t := range vsockproto.EventTypes() {
+			a.o.Hooks = append(a.o.Hooks, vsockproto.Hook{Type: t, Available: true, Attached: true, Tag: [8]byte{byte(t)}})
+		}
+	}
+	a.link = link.NewAgent(a.o.Key, a.o.Link)
+	return a
+}
+
+// Link returns the end that the agent speaks through, to break its rules.
+func (a *Agent) Link() *link.Agent { return a.link }
+
+// Hello returns what the agent says of itself, with the time of now.
+func (a *Agent) Hello() *vsockproto.Hello {
+	boot, real := clocks()
+	return &vsockproto.Hello{
+		BootID: a.o.BootID, BootNs: boot, RealNs: real, CPUs: a.o.CPUs,
+		Kernel: "6.1.0-test", Build: "prototest", Hooks: a.o.Hooks,
+	}
+}
+
+// born makes the guest's boot clock count from a moment before any test.
+var born = time.Unix(946684000, 0)
+
+func clocks() (boot, real uint64) {
+	now := time.Now()
+	return uint64(now.Sub(born)), uint64(now.UnixNano())
+}
+
+// Run speaks over conn until the connection ends or ctx does, with heartbeats
+// at the pace that the host asks for. Called again, it goes on with the session.
+func (a *Agent) Run(ctx context.Context, conn net.Conn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	return a.link.Run(ctx, conn, a.Hello(), &handler{a: a, start: func(every time.Duration) {
+		if !a.o.Silent {
+			wg.Go(func() { a.beats(ctx, every) })
+		}
+	}})
+}
+
+func (a *Agent) beats(ctx context.Context, every time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			_ = a.Heartbeat() // without room this one is left out
+		}
+	}
+}
+
+type handler struct {
+	a     *Agent
+	start func(time.Duration)
+}
+
+func (h *handler) Welcome(ack vsockproto.HelloAck, resumed bool) {
+	h.a.smu.Lock()
+	defer h.a.smu.Unlock()
+	if h.a.welcome.Version == 0 {
+		close(h.a.up)
+	}
+	h.a.welcome, h.a.resumed = ack, resumed
+	h.start(time.Duration(ack.HeartbeatMs) * time.Millisecond)
+}
+
+func (h *handler) Policy(p vsockproto.Policy) {
+	h.a.smu.Lock()
+	h.a.policy = p
+	h.a.smu.Unlock()
+	_ = h.a.link.SendPolicyAck(&vsockproto.PolicyAck{Number: p.Number})
+}
+
+// Up is closed when a host has accepted the agent for the first time.
+func (a *Agent) Up() <-chan struct{} { return a.up }
+
+// Welcome returns the last HelloAck and whether it resumed a session.
+func (a *Agent) Welcome() (vsockproto.HelloAck, bool) {
+	a.smu.Lock()
+	defer a.smu.Unlock()
+	return a.welcome, a.resumed
+}
+
+// Policy returns the last policy.
+func (a *Agent) Policy() vsockproto.Policy {
+	a.smu.Lock()
+	defer a.smu.Unlock()
+	return a.policy
+}
+
+// Send numbers the events and sends them, in as few frames as they fit in. It
+// waits until it may, and sets each event's Sequence.
+func (a *Agent) Send(ctx context.Context, events ...*vsockproto.Event) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	const most = vsockproto.MaxFrame - vsockproto.FrameHeaderSize - vsockproto.EventsHeader
+	a.buf = a.buf[:0]
+	count := 0
+	for _, e := range events {
+		if len(a.buf)+vsockproto.MaxRecord > most {
+			if err := a.flush(ctx, count); err != nil {
+				return err
+			}
+			count = 0
+		}
+		e.Sequence = a.draw(e.CPU, e.Class, 1)
+		var err error
+		if a.buf, err = e.Append(a.buf); err != nil {
+			return fmt.Errorf("send: %w", err)
+		}
+		count++
+	}
+	return a.flush(ctx, count)
+}
+
+func (a *Agent) flush(ctx context.Context, count int) error {
+	if count == 0 {
+		return nil
+	}
+	for {
+		err := a.link.SendEvents(count, a.buf)
+		if !errors.Is(err, link.ErrNoRoom) {
+			a.buf = a.buf[:0]
+			return err
+		}
+		if err := a.link.Wait(ctx, len(a.buf)+vsockproto.EventsHeader); err != nil {
+			return err
+		}
+	}
+}
+
+func (a *Agent) draw(cpu uint32, c vsockproto.Class, n uint64) (last uint64) {
+	k := row{cpu, c}
+	if a.rows[k] == nil {
+		a.rows[k] = &vsockproto.Counter{CPU: cpu, Class: c}
+		a.beat.Counters = append(a.beat.Counters, vsockproto.Counter{})
+	}
+	a.rows[k].Watermark += n
+	return a.rows[k].Watermark
+}
+
+// Lose draws n numbers whose records found no room, and declares them.
+func (a *Agent) Lose(cpu uint32, c vsockproto.Class, n uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.draw(cpu, c, n)
+	a.rows[row{cpu, c}].Lost += n
+}
+
+// Hide draws n numbers and says nothing of them: loss that is not declared.
+func (a *Agent) Hide(cpu uint32, c vsockproto.Class, n uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.draw(cpu, c, n)
+}
+
+// Heartbeat sends the account; link.ErrNoRoom if it may not. While Send is
+// under way it is a sign of life without counters.
+func (a *Agent) Heartbeat() error {
+	boot, real := clocks()
+	if !a.mu.TryLock() {
+		return a.link.SendHeartbeat(&vsockproto.Heartbeat{BootNs: boot, RealNs: real})
+	}
+	defer a.mu.Unlock()
+	return a.link.SendHeartbeat(a.account(boot, real))
+}
+
+func (a *Agent) account(boot, real uint64) *vsockproto.Heartbeat {
+	a.beat.BootNs, a.beat.RealNs = boot, real
+	a.beat.Counters = a.beat.Counters[:0]
+	for _, c := range a.rows {
+		a.beat.Counters = append(a.beat.Counters, *c)
+	}
+	return &a.beat
+}
+
+// Bye ends the session in order and waits until the host has recorded it.
+func (a *Agent) Bye(ctx context.Context, reason string) error {
+	boot, real := clocks()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.link.SendBye(&vsockproto.Bye{Heartbeat: *a.account(boot, real), Reason: reason}); err != nil {
+		return err
+	}
+	return a.link.Drained(ctx)
+}
+
+// Drained returns when the host has recorded everything sent.
+func (a *Agent) Drained(ctx context.Context) error { return a.link.Drained(ctx) }
