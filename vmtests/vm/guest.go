@@ -1,0 +1,217 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/outguard/outguard/vmtests/image"
+)
+
+// Spec describes a guest. Zero values mean the defaults.
+type Spec struct {
+	Name      string // of the domain; begins with outguard-test- or outguard-demo-
+	Image     *image.Image
+	MemoryMiB int      // default 256
+	CPUs      int      // default 2
+	Cmdline   []string // words to add to the kernel's command line
+	NoVsock   bool     // leave the channel out
+}
+
+// Guest is one domain, defined by the lab.
+type Guest struct {
+	Name string
+	Port int // on 127.0.0.1, leads to the guest's port 80
+
+	lab     *Lab
+	spec    Spec
+	dir     string
+	cid     int
+	console string
+}
+
+var nameOK = regexp.MustCompile(`^outguard-(test|demo)-[a-z0-9-]{1,40}$`)
+
+// Define defines a domain and copies its disk, but does not start it.
+func (l *Lab) Define(ctx context.Context, s Spec) (*Guest, error) {
+	if !nameOK.MatchString(s.Name) {
+		return nil, fmt.Errorf("guest %q: the name is not one of a lab's", s.Name)
+	}
+	if s.MemoryMiB == 0 {
+		s.MemoryMiB = 256
+	}
+	if s.CPUs == 0 {
+		s.CPUs = 2
+	}
+	g := &Guest{Name: s.Name, lab: l, spec: s, dir: filepath.Join(l.o.Dir, "guests", s.Name)}
+	g.console = filepath.Join(g.dir, "console.log")
+	if err := g.define(ctx); err != nil {
+		g.Remove(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("guest %s: %w", s.Name, err)
+	}
+	return g, nil
+}
+
+func (g *Guest) define(ctx context.Context) error {
+	if err := g.Remove(ctx); err != nil { // what a run that was killed left
+		return err
+	}
+	if err := os.MkdirAll(g.dir, 0o755); err != nil {
+		return err
+	}
+	// vhost-device-vsock makes its control socket here, as QEMU's user.
+	if err := os.Chown(g.dir, g.lab.qemu.uid, g.lab.qemu.gid); err != nil {
+		return err
+	}
+	for from, to := range map[string]string{g.spec.Image.Kernel: "vmlinuz", g.spec.Image.Initrd: "initrd", g.spec.Image.Disk: "root.qcow2"} {
+		if err := copyFile(from, filepath.Join(g.dir, to)); err != nil {
+			return err
+		}
+	}
+	var err error
+	if g.Port, err = freePort(); err != nil {
+		return err
+	}
+	g.cid = 3 + g.Port // any, as long as two guests of one kernel differ
+	path := filepath.Join(g.dir, "domain.xml")
+	if err := os.WriteFile(path, []byte(g.xml()), 0o644); err != nil {
+		return err
+	}
+	_, err = g.lab.virsh(ctx, "define", path)
+	return err
+}
+
+// VsockPath is where the guest's hybrid vsock is: connections to port P of the
+// host come to <path>_P.
+func (g *Guest) VsockPath() string { return filepath.Join(g.lab.o.VsockDir, g.Name+".sock") }
+
+// hybrid tells that the guest's vsock is a vhost-device-vsock.
+func (g *Guest) hybrid() bool { return g.lab.Vsock.Name == "vhost-device-vsock" && !g.spec.NoVsock }
+
+// Dir holds the guest's files.
+func (g *Guest) Dir() string { return g.dir }
+
+// Start boots the guest.
+func (g *Guest) Start(ctx context.Context) error {
+	if g.hybrid() {
+		if err := g.startVsock(ctx); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(g.console); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	_, err := g.lab.virsh(ctx, "start", g.Name)
+	return err
+}
+
+// State is libvirt's word for it: running, paused, shut off.
+func (g *Guest) State(ctx context.Context) (string, error) {
+	return g.lab.virsh(ctx, "domstate", g.Name)
+}
+
+// Console is what the guest has printed since it was started.
+func (g *Guest) Console() (string, error) {
+	b, err := os.ReadFile(g.console)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return string(bytes.ReplaceAll(b, []byte("\r"), nil)), err
+}
+
+// WaitConsole waits until the console holds text and returns all of it.
+func (g *Guest) WaitConsole(ctx context.Context, text string, within time.Duration) (string, error) {
+	var all string
+	err := poll(ctx, within, fmt.Sprintf("%q on the console of %s", text, g.Name), func() bool {
+		all, _ = g.Console()
+		return strings.Contains(all, text)
+	})
+	if err != nil {
+		err = fmt.Errorf("%w; its last lines:\n%s", err, tail(all, 20))
+	}
+	return all, err
+}
+
+func tail(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// Stop ends the guest at once, if it runs.
+func (g *Guest) Stop(ctx context.Context) error {
+	state, err := g.State(ctx)
+	if err == nil && state != "shut off" {
+		_, err = g.lab.virsh(ctx, "destroy", g.Name)
+	}
+	return errors.Join(err, g.stopVsock(ctx))
+}
+
+// Remove takes away everything that Define and Start made.
+func (g *Guest) Remove(ctx context.Context) error {
+	if err := g.lab.RemoveDomain(ctx, g.Name); err != nil {
+		return err
+	}
+	if err := g.stopVsock(ctx); err != nil {
+		return err
+	}
+	return os.RemoveAll(g.dir)
+}
+
+// RemoveDomain ends and undefines a domain of a lab, with its snapshots. One
+// that is not there is no error.
+func (l *Lab) RemoveDomain(ctx context.Context, name string) error {
+	if !nameOK.MatchString(name) {
+		return fmt.Errorf("domain %q: not one of a lab's", name)
+	}
+	names, err := l.virsh(ctx, "list", "--all", "--name")
+	if err != nil || !hasLine(names, name) {
+		return err
+	}
+	if state, err := l.virsh(ctx, "domstate", name); err == nil && state != "shut off" {
+		if _, err := l.virsh(ctx, "destroy", name); err != nil {
+			return err
+		}
+	}
+	names, err = l.virsh(ctx, "list", "--all", "--name")
+	if err != nil || !hasLine(names, name) { // it was transient
+		return err
+	}
+	_, err = l.virsh(ctx, "undefine", name, "--managed-save", "--snapshots-metadata", "--checkpoints-metadata", "--nvram")
+	return err
+}
+
+func hasLine(text, line string) bool {
+	for l := range strings.Lines(text) {
+		if strings.TrimSpace(l) == line {
+			return true
+		}
+	}
+	return false
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o644)
+}
+
+// freePort returns a port of 127.0.0.1 that nobody listens on. QEMU takes it a
+// moment later.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}

@@ -1,0 +1,98 @@
+package vm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// userIDs is one that a process can be started as, with its main group.
+type userIDs struct{ uid, gid int }
+
+func lookUp(name string) (userIDs, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return userIDs{}, err
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return userIDs{}, err
+	}
+	gid, err := strconv.Atoi(u.Gid)
+	return userIDs{uid, gid}, err
+}
+
+// libvirtPIDs are where the two daemons write theirs.
+var libvirtPIDs = []string{"/run/libvirtd.pid", "/run/virtlogd.pid"}
+
+// ensureLibvirt starts libvirtd where none answers. A daemon that runs is used
+// as it is.
+func ensureLibvirt(ctx context.Context, uri string) (Choice, error) {
+	c := Choice{What: "libvirt"}
+	if _, err := virsh(ctx, uri, "uri"); err == nil {
+		c.Name, c.Why = "running", "one answers at "+uri
+		return c, nil
+	}
+	start := [][]string{{"virtlogd", "-d"}, {"libvirtd", "-d"}}
+	c.Name, c.Why = "started", "none answered, and there is no systemd: virtlogd -d, libvirtd -d"
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		start = [][]string{{"systemctl", "start", "libvirtd.service"}}
+		c.Why = "none answered: systemctl start libvirtd"
+	}
+	for _, args := range start {
+		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil && args[0] != "virtlogd" {
+			return c, fmt.Errorf("start %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
+		}
+	}
+	return c, poll(ctx, 30*time.Second, "libvirtd to answer", func() bool {
+		_, err := virsh(ctx, uri, "uri")
+		return err == nil
+	})
+}
+
+// StopLibvirt ends the daemons that Open started. With domains left, somebody
+// else's, it does nothing.
+func StopLibvirt(ctx context.Context, uri string) error {
+	left, err := virsh(ctx, uri, "list", "--name")
+	if err != nil || left != "" {
+		return err
+	}
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		return exec.CommandContext(ctx, "systemctl", "stop", "libvirtd.service").Run()
+	}
+	for _, path := range libvirtPIDs {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if err := stop(ctx, pid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// poll asks until the answer is yes, for at most d.
+func poll(ctx context.Context, d time.Duration, what string, yes func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !yes() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waited for %s: %w", what, ctx.Err())
+		case <-tick.C:
+		}
+	}
+	return nil
+}

@@ -1,0 +1,89 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// RecordProcess writes down which process is ours, so that another run can end
+// it: its number, and when it started, since numbers are used again.
+func RecordProcess(path string, pid int) error {
+	started, err := startTime(pid)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, fmt.Appendf(nil, "%d %s\n", pid, started), 0o644)
+}
+
+// RecordedRuns reports the process that the file at path names, 0 if it has
+// ended.
+func RecordedRuns(path string) (int, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	var pid int
+	var started string
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &pid, &started)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("process recorded in %s: %w", path, err)
+	}
+	if now, err := startTime(pid); err != nil || now != started {
+		return 0, nil
+	}
+	return pid, nil
+}
+
+// StopRecorded ends the process that the file at path names, if it still is
+// that one, and removes the file.
+func StopRecorded(ctx context.Context, path string) error {
+	pid, err := RecordedRuns(path)
+	if err == nil && pid != 0 {
+		err = stop(ctx, pid)
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// startTime is field 22 of /proc/<pid>/stat, in clock ticks since boot. A
+// process that has ended and waits for its parent counts as gone.
+func startTime(pid int) (string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	_, rest, ok := strings.Cut(string(b), ") ") // the name before may hold anything
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 || fields[0] == "Z" {
+		return "", fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
+	}
+	return fields[19], nil
+}
+
+// stop ends a process that may not be a child: it is asked, and after some
+// seconds made to.
+func stop(ctx context.Context, pid int) error {
+	gone := func() bool {
+		_, err := startTime(pid)
+		return err != nil
+	}
+	syscall.Kill(pid, syscall.SIGTERM)
+	if poll(ctx, 10*time.Second, "", gone) == nil {
+		return nil
+	}
+	syscall.Kill(pid, syscall.SIGKILL)
+	return poll(ctx, 5*time.Second, fmt.Sprintf("process %d to end", pid), gone)
+}

@@ -1,0 +1,86 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// pickVsock takes the kernel's vhost-vsock where there is one, else the
+// vhost-user device that .ci/install fetched.
+func pickVsock(cache string) (Choice, error) {
+	c := Choice{What: "vsock", Name: "vhost-vsock", Why: "the kernel has /dev/vhost-vsock"}
+	if _, err := os.Stat("/dev/vhost-vsock"); err == nil {
+		return c, nil
+	}
+	c.Name = "vhost-device-vsock"
+	version, err := os.Readlink(filepath.Join(cache, "vhost-device-vsock", "current"))
+	if err != nil {
+		return c, fmt.Errorf("no /dev/vhost-vsock, and no vhost-device-vsock (.ci/install vm fetches it): %w", err)
+	}
+	c.Why = fmt.Sprintf("there is no /dev/vhost-vsock; version %s out of forky", version)
+	return c, nil
+}
+
+// deviceFile records the process of a guest's vhost-device-vsock. QEMU connects
+// to its control socket; the guest's connections to port P come out at
+// <VsockPath>_P.
+func (g *Guest) deviceFile() string { return filepath.Join(g.dir, "vsock.pid") }
+
+func (g *Guest) controlPath() string { return filepath.Join(g.dir, "vhost.sock") }
+
+// startVsock starts the device as QEMU's user, who is to reach its sockets. It
+// outlives this process, as the guest does.
+func (g *Guest) startVsock(ctx context.Context) error {
+	if pid, err := RecordedRuns(g.deviceFile()); err != nil || pid != 0 {
+		return err
+	}
+	g.removeSockets()
+	log, err := os.OpenFile(filepath.Join(g.dir, "vsock.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(g.lab.o.Cache, "vhost-device-vsock", "current"),
+		"--guest-cid", fmt.Sprint(g.cid), "--socket", g.controlPath(), "--uds-path", g.VsockPath())
+	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential: &syscall.Credential{Uid: uint32(g.lab.qemu.uid), Gid: uint32(g.lab.qemu.gid)},
+		Setsid:     true,
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start vhost-device-vsock: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	if err := RecordProcess(g.deviceFile(), cmd.Process.Pid); err != nil {
+		return err
+	}
+	var early error
+	err = poll(ctx, 5*time.Second, "vhost-device-vsock's socket", func() bool {
+		select {
+		case e := <-ended:
+			early = fmt.Errorf("vhost-device-vsock ended at once (%v), see %s", e, log.Name())
+		default:
+		}
+		_, err := os.Stat(g.controlPath())
+		return err == nil || early != nil
+	})
+	return errors.Join(err, early)
+}
+
+func (g *Guest) stopVsock(ctx context.Context) error {
+	err := StopRecorded(ctx, g.deviceFile())
+	g.removeSockets()
+	return err
+}
+
+func (g *Guest) removeSockets() {
+	os.Remove(g.controlPath())
+	os.Remove(g.VsockPath())
+}

@@ -1,0 +1,72 @@
+package vm
+
+import (
+	"bytes"
+	"strings"
+	"text/template"
+)
+
+// domainXML is a q35 machine with explicit places for the devices that libvirt
+// does not know about: without them they collide with its root ports.
+var domainXML = template.Must(template.New("domain").Parse(`<domain type='{{if .KVM}}kvm{{else}}qemu{{end}}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>{{.Name}}</name>
+  <memory unit='MiB'>{{.MemoryMiB}}</memory>
+  <vcpu>{{.CPUs}}</vcpu>
+  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{{.Dir}}/vmlinuz</kernel>
+    <initrd>{{.Dir}}/initrd</initrd>
+    <cmdline>{{.Cmdline}}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='{{if .KVM}}host-passthrough{{else}}maximum{{end}}'/>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/>
+      <source file='{{.Dir}}/root.qcow2'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <serial type='file'><source path='{{.Console}}'/><target port='0'/></serial>
+    <console type='file'><source path='{{.Console}}'/><target type='serial' port='0'/></console>
+{{- if .KernelVsock}}
+    <vsock model='virtio'><cid auto='yes'/></vsock>
+{{- end}}
+    <memballoon model='none'/>
+  </devices>
+{{- if .AppArmor}}
+  <seclabel type='none' model='apparmor'/>
+{{- end}}
+  <qemu:commandline>
+    <qemu:arg value='-netdev'/><qemu:arg value='user,id=net0,restrict=off,hostfwd=tcp:127.0.0.1:{{.Port}}-:80'/>
+    <qemu:arg value='-device'/><qemu:arg value='virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile=,bus=pcie.0,addr=0x11'/>
+{{- if .Chardev}}
+    <qemu:arg value='-chardev'/><qemu:arg value='socket,id=vs0,path={{.Chardev}}'/>
+    <qemu:arg value='-device'/><qemu:arg value='vhost-user-vsock-pci,chardev=vs0,bus=pcie.0,addr=0x10'/>
+{{- end}}
+  </qemu:commandline>
+</domain>
+`))
+
+// xml is the domain as libvirt is to know it.
+func (g *Guest) xml() string {
+	words := append([]string{"console=ttyS0", "panic=-1", "lsm=landlock,lockdown,yama,integrity,bpf", "net.ifnames=0"}, g.spec.Cmdline...)
+	v := map[string]any{
+		"KVM": g.lab.Accelerator.Name == "kvm", "Name": g.Name, "Dir": g.dir, "Console": g.console,
+		"MemoryMiB": g.spec.MemoryMiB, "CPUs": g.spec.CPUs, "Cmdline": strings.Join(words, " "),
+		"Port": g.Port, "AppArmor": g.lab.aa,
+		"KernelVsock": g.lab.Vsock.Name == "vhost-vsock" && !g.spec.NoVsock,
+	}
+	if g.hybrid() {
+		v["Chardev"] = g.controlPath()
+	}
+	var b bytes.Buffer
+	if err := domainXML.Execute(&b, v); err != nil {
+		panic(err) // the template asks for something that is not in v
+	}
+	return b.String()
+}
