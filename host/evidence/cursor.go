@@ -1,0 +1,233 @@
+package evidence
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// cursor walks a stream's records in order and holds each against its check
+// and against the chain.
+type cursor struct {
+	dir    string
+	stream uuid.UUID
+	opened bool // a segment has been: stream, next and chain are known
+
+	seg    segmentFile
+	src    source
+	offset int64 // in the plain segment, of the next record
+	next   uint64
+	chain  *chain
+	before Hash // the chain before rec
+	rec    Record
+}
+
+// openAt opens the segment that holds index, or the first one if index is
+// before it, and stands at the record of that index or, since seals are read
+// in blocks, somewhat before it.
+func (c *cursor) openAt(index uint64) error {
+	for try := 0; ; try++ {
+		l, err := list(c.dir)
+		if err != nil {
+			return err
+		}
+		if len(l.segments) == 0 {
+			return fmt.Errorf("%s: %w", c.dir, errNoStream)
+		}
+		seg := l.segments[0]
+		for _, s := range l.segments {
+			if s.first <= index {
+				seg = s
+			}
+		}
+		err = c.open(seg, index)
+		if !errors.Is(err, fs.ErrNotExist) || try == 10 { // else: sealed in between
+			return err
+		}
+	}
+}
+
+func (c *cursor) close() {
+	if c.src != nil {
+		c.src.Close()
+		c.src = nil
+	}
+}
+
+// open starts reading a segment. What follows another must go on where that
+// one ended.
+func (c *cursor) open(seg segmentFile, index uint64) error {
+	c.close()
+	c.seg, c.offset = seg, 0
+	var err error
+	path := filepath.Join(c.dir, seg.name)
+	var at *block
+	if seg.sealed {
+		c.src, at, err = openSealed(path, index)
+	} else {
+		c.src, err = openPlain(path)
+	}
+	if err != nil {
+		return c.broken(seg.first, err)
+	}
+	if at != nil && at.offset != 0 {
+		return c.enter(segmentHeader{at.stream, at.first, at.before}, int64(at.offset))
+	}
+	b, err := c.src.peek(segmentHeaderSize)
+	if err != nil && err != io.EOF {
+		return c.broken(seg.first, err)
+	}
+	if err == io.EOF && !seg.sealed {
+		return c.corrupt(seg.first, "segment header cut off", true)
+	}
+	h, err := parseSegmentHeader(b)
+	if err != nil {
+		return c.corrupt(seg.first, err.Error(), false)
+	}
+	if h.first != seg.first {
+		return c.corrupt(seg.first, fmt.Sprintf("header says first record %d", h.first), false)
+	}
+	c.src.advance(segmentHeaderSize)
+	return c.enter(h, segmentHeaderSize)
+}
+
+func (c *cursor) enter(h segmentHeader, offset int64) error {
+	switch {
+	case !c.opened && h.first == 0 && h.before != genesis(h.stream):
+		return c.corrupt(h.first, "the chain does not start at its genesis", false)
+	case c.opened && h.stream != c.stream:
+		return c.corrupt(h.first, "segment of another stream", false)
+	case c.opened && h.first != c.next:
+		return c.corrupt(c.next, fmt.Sprintf("segment starts at record %d, want %d", h.first, c.next), false)
+	case c.opened && h.before != c.chain.last:
+		return c.corrupt(h.first, "segment does not continue the chain", false)
+	}
+	if !c.opened {
+		c.stream, c.next, c.chain, c.opened = h.stream, h.first, newChain(h.before), true
+	}
+	c.offset = offset
+	return nil
+}
+
+// broken passes a missing file and an I/O error on, and makes all else
+// corruption.
+func (c *cursor) broken(index uint64, err error) error {
+	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+		return fmt.Errorf("segment %s: %w", c.seg.name, err)
+	}
+	return c.corrupt(index, err.Error(), false)
+}
+
+type tornError struct{ CorruptError }
+
+func (e *tornError) Error() string { return e.CorruptError.Error() }
+func (e *tornError) Unwrap() error { return &e.CorruptError }
+func (e *tornError) Is(target error) bool {
+	return target == ErrIncomplete || target == ErrCorrupt
+}
+
+// corrupt makes the error for the current offset; torn where bytes are missing
+// at the end of a plain segment, as while a writer is at it.
+func (c *cursor) corrupt(index uint64, reason string, torn bool) error {
+	e := CorruptError{Segment: c.seg.name, Offset: c.offset, Index: index, Reason: reason}
+	if torn {
+		return &tornError{e}
+	}
+	return &e
+}
+
+// step reads the next record of the open segment. io.EOF is its end; an error
+// that is ErrIncomplete leaves the cursor where it is, to try again.
+func (c *cursor) step() (*Record, error) {
+	b, err := c.src.peek(recordHeaderSize)
+	switch {
+	case err == io.EOF && len(b) == 0:
+		return nil, io.EOF
+	case err == io.EOF:
+		return nil, c.short()
+	case err != nil:
+		return nil, c.broken(c.next, err)
+	}
+	h, err := parseRecordHeader(b, c.next)
+	if err != nil {
+		return nil, c.corrupt(c.next, err.Error(), false)
+	}
+	b, err = c.src.peek(int(h.length))
+	if err == io.EOF {
+		return nil, c.short()
+	} else if err != nil {
+		return nil, c.broken(c.next, err)
+	}
+	return c.take(h, b)
+}
+
+func (c *cursor) short() error {
+	return c.corrupt(c.next, ErrIncomplete.Error(), !c.seg.sealed)
+}
+
+func (c *cursor) take(h recordHeader, b []byte) (*Record, error) {
+	c.before = c.chain.last
+	body := b[:len(b)-checkSize]
+	c.chain.begin()
+	c.chain.h.Write(body)
+	c.chain.end()
+	if [checkSize]byte(b[len(body):]) != [checkSize]byte(c.chain.last[:checkSize]) {
+		c.chain.last = c.before
+		return nil, c.corrupt(c.next, "record is not what was written", false)
+	}
+	c.rec = Record{
+		Index: h.index, Kind: h.kind, Critical: h.flags&flagCritical != 0,
+		Time: time.Unix(0, h.time), Payload: body[recordHeaderSize:], Chain: c.chain.last,
+	}
+	c.src.advance(len(b))
+	c.offset += int64(len(b))
+	c.next++
+	return &c.rec, nil
+}
+
+// following names the segment after the current one.
+func (c *cursor) following() (segmentFile, bool, error) {
+	l, err := list(c.dir)
+	if err != nil {
+		return segmentFile{}, false, err
+	}
+	for _, s := range l.segments {
+		if s.first > c.seg.first {
+			return s, true, nil
+		}
+	}
+	return segmentFile{}, false, nil
+}
+
+// record reads the next record wherever it is: io.EOF at the end of the
+// stream, ErrIncomplete where its last record's end is missing.
+func (c *cursor) record() (*Record, error) {
+	for try := 0; ; try++ {
+		r, err := c.step()
+		if err == nil || err != io.EOF && !errors.Is(err, ErrIncomplete) {
+			return r, err
+		}
+		end := err
+		next, ok, err := c.following()
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, end
+		}
+		// Its writer may have gone on between the two looks: what a segment
+		// ends with is known only once there is another.
+		if r, err = c.step(); err != io.EOF {
+			return r, err
+		}
+		err = c.open(next, next.first)
+		if err != nil && (!errors.Is(err, fs.ErrNotExist) || try == 10) {
+			return nil, err
+		}
+	}
+}

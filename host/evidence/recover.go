@@ -1,0 +1,254 @@
+package evidence
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/google/uuid"
+)
+
+// Recovery says what a start cut off after a crash.
+type Recovery struct {
+	Segment string `json:"segment"`
+	Offset  int64  `json:"offset"` // where the last complete record ended
+	Bytes   int64  `json:"bytes"`  // after it, set aside
+	File    string `json:"file"`   // where they are now, in the stream's directory
+	SHA256  Hash   `json:"sha256"`
+	Reason  string `json:"reason"`
+}
+
+func openStream(dir string, id uuid.UUID, key *Key, opts Options) (*Stream, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, err
+	}
+	s := &Stream{dir: dir, id: id, signer: key, opts: opts, headTime: opts.Now()}
+	cuts, err := s.recover(key)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range cuts {
+		opts.Log.Warn("evidence cut off by a crash", "vm", id, "segment", c.Segment, "offset", c.Offset, "bytes", c.Bytes, "kept", c.File)
+		if _, err := s.Append(KindRecovery, opts.Now(), mustJSON(c)); err != nil {
+			return nil, errors.Join(err, s.f.Close())
+		}
+	}
+	return s, nil
+}
+
+// recover brings the stream to its last complete record and opens the segment
+// to append to.
+func (s *Stream) recover(key *Key) ([]Recovery, error) {
+	l, err := list(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.tidy(l); err != nil {
+		return nil, err
+	}
+	s.chain = newChain(genesis(s.id))
+	if len(l.segments) == 0 {
+		return nil, s.begin()
+	}
+	return s.resume(l, key)
+}
+
+// tidy removes what a crash while sealing leaves: its unfinished output, or
+// the plain file that a finished one has replaced.
+func (s *Stream) tidy(l listing) error {
+	for _, name := range append(l.temps, l.leftover...) {
+		if err := os.Remove(filepath.Join(s.dir, name)); err != nil {
+			return err
+		}
+	}
+	for _, seg := range l.segments {
+		fi, err := os.Stat(filepath.Join(s.dir, seg.name))
+		if err != nil {
+			return err
+		}
+		s.used += fi.Size()
+	}
+	return nil
+}
+
+func (s *Stream) begin() error {
+	f, seg, err := s.create()
+	if err != nil {
+		return fmt.Errorf("start segment: %w", err)
+	}
+	s.use(f, seg, segmentHeaderSize)
+	return nil
+}
+
+// resume walks the plain segments at the end of the stream; those before them
+// are sealed and were synced when they were.
+func (s *Stream) resume(l listing, key *Key) ([]Recovery, error) {
+	from := len(l.segments) - 1
+	for from > 0 && !l.segments[from].sealed {
+		from--
+	}
+	c := &cursor{dir: s.dir}
+	defer c.close()
+	seg := l.segments[from]
+	err := c.open(seg, ^uint64(0)) // of a sealed one, its last block
+	for err == nil {
+		var r *Record
+		if r, err = c.record(); err == nil && r.Kind == KindHead {
+			s.heads, s.headTime = r.Index+1, r.Time
+		}
+	}
+	if c.opened && c.stream != s.id {
+		return nil, &CorruptError{Segment: seg.name, Reason: "segment of stream " + c.stream.String()}
+	}
+	if err == io.EOF {
+		return nil, s.reopen(c)
+	}
+	var bad *CorruptError
+	if !errors.As(err, &bad) {
+		return nil, err
+	}
+	return s.cut(c, l, bad, key)
+}
+
+func (s *Stream) reopen(c *cursor) error {
+	s.next, s.durable, s.chain = c.next, 0, c.chain
+	if c.seg.sealed {
+		return s.begin()
+	}
+	f, err := os.OpenFile(filepath.Join(s.dir, c.seg.name), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	s.use(f, c.seg, c.offset)
+	return nil
+}
+
+// cut sets aside everything from the bad record on, unless a signed head after
+// it says that it was on disk: then it was not a crash, and bad is the error.
+func (s *Stream) cut(c *cursor, l listing, bad *CorruptError, key *Key) ([]Recovery, error) {
+	if c.seg.sealed {
+		return nil, bad
+	}
+	var cuts []Recovery
+	offset := bad.Offset
+	for _, seg := range l.segments {
+		if seg.first < c.seg.first {
+			continue
+		}
+		if seg.first > c.seg.first {
+			offset = 0
+		}
+		r, err := s.examine(seg, offset, bad, key)
+		if err != nil {
+			return nil, err
+		}
+		cuts = append(cuts, r)
+	}
+	return s.setAside(c, cuts)
+}
+
+func (s *Stream) examine(seg segmentFile, offset int64, bad *CorruptError, key *Key) (Recovery, error) {
+	if seg.sealed {
+		return Recovery{}, bad
+	}
+	b, err := os.ReadFile(filepath.Join(s.dir, seg.name))
+	if err != nil {
+		return Recovery{}, err
+	}
+	rest := b[min(offset, int64(len(b))):]
+	if durableIn(rest, key) > bad.Index {
+		return Recovery{}, bad
+	}
+	return Recovery{
+		Segment: seg.name, Offset: offset, Bytes: int64(len(rest)), SHA256: sha256.Sum256(rest),
+		File: fmt.Sprintf("%020d.%d%s", seg.first, offset, cutSuffix), Reason: bad.Reason,
+	}, nil
+}
+
+// durableIn finds the signed heads in b and returns how many records they say
+// were on disk.
+func durableIn(b []byte, key *Key) uint64 {
+	var most uint64
+	v := key.Verifier()
+	for {
+		i := bytes.Index(b, []byte(headTitle+"\n"))
+		if i < 0 {
+			return most
+		}
+		b = b[i:]
+		if n := noteEnd(b); n > 0 {
+			if h, err := OpenHead(b[:n], v); err == nil {
+				most = max(most, h.Durable)
+			}
+		}
+		b = b[len(headTitle):]
+	}
+}
+
+// noteEnd finds the end of the note at the start of b: its line after the
+// empty one.
+func noteEnd(b []byte) int {
+	i := bytes.Index(b[:min(len(b), 2048)], []byte("\n\n"))
+	if i < 0 {
+		return 0
+	}
+	j := bytes.IndexByte(b[i+2:min(len(b), i+2048)], '\n')
+	if j < 0 {
+		return 0
+	}
+	return i + 2 + j + 1
+}
+
+// setAside copies what is cut before it takes it away.
+func (s *Stream) setAside(c *cursor, cuts []Recovery) ([]Recovery, error) {
+	for i := range cuts {
+		if err := s.keepCut(&cuts[i]); err != nil {
+			return nil, err
+		}
+	}
+	if err := syncDir(s.dir); err != nil {
+		return nil, err
+	}
+	for _, r := range cuts {
+		path := filepath.Join(s.dir, r.Segment)
+		var err error
+		if r.Offset < segmentHeaderSize {
+			err = os.Remove(path)
+		} else {
+			err = os.Truncate(path, r.Offset)
+		}
+		if err != nil {
+			return nil, err
+		}
+		s.used -= r.Bytes
+	}
+	if cuts[0].Offset >= segmentHeaderSize {
+		return cuts, s.reopen(c)
+	}
+	if !c.opened { // not even the first segment's header was whole
+		return cuts, s.begin()
+	}
+	s.next, s.chain = c.next, c.chain
+	return cuts, s.begin()
+}
+
+func (s *Stream) keepCut(r *Recovery) error {
+	b, err := os.ReadFile(filepath.Join(s.dir, r.Segment))
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(s.dir, r.File)
+	for n := 1; ; n++ {
+		err = writeNew(path, b[min(r.Offset, int64(len(b))):], 0o640)
+		if !errors.Is(err, os.ErrExist) {
+			break
+		}
+		r.File = fmt.Sprintf("%s.%d%s", r.File[:len(r.File)-len(cutSuffix)], n, cutSuffix)
+		path = filepath.Join(s.dir, r.File)
+	}
+	return err
+}

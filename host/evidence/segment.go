@@ -1,0 +1,121 @@
+package evidence
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+const (
+	plainSuffix  = ".seg"
+	sealedSuffix = ".seg.zst"
+	cutSuffix    = ".cut"
+	tempSuffix   = ".tmp"
+	lockName     = "lock"
+)
+
+// segmentFile is one file of a stream's directory.
+type segmentFile struct {
+	first  uint64
+	name   string
+	sealed bool
+}
+
+func segmentName(first uint64, sealed bool) string {
+	if sealed {
+		return fmt.Sprintf("%020d%s", first, sealedSuffix)
+	}
+	return fmt.Sprintf("%020d%s", first, plainSuffix)
+}
+
+// listing is what a stream's directory holds.
+type listing struct {
+	segments []segmentFile // ascending; of a pair the sealed one
+	leftover []string      // plain segments that have a sealed twin
+	cuts     []string      // bytes that recoveries set aside
+	temps    []string
+	strange  []string // anything else
+}
+
+func list(dir string) (listing, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return listing{}, fmt.Errorf("list stream: %w", err)
+	}
+	var l listing
+	for _, e := range entries {
+		l.add(e)
+	}
+	slices.SortFunc(l.segments, func(a, b segmentFile) int {
+		if c := cmp.Compare(a.first, b.first); c != 0 {
+			return c
+		}
+		return strings.Compare(b.name, a.name) // sealed first
+	})
+	l.segments = slices.CompactFunc(l.segments, func(a, b segmentFile) bool {
+		if a.first == b.first {
+			l.leftover = append(l.leftover, b.name)
+		}
+		return a.first == b.first
+	})
+	return l, nil
+}
+
+func (l *listing) add(e os.DirEntry) {
+	name := e.Name()
+	digits, rest, _ := strings.Cut(name, ".")
+	first, err := strconv.ParseUint(digits, 10, 64)
+	switch rest = "." + rest; {
+	case err != nil || len(digits) != 20 || !e.Type().IsRegular():
+		l.strange = append(l.strange, name)
+	case rest == plainSuffix || rest == sealedSuffix:
+		l.segments = append(l.segments, segmentFile{first, name, rest == sealedSuffix})
+	case rest == sealedSuffix+tempSuffix:
+		l.temps = append(l.temps, name)
+	case strings.HasSuffix(rest, cutSuffix):
+		l.cuts = append(l.cuts, name)
+	default:
+		l.strange = append(l.strange, name)
+	}
+}
+
+// settled lists a stream again for as long as its writer is between renaming a
+// sealed segment and removing the plain one.
+func settled(dir string) (listing, error) {
+	for try := 0; ; try++ {
+		l, err := list(dir)
+		if err != nil || len(l.leftover) == 0 || try == 10 {
+			return l, err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// Streams lists the streams of a store.
+func Streams(store string) ([]uuid.UUID, error) {
+	entries, err := os.ReadDir(store)
+	if err != nil {
+		return nil, fmt.Errorf("list evidence: %w", err)
+	}
+	var ids []uuid.UUID
+	for _, e := range entries {
+		id, err := uuid.Parse(e.Name())
+		if err == nil && e.IsDir() && id.String() == e.Name() {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// StreamDir is the directory of a VM's stream in a store.
+func StreamDir(store string, vm uuid.UUID) string { return filepath.Join(store, vm.String()) }
+
+var errNoStream = errors.New("no evidence there")

@@ -1,0 +1,200 @@
+package evidence
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
+)
+
+// Options are what may differ between installations. Zero values mean the
+// defaults.
+type Options struct {
+	SegmentSize  int64            // bytes of a plain segment; default 64 MiB
+	Quota        int64            // bytes on disk per stream before bulk is refused; default 8 GiB
+	SyncInterval time.Duration    // how often Run syncs; default 1 s
+	HeadInterval time.Duration    // how often Run signs heads; default 10 s
+	KeepPlain    bool             // do not seal (compress) full segments
+	Log          *slog.Logger     // default: discards
+	Now          func() time.Time // default time.Now
+}
+
+func (o *Options) withDefaults() Options {
+	var d Options
+	if o != nil {
+		d = *o
+	}
+	d.SegmentSize = orDefault(d.SegmentSize, 64<<20)
+	d.Quota = orDefault(d.Quota, 8<<30)
+	d.SyncInterval = orDefault(d.SyncInterval, time.Second)
+	d.HeadInterval = orDefault(d.HeadInterval, 10*time.Second)
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	return d
+}
+
+func orDefault[T ~int64](v, d T) T {
+	if v == 0 {
+		return d
+	}
+	return v
+}
+
+// Store is the host's record, open for appending by this process alone.
+type Store struct {
+	dir    string
+	signer *Key
+	opts   Options
+	lock   *os.File
+
+	mu      sync.Mutex // guards what follows
+	streams map[uuid.UUID]*Stream
+	closed  bool
+}
+
+// ErrInUse: another process has the store open for appending.
+var ErrInUse = errors.New("evidence is in use by another process")
+
+// Open opens the store in dir, which is made if it does not exist. It starts
+// nothing; Run syncs, signs and seals.
+func Open(dir string, key *Key, opts *Options) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("open evidence: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("open evidence: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open %s: %w", dir, ErrInUse)
+	}
+	return &Store{dir: dir, signer: key, opts: opts.withDefaults(), lock: lock, streams: map[uuid.UUID]*Stream{}}, nil
+}
+
+// Dir is the store's directory.
+func (s *Store) Dir() string { return s.dir }
+
+// Stream opens the stream of a VM, or makes it; the zero UUID is the host's
+// own. After a crash it opens to the last complete record, sets aside what
+// follows and records that. A stream that is corrupt otherwise is refused with
+// ErrCorrupt: see SetAside.
+func (s *Store) Stream(vm uuid.UUID) (*Stream, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, fmt.Errorf("open stream: %w", os.ErrClosed)
+	}
+	if st := s.streams[vm]; st != nil {
+		return st, nil
+	}
+	st, err := openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts)
+	if err != nil {
+		return nil, fmt.Errorf("open stream %s: %w", vm, err)
+	}
+	s.streams[vm] = st
+	return st, nil
+}
+
+// SetAside renames the directory of a stream that cannot be opened, so that a
+// new one can begin, and returns its new path. Nothing of it is lost.
+func (s *Store) SetAside(vm uuid.UUID) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams[vm] != nil {
+		return "", fmt.Errorf("set aside %s: it is open", vm)
+	}
+	for n := 1; ; n++ {
+		path := fmt.Sprintf("%s.corrupt-%d", StreamDir(s.dir, vm), n)
+		if _, err := os.Lstat(path); err == nil {
+			continue
+		}
+		if err := os.Rename(StreamDir(s.dir, vm), path); err != nil {
+			return "", fmt.Errorf("set aside: %w", err)
+		}
+		return path, syncDir(s.dir)
+	}
+}
+
+// Run syncs, signs heads and seals full segments until ctx ends.
+func (s *Store) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { s.sealLoop(ctx) })
+	defer wg.Wait()
+	tick := time.NewTicker(s.opts.SyncInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			s.flush()
+		}
+	}
+}
+
+func (s *Store) open() []*Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*Stream, 0, len(s.streams))
+	for _, st := range s.streams {
+		all = append(all, st)
+	}
+	return all
+}
+
+func (s *Store) flush() {
+	now := s.opts.Now()
+	for _, st := range s.open() {
+		var err error
+		switch sync, head := st.dirty(now); {
+		case head:
+			_, err = st.SignHead()
+		case sync:
+			err = st.Sync()
+		}
+		if err != nil {
+			s.opts.Log.Error("sync evidence", "vm", st.id, "err", err)
+		}
+	}
+}
+
+// Close signs, syncs and closes every stream. Nothing can be appended after it.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	streams := s.streams
+	closed := s.closed
+	s.streams, s.closed = nil, true
+	s.mu.Unlock()
+	if closed {
+		return nil
+	}
+	var errs []error
+	for _, st := range streams {
+		errs = append(errs, st.close())
+	}
+	return errors.Join(append(errs, s.lock.Close())...)
+}
+
+func mustJSON(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("evidence: " + err.Error()) // only this package's own types
+	}
+	return b
+}
+
+var _ note.Signer = (*Key)(nil)

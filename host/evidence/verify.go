@@ -1,0 +1,206 @@
+package evidence
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/mod/sumdb/note"
+)
+
+// Report is what Verify found in one stream, up to the first problem.
+type Report struct {
+	Dir       string            `json:"dir"`
+	Stream    uuid.UUID         `json:"stream"`
+	Segments  int               `json:"segments"`
+	First     uint64            `json:"first"` // index of the first record
+	Next      uint64            `json:"next"`  // index after the last
+	Bytes     int64             `json:"bytes"` // of plain segments
+	Kinds     map[string]uint64 `json:"kinds,omitempty"`
+	Earliest  time.Time         `json:"earliest,omitzero"`
+	Latest    time.Time         `json:"latest,omitzero"`
+	Before    Hash              `json:"before"` // the chain before First
+	Chain     Hash              `json:"chain"`  // and after the last record
+	Heads     int               `json:"heads"`  // signed heads, each verified
+	Head      *Head             `json:"head,omitempty"`
+	Unsigned  uint64            `json:"unsigned"`       // records after the last head: chained, not yet signed
+	Cuts      []string          `json:"cuts,omitempty"` // files of bytes that recoveries set aside
+	Signer    string            `json:"signer"`         // the key's name and hash
+	Duration  time.Duration     `json:"duration_ns"`
+	Problem   *CorruptError     `json:"problem,omitempty"` // the first thing that is not as written
+	Recovered uint64            `json:"recovered"`         // recoveries after a crash
+}
+
+// OK says whether all is as it was written.
+func (r *Report) OK() bool { return r.Problem == nil }
+
+// Verify reads a whole stream and holds every byte against the chain, every
+// head and every seal against the host's key. The error, if any, wraps
+// ErrCorrupt and is Report.Problem, unless the stream could not be read. The
+// stream's own directory name is held against what it says it is if it is a
+// UUID.
+func Verify(dir string, v note.Verifier) (Report, error) {
+	patience := time.Duration(0)
+	if _, err := os.Lstat(filepath.Join(filepath.Dir(dir), lockName)); err == nil {
+		patience = time.Second // it is in a store, which a monitor may be writing
+	}
+	return verify(dir, v, patience)
+}
+
+func verify(dir string, v note.Verifier, patience time.Duration) (Report, error) {
+	start := time.Now()
+	w := walk{
+		v: v, patience: patience, c: cursor{dir: dir},
+		r: Report{Dir: dir, Kinds: map[string]uint64{}, Signer: signerName(v)},
+	}
+	defer w.c.close()
+	err := w.run()
+	w.finish(err)
+	w.r.Duration = time.Since(start)
+	if err != nil {
+		return w.r, fmt.Errorf("verify %s: %w", dir, err)
+	}
+	return w.r, nil
+}
+
+// VerifyStore verifies every stream of a store, all of them also after an error.
+func VerifyStore(store string, v note.Verifier) ([]Report, error) {
+	ids, err := Streams(store)
+	if err != nil {
+		return nil, err
+	}
+	var all []Report
+	var errs []error
+	for _, id := range ids {
+		r, err := Verify(StreamDir(store, id), v)
+		all = append(all, r)
+		errs = append(errs, err)
+	}
+	return all, errors.Join(errs...)
+}
+
+func signerName(v note.Verifier) string { return fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash()) }
+
+type walk struct {
+	v        note.Verifier
+	patience time.Duration // with a record that is being written
+	c        cursor
+	r        Report
+}
+
+func (w *walk) run() error {
+	l, err := settled(w.c.dir)
+	if err != nil {
+		return err
+	}
+	w.r.Cuts = l.cuts
+	if len(l.strange)+len(l.leftover) > 0 {
+		name := append(l.strange, l.leftover...)[0]
+		return &CorruptError{Segment: name, Reason: "a file that the record does not know"}
+	}
+	if len(l.segments) == 0 {
+		return errNoStream
+	}
+	if err := w.c.openAt(0); err != nil {
+		return err
+	}
+	w.r.Stream, w.r.First, w.r.Before, w.r.Segments = w.c.stream, w.c.next, w.c.chain.last, 1
+	if id, err := uuid.Parse(filepath.Base(w.c.dir)); err == nil && id != w.c.stream {
+		return w.c.corrupt(w.c.next, "segment of stream "+w.c.stream.String(), false)
+	}
+	return w.records()
+}
+
+func (w *walk) records() error {
+	seg := w.c.seg
+	if err := w.seal(); err != nil {
+		return err
+	}
+	var torn time.Time
+	for {
+		rec, err := w.c.record()
+		if w.c.seg != seg {
+			seg = w.c.seg
+			w.r.Segments++
+			if err := w.seal(); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if isTorn(err) && w.c.src != nil { // perhaps a writer is at it
+			if torn.IsZero() {
+				torn = time.Now()
+			}
+			if time.Since(torn) < w.patience {
+				time.Sleep(10 * time.Millisecond)
+				continue
+			}
+		}
+		if err != nil {
+			return err
+		}
+		torn = time.Time{}
+		if err := w.record(rec); err != nil {
+			return err
+		}
+	}
+}
+
+func (w *walk) record(rec *Record) error {
+	r := &w.r
+	r.Kinds[rec.Kind.String()]++
+	if r.Earliest.IsZero() || rec.Time.Before(r.Earliest) {
+		r.Earliest = rec.Time
+	}
+	if rec.Time.After(r.Latest) {
+		r.Latest = rec.Time
+	}
+	r.Bytes += int64(len(rec.Payload) + recordOverhead)
+	r.Next, r.Chain = rec.Index+1, rec.Chain
+	switch rec.Kind {
+	case KindRecovery:
+		r.Recovered++
+	case KindHead:
+		return w.head(rec)
+	}
+	r.Unsigned++
+	return nil
+}
+
+// head holds a head record to the byte: what its note says must be what stands
+// around it.
+func (w *walk) head(rec *Record) error {
+	at := w.c.offset - int64(len(rec.Payload)+recordOverhead)
+	bad := func(reason string) error {
+		return &CorruptError{Segment: w.c.seg.name, Offset: at, Index: rec.Index, Reason: reason}
+	}
+	h, err := OpenHead(rec.Payload, w.v)
+	switch {
+	case err != nil:
+		return bad(err.Error())
+	case h.Stream != w.r.Stream:
+		return bad("head of stream " + h.Stream.String())
+	case h.Records != rec.Index || h.Durable > h.Records:
+		return bad(fmt.Sprintf("head of %d records, %d durable", h.Records, h.Durable))
+	case h.Chain != w.c.before:
+		return bad("head signs another chain: a record before it was changed")
+	case !h.Time.Equal(rec.Time) || !rec.Critical:
+		return bad("head record is not as it was written")
+	}
+	w.r.Heads++
+	w.r.Head, w.r.Unsigned = &h, 0
+	return nil
+}
+
+func (w *walk) finish(err error) {
+	var bad *CorruptError
+	if errors.As(err, &bad) {
+		w.r.Problem = bad
+	}
+}
