@@ -393,7 +393,7 @@ type VM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Uuid          string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // libvirt's word: running, paused, shutoff ...
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // running, paused, shut off ...
 	Enrolled      bool                   `protobuf:"varint,4,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
 	Transport     string                 `protobuf:"bytes,5,opt,name=transport,proto3" json:"transport,omitempty"` // vsock, hybrid, serial; empty: none
 	Session       *Session               `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`     // the live or the last one; absent: never heard
@@ -2545,19 +2545,28 @@ func (x *ListOrdersResponse) GetOrders() []*Order {
 type Order struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Vm            string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"` // name
-	Uuid          string                 `protobuf:"bytes,3,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Step          string                 `protobuf:"bytes,4,opt,name=step,proto3" json:"step,omitempty"`         // pause, resume, capture ...
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`       // pending, running, done, failed, interrupted
-	Error         string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`       // why it failed, and what to do next
-	By            string                 `protobuf:"bytes,7,opt,name=by,proto3" json:"by,omitempty"`             // the playbook's rule, or who asked over the API
-	Findings      []string               `protobuf:"bytes,8,rep,name=findings,proto3" json:"findings,omitempty"` // ids
-	Decided       string                 `protobuf:"bytes,9,opt,name=decided,proto3" json:"decided,omitempty"`
-	Journalled    string                 `protobuf:"bytes,10,opt,name=journalled,proto3" json:"journalled,omitempty"` // synced to disk
-	Started       string                 `protobuf:"bytes,11,opt,name=started,proto3" json:"started,omitempty"`       // libvirt called
-	Ended         string                 `protobuf:"bytes,12,opt,name=ended,proto3" json:"ended,omitempty"`           // effect checked
-	Bundle        string                 `protobuf:"bytes,13,opt,name=bundle,proto3" json:"bundle,omitempty"`         // directory, of a capture
-	Reason        string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`
+	Group         string                 `protobuf:"bytes,2,opt,name=group,proto3" json:"group,omitempty"` // shared by the orders of one decision
+	Vm            string                 `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"`       // name
+	Uuid          string                 `protobuf:"bytes,4,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Step          string                 `protobuf:"bytes,5,opt,name=step,proto3" json:"step,omitempty"`   // log, pause, capture, resume
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // pending, done, failed, skipped
+	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"` // why it failed, and what to do next
+	By            string                 `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`       // playbook, or who asked over the API
+	Reason        string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	Rule          string                 `protobuf:"bytes,10,opt,name=rule,proto3" json:"rule,omitempty"`         // the playbook's
+	Finding       string                 `protobuf:"bytes,11,opt,name=finding,proto3" json:"finding,omitempty"`   // id
+	Received      string                 `protobuf:"bytes,12,opt,name=received,proto3" json:"received,omitempty"` // when the finding's event had arrived
+	Found         string                 `protobuf:"bytes,13,opt,name=found,proto3" json:"found,omitempty"`       // when the host had the finding
+	Decided       string                 `protobuf:"bytes,14,opt,name=decided,proto3" json:"decided,omitempty"`
+	Journalled    string                 `protobuf:"bytes,15,opt,name=journalled,proto3" json:"journalled,omitempty"` // on disk; libvirt is called later
+	Started       string                 `protobuf:"bytes,16,opt,name=started,proto3" json:"started,omitempty"`
+	Effect        string                 `protobuf:"bytes,17,opt,name=effect,proto3" json:"effect,omitempty"` // when libvirt confirmed the effect
+	Ended         string                 `protobuf:"bytes,18,opt,name=ended,proto3" json:"ended,omitempty"`
+	Attempts      uint32                 `protobuf:"varint,19,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Already       bool                   `protobuf:"varint,20,opt,name=already,proto3" json:"already,omitempty"`     // the effect was there before
+	Recovered     bool                   `protobuf:"varint,21,opt,name=recovered,proto3" json:"recovered,omitempty"` // settled after a restart of the monitor
+	Bundle        string                 `protobuf:"bytes,22,opt,name=bundle,proto3" json:"bundle,omitempty"`        // directory, of a capture
+	Detail        string                 `protobuf:"bytes,23,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2595,6 +2604,13 @@ func (*Order) Descriptor() ([]byte, []int) {
 func (x *Order) GetId() string {
 	if x != nil {
 		return x.Id
+	}
+	return ""
+}
+
+func (x *Order) GetGroup() string {
+	if x != nil {
+		return x.Group
 	}
 	return ""
 }
@@ -2641,11 +2657,39 @@ func (x *Order) GetBy() string {
 	return ""
 }
 
-func (x *Order) GetFindings() []string {
+func (x *Order) GetReason() string {
 	if x != nil {
-		return x.Findings
+		return x.Reason
 	}
-	return nil
+	return ""
+}
+
+func (x *Order) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Order) GetFinding() string {
+	if x != nil {
+		return x.Finding
+	}
+	return ""
+}
+
+func (x *Order) GetReceived() string {
+	if x != nil {
+		return x.Received
+	}
+	return ""
+}
+
+func (x *Order) GetFound() string {
+	if x != nil {
+		return x.Found
+	}
+	return ""
 }
 
 func (x *Order) GetDecided() string {
@@ -2669,11 +2713,39 @@ func (x *Order) GetStarted() string {
 	return ""
 }
 
+func (x *Order) GetEffect() string {
+	if x != nil {
+		return x.Effect
+	}
+	return ""
+}
+
 func (x *Order) GetEnded() string {
 	if x != nil {
 		return x.Ended
 	}
 	return ""
+}
+
+func (x *Order) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Order) GetAlready() bool {
+	if x != nil {
+		return x.Already
+	}
+	return false
+}
+
+func (x *Order) GetRecovered() bool {
+	if x != nil {
+		return x.Recovered
+	}
+	return false
 }
 
 func (x *Order) GetBundle() string {
@@ -2683,9 +2755,9 @@ func (x *Order) GetBundle() string {
 	return ""
 }
 
-func (x *Order) GetReason() string {
+func (x *Order) GetDetail() string {
 	if x != nil {
-		return x.Reason
+		return x.Detail
 	}
 	return ""
 }
@@ -3884,25 +3956,34 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05since\x18\x02 \x01(\tR\x05since\x12\x0e\n" +
 	"\x02id\x18\x03 \x01(\tR\x02id\"@\n" +
 	"\x12ListOrdersResponse\x12*\n" +
-	"\x06orders\x18\x01 \x03(\v2\x12.outguard.v1.OrderR\x06orders\"\xc1\x02\n" +
+	"\x06orders\x18\x01 \x03(\v2\x12.outguard.v1.OrderR\x06orders\"\x9f\x04\n" +
 	"\x05Order\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
-	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x12\n" +
-	"\x04uuid\x18\x03 \x01(\tR\x04uuid\x12\x12\n" +
-	"\x04step\x18\x04 \x01(\tR\x04step\x12\x14\n" +
-	"\x05state\x18\x05 \x01(\tR\x05state\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\x12\x0e\n" +
-	"\x02by\x18\a \x01(\tR\x02by\x12\x1a\n" +
-	"\bfindings\x18\b \x03(\tR\bfindings\x12\x18\n" +
-	"\adecided\x18\t \x01(\tR\adecided\x12\x1e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\tR\x05group\x12\x0e\n" +
+	"\x02vm\x18\x03 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04uuid\x18\x04 \x01(\tR\x04uuid\x12\x12\n" +
+	"\x04step\x18\x05 \x01(\tR\x04step\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12\x0e\n" +
+	"\x02by\x18\b \x01(\tR\x02by\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12\x12\n" +
+	"\x04rule\x18\n" +
+	" \x01(\tR\x04rule\x12\x18\n" +
+	"\afinding\x18\v \x01(\tR\afinding\x12\x1a\n" +
+	"\breceived\x18\f \x01(\tR\breceived\x12\x14\n" +
+	"\x05found\x18\r \x01(\tR\x05found\x12\x18\n" +
+	"\adecided\x18\x0e \x01(\tR\adecided\x12\x1e\n" +
 	"\n" +
-	"journalled\x18\n" +
-	" \x01(\tR\n" +
+	"journalled\x18\x0f \x01(\tR\n" +
 	"journalled\x12\x18\n" +
-	"\astarted\x18\v \x01(\tR\astarted\x12\x14\n" +
-	"\x05ended\x18\f \x01(\tR\x05ended\x12\x16\n" +
-	"\x06bundle\x18\r \x01(\tR\x06bundle\x12\x16\n" +
-	"\x06reason\x18\x0e \x01(\tR\x06reason\";\n" +
+	"\astarted\x18\x10 \x01(\tR\astarted\x12\x16\n" +
+	"\x06effect\x18\x11 \x01(\tR\x06effect\x12\x14\n" +
+	"\x05ended\x18\x12 \x01(\tR\x05ended\x12\x1a\n" +
+	"\battempts\x18\x13 \x01(\rR\battempts\x12\x18\n" +
+	"\aalready\x18\x14 \x01(\bR\aalready\x12\x1c\n" +
+	"\trecovered\x18\x15 \x01(\bR\trecovered\x12\x16\n" +
+	"\x06bundle\x18\x16 \x01(\tR\x06bundle\x12\x16\n" +
+	"\x06detail\x18\x17 \x01(\tR\x06detail\";\n" +
 	"\x11ListModelsRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06engine\x18\x02 \x01(\tR\x06engine\"@\n" +

@@ -239,7 +239,7 @@ func (b *Backend) order(step string, vm uuid.UUID, by api.Caller) *apipb.Order {
 	o := &apipb.Order{
 		Id: fmt.Sprintf("order-%d", len(b.orders)+1), Uuid: vm.String(), Step: step,
 		By: "api", Reason: by.Reason, Decided: api.FormatTime(b.Now()),
-		Journalled: api.FormatTime(b.Now()), Started: api.FormatTime(b.Now()), Ended: api.FormatTime(b.Now()),
+		Journalled: api.FormatTime(b.Now()), Started: api.FormatTime(b.Now()), Effect: api.FormatTime(b.Now()), Ended: api.FormatTime(b.Now()),
 	}
 	b.orders = append(b.orders, o)
 	return o
