@@ -1,0 +1,249 @@
+package decide
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+var (
+	vm  = uuid.MustParse("11111111-1111-4111-8111-111111111111")
+	vm2 = uuid.MustParse("22222222-2222-4222-8222-222222222222")
+	t0  = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+)
+
+func violation(id uuid.UUID) *engine.Finding {
+	return &engine.Finding{ID: "f1", Engine: "tsem", VM: id, Rule: "tsem/violation", Severity: engine.High}
+}
+
+func at(d time.Duration) time.Time { return t0.Add(d) }
+
+// decideAndNote decides and notes, as the monitor does.
+func decideAndNote(p *Playbook, in Input, h History) Decision {
+	d := Decide(p, in, h)
+	h.Note(d)
+	return d
+}
+
+func TestDefaultPlaybook(t *testing.T) {
+	p := Default()
+	for _, c := range []struct {
+		engine   string
+		severity engine.Severity
+		rule     string
+		steps    []Step
+	}{
+		{"tsem", engine.High, "violation", []Step{Log, Pause, Capture}},
+		{"tsem", engine.Severest, "violation", []Step{Log, Pause, Capture}},
+		{"tsem", engine.Medium, "note", []Step{Log}},
+		{"monitor", engine.Severest, "lying-guest", []Step{Log, Pause, Capture}},
+		{"monitor", engine.High, "note", []Step{Log}},
+		{"ioc", engine.Severest, "note", []Step{Log}},
+	} {
+		f := &engine.Finding{Engine: c.engine, VM: vm, Severity: c.severity}
+		d := Decide(p, Input{Finding: f, Now: t0}, History{})
+		if d.Rule != c.rule || !slices.Equal(d.Steps, c.steps) {
+			t.Errorf("%s %d: %s %v, want %s %v", c.engine, c.severity, d.Rule, d.Steps, c.rule, c.steps)
+		}
+	}
+}
+
+// TestManyViolationsOneCapture: a flood is answered once, and again after the
+// VM was let run.
+func TestManyViolationsOneCapture(t *testing.T) {
+	p, h := Default(), History{}
+	acted := 0
+	for i := range 1000 {
+		in := Input{Finding: violation(vm), RunSince: at(-time.Hour), Now: at(time.Duration(i) * time.Millisecond)}
+		if len(decideAndNote(p, in, h).Steps) > 0 {
+			acted++
+		}
+	}
+	if acted != 1 {
+		t.Fatalf("%d of 1000 violations acted", acted)
+	}
+	if last := h[Key{vm, "violation"}]; last.Held != 999 {
+		t.Errorf("%d held back are counted", last.Held)
+	}
+	if d := Decide(p, Input{Finding: violation(vm2), Now: at(time.Second)}, h); len(d.Steps) == 0 {
+		t.Error("another VM was held back")
+	}
+	resumed := Input{Finding: violation(vm), RunSince: at(time.Minute), Now: at(61 * time.Second)}
+	if d := decideAndNote(p, resumed, h); len(d.Steps) != 3 {
+		t.Errorf("after resume: %+v", d)
+	}
+	if d := decideAndNote(p, resumed, h); d.Held == "" {
+		t.Errorf("acted twice after resume: %+v", d)
+	}
+}
+
+func TestOncePer(t *testing.T) {
+	s1, s2 := uuid.MustParse("aaaaaaaa-0000-4000-8000-000000000001"), uuid.MustParse("aaaaaaaa-0000-4000-8000-000000000002")
+	first := Input{Session: s1, RunSince: at(-time.Hour), Now: t0}
+	again := map[string]Input{
+		"same":    {Session: s1, RunSince: at(-time.Hour), Now: at(time.Second)},
+		"session": {Session: s2, RunSince: at(-time.Hour), Now: at(time.Second)},
+		"run":     {Session: s1, RunSince: at(time.Millisecond), Now: at(time.Second)},
+		"later":   {Session: s1, RunSince: at(-time.Hour), Now: at(time.Hour)},
+	}
+	for _, c := range []struct{ once, cooldown, acts string }{
+		{"run", "0s", "run"},
+		{"session", "0s", "session"},
+		{"vm", "0s", ""},
+		{"event", "0s", "later run same session"},
+		{"event", "10m", "later"},
+		{"run", "10m", ""},
+	} {
+		p, err := Parse(fmt.Appendf(nil, "version: 1\nrules:\n  - {name: a, match: {}, steps: [pause], once_per: %s, cooldown: %s}\n", c.once, c.cooldown))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var acts []string
+		for name, in := range again {
+			h := History{}
+			first.Finding, in.Finding = violation(vm), violation(vm)
+			decideAndNote(p, first, h)
+			d := decideAndNote(p, in, h)
+			if (len(d.Steps) > 0) == (d.Held != "") {
+				t.Errorf("%s: %+v", name, d)
+			}
+			if len(d.Steps) > 0 {
+				acts = append(acts, name)
+			}
+		}
+		slices.Sort(acts)
+		if got := strings.Join(acts, " "); got != c.acts {
+			t.Errorf("once per %s, cooldown %s: acts again for %q, want %q", c.once, c.cooldown, got, c.acts)
+		}
+	}
+}
+
+func TestDecideIsPure(t *testing.T) {
+	p, h := Default(), History{}
+	in := Input{Finding: violation(vm), Now: t0}
+	a, b := Decide(p, in, h), Decide(p, in, h)
+	if len(h) != 0 || fmt.Sprint(a) != fmt.Sprint(b) {
+		t.Errorf("history %v, %v and %v", h, a, b)
+	}
+}
+
+func TestForgetAndDrop(t *testing.T) {
+	p, h := Default(), History{}
+	in := Input{Finding: violation(vm), Now: t0}
+	d := decideAndNote(p, in, h)
+	h.Forget(vm, d.Rule)
+	if d := decideAndNote(p, in, h); len(d.Steps) == 0 {
+		t.Errorf("a failed order is not given again: %+v", d)
+	}
+	h.Drop(vm)
+	if len(h) != 0 {
+		t.Errorf("%v", h)
+	}
+}
+
+func TestMatch(t *testing.T) {
+	f := &engine.Finding{Engine: "tsem", VM: vm, Rule: "tsem/violation", Severity: engine.High, Technique: "T1059.004"}
+	for _, c := range []struct {
+		m    Match
+		want bool
+	}{
+		{Match{}, true},
+		{Match{Engine: "tsem"}, true},
+		{Match{Engine: "tse"}, false},
+		{Match{Rule: "tsem/*"}, true},
+		{Match{Rule: "*/violation"}, true},
+		{Match{Rule: "*/loss"}, false},
+		{Match{Technique: "T1059*"}, true},
+		{Match{Technique: "T1059.00?"}, true},
+		{Match{Technique: "T1059.0?"}, false},
+		{Match{VM: "web-*"}, true},
+		{Match{VM: "11111111-*"}, true},
+		{Match{VM: "db-*"}, false},
+		{Match{Severity: engine.High}, true},
+		{Match{Severity: engine.Severest}, false},
+		{Match{Engine: "tsem", VM: "db-*"}, false},
+	} {
+		if got := c.m.holds(f, "web-1"); got != c.want {
+			t.Errorf("%+v: %t", c.m, got)
+		}
+	}
+}
+
+func TestGlobIsBounded(t *testing.T) {
+	began := time.Now()
+	if glob(strings.Repeat("*a", 100)+"b", strings.Repeat("a", 4000)) {
+		t.Error("matched")
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("took %s", took)
+	}
+}
+
+func TestParseErrors(t *testing.T) {
+	const head = "version: 1\nrules:\n"
+	for _, c := range []struct{ name, text, want string }{
+		{"unknown key", head + "  - name: a\n    macth: {}\n    steps: [log]\n", `4:5: unknown field "macth"`},
+		{"unknown key in match", head + "  - name: a\n    match:\n      sevirity: high\n    steps: [log]\n", "5:7: "},
+		{"unknown top key", head + "  - {name: a, match: {}, steps: [log]}\nrule: []\n", "4:1: "},
+		{"severity", head + "  - name: a\n    match: {severity: hihg}\n    steps: [log]\n", `4:23: rules[0].match.severity: "hihg" is none of`},
+		{"step", head + "  - name: a\n    match: {}\n    steps: [log, kill]\n", `5:18: rules[0].steps[1]: "kill" is none of`},
+		{"capture before pause", head + "  - name: a\n    match: {}\n    steps: [capture, pause]\n", "5:13: rules[0].steps[0]: capture must follow pause"},
+		{"resume first", head + "  - name: a\n    match: {}\n    steps: [resume, pause]\n", "5:13: rules[0].steps[0]: resume must come last"},
+		{"step twice", head + "  - name: a\n    match: {}\n    steps: [log, log]\n", "5:18: "},
+		{"no steps", head + "  - name: a\n    match: {}\n", "steps: is empty"},
+		{"no match", head + "  - name: a\n    steps: [log]\n", "rules[0].match: is missing"},
+		{"no name", head + "  - match: {}\n    steps: [log]\n", "rules[0].name: is missing"},
+		{"same name", head + "  - {name: a, match: {}, steps: [log]}\n  - {name: a, match: {}, steps: [log]}\n", `4:12: rules[1].name: "a" names an earlier rule`},
+		{"cooldown", head + "  - name: a\n    match: {}\n    steps: [log]\n    cooldown: soon\n", `6:15: rules[0].cooldown: "soon"`},
+		{"negative cooldown", head + "  - name: a\n    match: {}\n    steps: [log]\n    cooldown: -5m\n", "6:15: "},
+		{"once", head + "  - name: a\n    match: {}\n    steps: [log]\n    once_per: day\n", `6:15: rules[0].once_per: "day"`},
+		{"version", "version: 2\nrules: []\n", "1:10: version: must be 1"},
+		{"no version", "rules: []\n", "version: must be 1"},
+		{"type", "version: 1\nrules: seven\n", "2:8: "},
+		{"syntax", "version: 1\nrules: [\n", "2:"},
+		{"alias", "version: 1\nrules:\n  - &a {name: a, match: {}, steps: [log]}\n  - *a\n", "3:5: anchors"},
+		{"two documents", "version: 1\n---\nversion: 1\n", "one document"},
+		{"control character", head + "  - {name: \"a\\e[31m\", match: {}, steps: [log]}\n", "control character"},
+		{"not UTF-8", "version: 1 # \xff\n", "UTF-8"},
+		{"large", strings.Repeat("#", MaxBytes+1), "larger"},
+		{"empty", "", "version: must be 1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, err := Parse([]byte(c.text))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if p != nil {
+				t.Error("a playbook beside an error")
+			}
+		})
+	}
+}
+
+func TestAllBadValuesAtOnce(t *testing.T) {
+	_, err := Parse([]byte("version: 3\nrules:\n  - {name: a, match: {severity: x}, steps: [y]}\n"))
+	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 3 {
+		t.Errorf("%d errors: %v", n, err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(DefaultText())
+	f.Add("version: 1\nrules:\n  - {name: a, match: {vm: \"*\"}, steps: [log, pause, capture, resume], cooldown: 1h}\n")
+	f.Add("version: 1\nrules: [&a {}, *a]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		p, err := Parse([]byte(text))
+		if (p == nil) == (err == nil) {
+			t.Fatalf("%v, %v", p, err)
+		}
+		if p != nil {
+			Decide(p, Input{Finding: violation(vm), Now: t0}, History{})
+		}
+	})
+}

@@ -1,0 +1,27 @@
+// Package decide turns a finding into a decision by a playbook. It is pure:
+// what it answers depends on its arguments alone, the time among them.
+//
+// A playbook is a YAML file of at most 1 MiB:
+//
+//	version: 1
+//	rules:
+//	  - name: stop-and-capture      # unique; orders and findings show it
+//	    match:                      # all that is given must hold; {} matches all
+//	      engine: tsem              # glob
+//	      rule: "tsem/*"            # glob over the finding's rule
+//	      severity: high            # at least: info, low, medium, high, critical
+//	      technique: "T1059*"       # glob over the ATT&CK id
+//	      vm: "web-*"               # glob over the domain's name or its UUID
+//	    steps: [log, pause, capture]
+//	    once_per: run               # run (default), session, vm or event
+//	    cooldown: 10m               # default 0: none
+//
+// The first rule that matches decides, also where it then holds back: its
+// steps are ordered once per run of the VM (from its start or resume to its
+// next stop), per session of its agent, per VM, or for each event, and not
+// again within the cooldown. What was held back is counted. A glob's * stands
+// for any text and ? for one byte; nothing else is special.
+//
+// The steps: log; pause stops all vCPUs; capture takes memory and disks and
+// must follow pause; resume must be said, and last. No matching rule, no step.
+package decide

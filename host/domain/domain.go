@@ -1,0 +1,258 @@
+package domain
+
+import (
+	"context"
+	"encoding/xml"
+	"fmt"
+	"strconv"
+	"time"
+
+	libvirt "github.com/digitalocean/go-libvirt"
+	"github.com/google/uuid"
+)
+
+// State is what libvirt says of a domain.
+type State uint8
+
+// The states. Running includes libvirt's "blocked", which QEMU never reports.
+const (
+	Unknown State = iota
+	Running
+	Paused
+	ShuttingDown
+	ShutOff
+	Crashed
+	Suspended // the guest put itself to sleep
+)
+
+var stateNames = [...]string{"unknown", "running", "paused", "shutting down", "shut off", "crashed", "suspended"}
+
+func (s State) String() string {
+	if int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return "unknown"
+}
+
+// Active reports whether a QEMU process holds the domain.
+func (s State) Active() bool {
+	return s == Running || s == Paused || s == ShuttingDown || s == Suspended
+}
+
+func toState(n int32) State {
+	switch libvirt.DomainState(n) {
+	case libvirt.DomainRunning, libvirt.DomainBlocked:
+		return Running
+	case libvirt.DomainPaused:
+		return Paused
+	case libvirt.DomainShutdown:
+		return ShuttingDown
+	case libvirt.DomainShutoff:
+		return ShutOff
+	case libvirt.DomainCrashed:
+		return Crashed
+	case libvirt.DomainPmsuspended:
+		return Suspended
+	}
+	return Unknown
+}
+
+// Domain is one libvirt domain.
+type Domain struct {
+	UUID  uuid.UUID
+	Name  string
+	ID    int // libvirt's number while it is active, else -1
+	State State
+}
+
+// List returns all domains, active or not.
+func (c *Client) List(ctx context.Context) ([]Domain, error) {
+	var out []Domain
+	err := c.read(ctx, func(l *libvirt.Libvirt) error {
+		ds, _, err := l.ConnectListAllDomains(1, 0)
+		if err != nil {
+			return err
+		}
+		out = make([]Domain, 0, len(ds))
+		for _, d := range ds {
+			if got, err := c.describe(l, d); err == nil { // else it is gone by now
+				out = append(out, got)
+			} else if lost(err) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list domains: %w", err)
+	}
+	return out, nil
+}
+
+func (c *Client) describe(l *libvirt.Libvirt, d libvirt.Domain) (Domain, error) {
+	n, _, err := l.DomainGetState(d, 0)
+	if err != nil {
+		return Domain{}, err
+	}
+	c.remember(d)
+	return Domain{UUID: uuid.UUID(d.UUID), Name: d.Name, ID: int(d.ID), State: toState(n)}, nil
+}
+
+// Lookup finds a domain by its name, or by its UUID where no domain has that
+// text as its name.
+func (c *Client) Lookup(ctx context.Context, nameOrUUID string) (Domain, error) {
+	var out Domain
+	err := c.read(ctx, func(l *libvirt.Libvirt) error {
+		d, err := l.DomainLookupByName(nameOrUUID)
+		if libvirt.IsNotFound(err) {
+			if id, perr := uuid.Parse(nameOrUUID); perr == nil {
+				d, err = l.DomainLookupByUUID(libvirt.UUID(id))
+			}
+		}
+		if err == nil {
+			out, err = c.describe(l, d)
+		}
+		return err
+	})
+	if err != nil {
+		return Domain{}, fmt.Errorf("domain %q: %w", nameOrUUID, err)
+	}
+	return out, nil
+}
+
+// State returns the domain's state.
+func (c *Client) State(ctx context.Context, vm uuid.UUID) (State, error) {
+	var s State
+	err := c.read(ctx, func(l *libvirt.Libvirt) error {
+		n, _, err := l.DomainGetState(c.handle(vm), 0)
+		s = toState(n)
+		return err
+	})
+	if err != nil {
+		return Unknown, fmt.Errorf("state of %s: %w", vm, err)
+	}
+	return s, nil
+}
+
+// Paused reports whether libvirt says that the domain is paused.
+func (c *Client) Paused(ctx context.Context, vm uuid.UUID) (bool, error) {
+	s, err := c.State(ctx, vm)
+	return s == Paused, err
+}
+
+// Pause stops all vCPUs and returns when libvirt says that they are stopped;
+// a domain that is paused already is no error.
+func (c *Client) Pause(ctx context.Context, vm uuid.UUID) error {
+	if err := c.change(ctx, vm, Paused, (*libvirt.Libvirt).DomainSuspend); err != nil {
+		return fmt.Errorf("pause %s: %w", vm, err)
+	}
+	return nil
+}
+
+// Resume lets the vCPUs of a paused domain run and returns when libvirt says
+// that they do; a domain that runs already is no error.
+func (c *Client) Resume(ctx context.Context, vm uuid.UUID) error {
+	if err := c.change(ctx, vm, Running, (*libvirt.Libvirt).DomainResume); err != nil {
+		return fmt.Errorf("resume %s: %w", vm, err)
+	}
+	return nil
+}
+
+// change asks for a state and checks that it has come about.
+func (c *Client) change(ctx context.Context, vm uuid.UUID, want State, ask func(*libvirt.Libvirt, libvirt.Domain) error) error {
+	return c.call(ctx, func(l *libvirt.Libvirt) error {
+		d := c.handle(vm)
+		asked := ask(l, d)
+		if lost(asked) {
+			return asked
+		}
+		n, _, err := l.DomainGetState(d, 0)
+		switch {
+		case err == nil && toState(n) == want:
+			return nil // whatever was answered: the effect is there
+		case asked != nil:
+			return asked
+		case err != nil:
+			return err
+		}
+		return fmt.Errorf("libvirt reported success, but the domain is %s", toState(n))
+	})
+}
+
+// XML returns the domain's live description, without secrets.
+func (c *Client) XML(ctx context.Context, vm uuid.UUID) (string, error) {
+	return c.xml(ctx, vm, 0)
+}
+
+func (c *Client) xml(ctx context.Context, vm uuid.UUID, flags libvirt.DomainXMLFlags) (string, error) {
+	var out string
+	err := c.read(ctx, func(l *libvirt.Libvirt) (err error) {
+		out, err = l.DomainGetXMLDesc(c.handle(vm), flags)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("describe %s: %w", vm, err)
+	}
+	return out, nil
+}
+
+// CID returns the guest's vsock address by libvirt's own <vsock> device, or 0
+// where the domain has none. It is fixed while the domain is active.
+func (c *Client) CID(ctx context.Context, vm uuid.UUID) (uint32, error) {
+	text, err := c.XML(ctx, vm)
+	if err != nil {
+		return 0, err
+	}
+	return parseCID(text)
+}
+
+// parseCID reads only the one element; the rest of the description may be of
+// any later libvirt's making.
+func parseCID(text string) (uint32, error) {
+	var d struct {
+		CID struct {
+			Address string `xml:"address,attr"`
+		} `xml:"devices>vsock>cid"`
+	}
+	if err := xml.Unmarshal([]byte(text), &d); err != nil {
+		return 0, fmt.Errorf("vsock address: %w", err)
+	}
+	if d.CID.Address == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(d.CID.Address, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("vsock address: %w", err)
+	}
+	return uint32(n), nil
+}
+
+// CPUTime returns the time that all vCPUs of an active domain have run since
+// it started. Where QEMU runs them in one thread it is the process's time.
+func (c *Client) CPUTime(ctx context.Context, vm uuid.UUID) (time.Duration, error) {
+	var sum uint64
+	err := c.read(ctx, func(l *libvirt.Libvirt) error {
+		d := c.handle(vm)
+		_, _, _, n, total, err := l.DomainGetInfo(d)
+		if err != nil {
+			return err
+		}
+		sum = total
+		vcpus, _, err := l.DomainGetVcpus(d, int32(n), 0)
+		if err != nil {
+			if lost(err) {
+				return err
+			}
+			return nil
+		}
+		sum = 0
+		for _, v := range vcpus {
+			sum += v.CPUTime
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("CPU time of %s: %w", vm, err)
+	}
+	return time.Duration(sum), nil
+}

@@ -1,0 +1,10 @@
+// Package respond carries out orders: it journals each one, synced to disk,
+// before libvirt is called, carries it out, checks it by its effect, and
+// journals the result.
+//
+//	Submit -> journal (synced) -> the VM's queue -> machine -> check -> result
+//
+// The orders of one VM are carried out one after the other; those of several
+// run side by side. After a restart every order without a result is found
+// again, held against what the VM is now, and given one.
+package respond

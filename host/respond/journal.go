@@ -1,0 +1,213 @@
+package respond
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/google/uuid"
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// The journal is a bbolt file: "orders" and "results" hold JSON by order id,
+// "pending" the ids without a result, "meta" the version.
+var (
+	bOrders  = []byte("orders")
+	bResults = []byte("results")
+	bPending = []byte("pending")
+	bMeta    = []byte("meta")
+	kVersion = []byte("version")
+)
+
+const journalVersion = "1"
+
+// Journal keeps orders and results on disk. Each write is synced before it
+// returns. One process holds it at a time.
+type Journal struct {
+	db   *bolt.DB
+	keep int
+}
+
+// DefaultKeep is how many settled orders a journal keeps.
+const DefaultKeep = 100_000
+
+// OpenJournal opens or makes the journal at path.
+func OpenJournal(path string) (*Journal, error) {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, fmt.Errorf("open journal %s: another outguardd holds it: %w", path, err)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("open journal: run as the monitor's user: %w", err)
+	case err != nil:
+		return nil, fmt.Errorf("open journal %s: %w", path, err)
+	}
+	j := &Journal{db: db, keep: DefaultKeep}
+	if err := db.Update(prepare); err != nil {
+		return nil, errors.Join(fmt.Errorf("open journal %s: %w", path, err), db.Close())
+	}
+	return j, nil
+}
+
+func prepare(tx *bolt.Tx) error {
+	for _, name := range [][]byte{bOrders, bResults, bPending, bMeta} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	meta := tx.Bucket(bMeta)
+	switch v := meta.Get(kVersion); {
+	case v == nil:
+		return meta.Put(kVersion, []byte(journalVersion))
+	case string(v) != journalVersion:
+		return fmt.Errorf("it has version %q, this program knows %s", v, journalVersion)
+	}
+	return nil
+}
+
+// Close closes the file.
+func (j *Journal) Close() error { return j.db.Close() }
+
+// begin journals orders, all or none.
+func (j *Journal) begin(orders []Order) error {
+	return j.db.Update(func(tx *bolt.Tx) error {
+		for i := range orders {
+			b, err := json.Marshal(&orders[i])
+			if err != nil {
+				return err
+			}
+			id := orders[i].ID[:]
+			if err := tx.Bucket(bOrders).Put(id, b); err != nil {
+				return err
+			}
+			if err := tx.Bucket(bPending).Put(id, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// end journals a result. The first result of an order stands.
+func (j *Journal) end(r *Result) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return j.db.Update(func(tx *bolt.Tx) error {
+		id := r.Order[:]
+		if tx.Bucket(bOrders).Get(id) == nil {
+			return ErrNoOrder
+		}
+		if tx.Bucket(bResults).Get(id) != nil {
+			return errors.New("the order has a result")
+		}
+		if err := tx.Bucket(bResults).Put(id, b); err != nil {
+			return err
+		}
+		if err := tx.Bucket(bPending).Delete(id); err != nil {
+			return err
+		}
+		return j.prune(tx)
+	})
+}
+
+// prune lets go of the oldest settled order when there are too many. Ids are
+// sequenced by time, so few are looked at.
+func (j *Journal) prune(tx *bolt.Tx) error {
+	results := tx.Bucket(bResults)
+	n := results.Sequence() // counts results kept
+	if err := results.SetSequence(n + 1); err != nil {
+		return err
+	}
+	if n+1 <= uint64(j.keep) {
+		return nil
+	}
+	oldest, _ := results.Cursor().First()
+	if oldest == nil {
+		return nil
+	}
+	id := append([]byte(nil), oldest...)
+	if err := tx.Bucket(bOrders).Delete(id); err != nil {
+		return err
+	}
+	if err := results.Delete(id); err != nil {
+		return err
+	}
+	return results.SetSequence(n)
+}
+
+// Pending returns the orders without a result, oldest first.
+func (j *Journal) Pending() ([]Order, error) {
+	var out []Order
+	err := j.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bPending).ForEach(func(id, _ []byte) error {
+			var o Order
+			if err := json.Unmarshal(tx.Bucket(bOrders).Get(id), &o); err != nil {
+				return fmt.Errorf("order %x: %w", id, err)
+			}
+			out = append(out, o)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	return out, nil
+}
+
+// Entry returns one order with its result.
+func (j *Journal) Entry(id uuid.UUID) (Entry, error) {
+	var e Entry
+	err := j.db.View(func(tx *bolt.Tx) (err error) {
+		e, err = entry(tx, id[:])
+		return err
+	})
+	if err != nil {
+		return Entry{}, fmt.Errorf("order %s: %w", id, err)
+	}
+	return e, nil
+}
+
+// Entries calls fn for each order, newest first, until it returns false. fn
+// must not call the journal.
+func (j *Journal) Entries(fn func(Entry) bool) error {
+	err := j.db.View(func(tx *bolt.Tx) error {
+		c := tx.Bucket(bOrders).Cursor()
+		for id, _ := c.Last(); id != nil; id, _ = c.Prev() {
+			e, err := entry(tx, id)
+			if err != nil {
+				return err
+			}
+			if !fn(e) {
+				return nil
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read journal: %w", err)
+	}
+	return nil
+}
+
+func entry(tx *bolt.Tx, id []byte) (Entry, error) {
+	b := tx.Bucket(bOrders).Get(id)
+	if b == nil {
+		return Entry{}, ErrNoOrder
+	}
+	var e Entry
+	if err := json.Unmarshal(b, &e.Order); err != nil {
+		return Entry{}, err
+	}
+	if b = tx.Bucket(bResults).Get(id); b != nil {
+		e.Result = &Result{}
+		if err := json.Unmarshal(b, e.Result); err != nil {
+			return Entry{}, err
+		}
+	}
+	return e, nil
+}

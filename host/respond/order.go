@@ -1,0 +1,136 @@
+package respond
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Kind is what an order asks for.
+type Kind string
+
+// The kinds.
+const (
+	Log     Kind = "log"     // only to be on record
+	Pause   Kind = "pause"   // stop all vCPUs
+	Capture Kind = "capture" // memory and disks into a bundle; the VM is paused for it
+	Resume  Kind = "resume"  // let the vCPUs run
+)
+
+func (k Kind) valid() bool { return k == Log || k == Pause || k == Capture || k == Resume }
+
+// Request asks for steps on one VM, in order.
+type Request struct {
+	VM      uuid.UUID
+	Name    string // the domain's name, for people
+	Steps   []Kind
+	Asked   string // who: "playbook", or "uid 0 (root)" from the command line
+	Reason  string // one sentence for people
+	Finding string // id of the finding, "" for a manual order
+	Rule    string // the playbook's rule, "" for a manual order
+
+	Received time.Time // when the finding's event had arrived on the host; zero without one
+	Found    time.Time // when the host had the finding
+	Decided  time.Time // when the playbook, or a person, had decided
+}
+
+// Order is one step of a request, as it is journaled before it is carried out.
+type Order struct {
+	ID      uuid.UUID `json:"id"`    // version 7: sorts by time
+	Group   uuid.UUID `json:"group"` // shared by the orders of one request
+	VM      uuid.UUID `json:"vm"`
+	Name    string    `json:"name,omitempty"`
+	Kind    Kind      `json:"kind"`
+	Asked   string    `json:"asked"`
+	Reason  string    `json:"reason,omitempty"`
+	Finding string    `json:"finding,omitempty"`
+	Rule    string    `json:"rule,omitempty"`
+
+	Received time.Time `json:"received,omitzero"`
+	Found    time.Time `json:"found,omitzero"`
+	Decided  time.Time `json:"decided,omitzero"`
+	Given    time.Time `json:"given"` // when Submit had it; the journal's entry follows
+}
+
+// Status is how an order ended.
+type Status string
+
+// How an order ended.
+const (
+	Done    Status = "done"    // the effect is there, checked
+	Failed  Status = "failed"  // it could not be brought about; Error says why
+	Skipped Status = "skipped" // an earlier order of the group failed, or it was overtaken
+)
+
+// Result is what came of an order.
+type Result struct {
+	Order     uuid.UUID `json:"order"`
+	Status    Status    `json:"status"`
+	Error     string    `json:"error,omitempty"`
+	Already   bool      `json:"already,omitempty"`   // the effect was there before
+	Recovered bool      `json:"recovered,omitempty"` // settled after a restart
+	Journaled time.Time `json:"journaled,omitzero"`  // the order was on disk; zero after a restart
+	Started   time.Time `json:"started"`             // its turn in the VM's queue came
+	Effect    time.Time `json:"effect,omitzero"`     // libvirt confirmed the effect
+	Finished  time.Time `json:"finished"`
+	Attempts  int       `json:"attempts,omitempty"`
+	Bundle    string    `json:"bundle,omitempty"` // directory of a capture's bundle
+	Detail    string    `json:"detail,omitempty"`
+}
+
+// Entry is an order with its result, nil while it has none.
+type Entry struct {
+	Order  Order   `json:"order"`
+	Result *Result `json:"result,omitempty"`
+}
+
+var (
+	// ErrQueueFull: too many orders of this VM wait already.
+	ErrQueueFull = errors.New("the VM's queue of orders is full")
+	// ErrStopped: the responder is shutting down.
+	ErrStopped = errors.New("responder has stopped")
+	// ErrNoOrder: the journal has no such order.
+	ErrNoOrder = errors.New("no such order")
+)
+
+const (
+	maxSteps = 8
+	maxText  = 4096 // of any text in a request
+)
+
+// orders makes a request's orders, or says what is wrong with it.
+func (q *Request) orders(now time.Time) ([]Order, error) {
+	if q.VM == uuid.Nil {
+		return nil, errors.New("no VM")
+	}
+	if len(q.Steps) == 0 || len(q.Steps) > maxSteps {
+		return nil, fmt.Errorf("%d steps: 1 to %d are expected", len(q.Steps), maxSteps)
+	}
+	if q.Asked == "" {
+		return nil, errors.New("nobody asked")
+	}
+	group, err := uuid.NewV7()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Order, 0, len(q.Steps))
+	for _, k := range q.Steps {
+		if !k.valid() {
+			return nil, fmt.Errorf("unknown step %q", k)
+		}
+		id, err := uuid.NewV7()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Order{
+			ID: id, Group: group, VM: q.VM, Name: bound(q.Name), Kind: k, Asked: bound(q.Asked),
+			Reason: bound(q.Reason), Finding: bound(q.Finding), Rule: bound(q.Rule),
+			Received: q.Received, Found: q.Found, Decided: q.Decided, Given: now,
+		})
+	}
+	return out, nil
+}
+
+func bound(s string) string { return s[:min(len(s), maxText)] }

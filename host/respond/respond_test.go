@@ -1,0 +1,531 @@
+package respond
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var vm1, vm2 = uuid.MustParse("11111111-1111-4111-8111-111111111111"), uuid.MustParse("22222222-2222-4222-8222-222222222222")
+
+// box is a machine, a capturer and a recorder in memory, with a log of calls.
+type box struct {
+	mu      sync.Mutex
+	paused  map[uuid.UUID]bool
+	calls   []string
+	journal *Journal
+	pause   func(ctx context.Context, vm uuid.UUID) error // in place of the effect
+	capture func(ctx context.Context, o Order) (string, error)
+	bundles map[uuid.UUID]string
+	busy    map[uuid.UUID]int
+	overlap bool
+	recErr  error
+}
+
+func newBox(j *Journal) *box {
+	return &box{paused: map[uuid.UUID]bool{}, journal: j, bundles: map[uuid.UUID]string{}, busy: map[uuid.UUID]int{}}
+}
+
+func (b *box) say(format string, a ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.calls = append(b.calls, fmt.Sprintf(format, a...))
+}
+
+func (b *box) said() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Join(b.calls, "; ")
+}
+
+func (b *box) set(vm uuid.UUID, paused bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.paused[vm] = paused
+}
+
+func (b *box) enter(vm uuid.UUID) func() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.busy[vm]++; b.busy[vm] > 1 {
+		b.overlap = true
+	}
+	return func() { b.mu.Lock(); b.busy[vm]--; b.mu.Unlock() }
+}
+
+func (b *box) Pause(ctx context.Context, vm uuid.UUID) error {
+	defer b.enter(vm)()
+	b.say("pause")
+	if b.pause != nil {
+		return b.pause(ctx, vm)
+	}
+	b.set(vm, true)
+	return nil
+}
+
+func (b *box) Resume(_ context.Context, vm uuid.UUID) error {
+	defer b.enter(vm)()
+	b.say("resume")
+	b.set(vm, false)
+	return nil
+}
+
+func (b *box) Paused(_ context.Context, vm uuid.UUID) (bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.paused[vm], nil
+}
+
+func (b *box) Capture(ctx context.Context, o Order) (string, error) {
+	defer b.enter(o.VM)()
+	b.say("capture")
+	if b.capture != nil {
+		return b.capture(ctx, o)
+	}
+	return "/bundles/" + o.ID.String(), nil
+}
+
+func (b *box) Captured(_ context.Context, o Order) (string, error) { return b.bundles[o.ID], nil }
+
+func (b *box) RecordOrder(o Order) error {
+	pending, err := b.journal.Pending()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(pending, func(p Order) bool { return p.ID == o.ID }) {
+		b.say("RECORDED BEFORE JOURNALED")
+	}
+	b.say("order %s", o.Kind)
+	return b.recErr
+}
+
+func (b *box) RecordResult(o Order, r Result) error {
+	b.say("%s %s", o.Kind, r.Status)
+	return b.recErr
+}
+
+func journal(t *testing.T) *Journal {
+	t.Helper()
+	return reopen(t, filepath.Join(t.TempDir(), "journal.db"))
+}
+
+func reopen(t *testing.T, path string) *Journal {
+	t.Helper()
+	j, err := OpenJournal(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = j.Close() })
+	return j
+}
+
+// run runs a responder until the returned function is called.
+func run(t *testing.T, r *Responder) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+func submit(t *testing.T, r *Responder, vm uuid.UUID, steps ...Kind) []Order {
+	t.Helper()
+	orders, err := r.Submit(context.Background(), Request{VM: vm, Name: "web", Steps: steps, Asked: "test", Reason: "because"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return orders
+}
+
+func wait(t *testing.T, r *Responder, o Order) Result {
+	t.Helper()
+	res, err := r.Wait(context.Background(), o.ID)
+	if err != nil {
+		t.Fatalf("%s: %v", o.Kind, err)
+	}
+	return res
+}
+
+func TestPauseAndCapture(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	var seen []Entry
+	r := New(j, b, b, b, &Options{Observe: func(e Entry) { seen = append(seen, e) }})
+	stop := run(t, r)
+	orders := submit(t, r, vm1, Log, Pause, Capture)
+	for _, o := range orders {
+		res := wait(t, r, o)
+		if res.Status != Done {
+			t.Errorf("%s: %+v", o.Kind, res)
+		}
+		if res.Journaled.After(res.Started) || res.Effect.Before(res.Started) || res.Finished.Before(res.Effect) {
+			t.Errorf("%s: times out of order: %+v", o.Kind, res)
+		}
+	}
+	stop()
+	want := "order log; log done; order pause; pause; pause done; order capture; capture; capture done"
+	if got := b.said(); got != want {
+		t.Errorf("calls:\n got %s\nwant %s", got, want)
+	}
+	e, err := j.Entry(orders[2].ID)
+	if err != nil || e.Result == nil || e.Result.Bundle != "/bundles/"+orders[2].ID.String() {
+		t.Errorf("journal: %+v, %v", e, err)
+	}
+	if len(seen) != 3 || orders[0].Group != orders[2].Group {
+		t.Errorf("observed %d, groups %v %v", len(seen), orders[0].Group, orders[2].Group)
+	}
+	if s := r.Stats(); s.Given != 3 || s.Done != 3 || s.Waiting != 0 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+func TestNothingWithoutJournal(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	r := New(j, b, b, nil, nil)
+	run(t, r)
+	wait(t, r, submit(t, r, vm1, Log)[0])
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Submit(context.Background(), Request{VM: vm1, Steps: []Kind{Pause}, Asked: "test"}); err == nil {
+		t.Error("submitted without a journal")
+	}
+	if got := b.said(); got != "" {
+		t.Errorf("calls: %s", got)
+	}
+	if s := r.Stats(); s.Refused != 1 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+func TestFailureSkipsTheRest(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	b.pause = func(context.Context, uuid.UUID) error { return gone{} }
+	r := New(j, b, b, b, nil)
+	run(t, r)
+	orders := submit(t, r, vm1, Pause, Capture)
+	next := submit(t, r, vm1, Log)
+	if res := wait(t, r, orders[0]); res.Status != Failed || res.Error != "gone" || res.Attempts != 1 {
+		t.Errorf("pause: %+v", res)
+	}
+	if res := wait(t, r, orders[1]); res.Status != Skipped {
+		t.Errorf("capture: %+v", res)
+	}
+	if res := wait(t, r, next[0]); res.Status != Done {
+		t.Errorf("next request: %+v", res)
+	}
+}
+
+type gone struct{}
+
+func (gone) Error() string   { return "gone" }
+func (gone) Permanent() bool { return true }
+
+func TestSuccessWithoutEffectIsAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := journal(t)
+		b := newBox(j)
+		b.pause = func(context.Context, uuid.UUID) error { return nil } // a lie
+		r := New(j, b, b, b, &Options{PauseWithin: 3 * time.Second})
+		run(t, r)
+		res := wait(t, r, submit(t, r, vm1, Pause)[0])
+		if res.Status != Failed || !strings.Contains(res.Error, "paused is false") || res.Attempts < 3 {
+			t.Errorf("%+v", res)
+		}
+		if took := res.Finished.Sub(res.Started); took != 3*time.Second {
+			t.Errorf("took %s, the deadline is 3 s", took)
+		}
+	})
+}
+
+func TestRetriesUntilLibvirtIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := journal(t)
+		b := newBox(j)
+		n := 0
+		b.pause = func(_ context.Context, vm uuid.UUID) error {
+			if n++; n < 4 {
+				return errors.New("no libvirtd")
+			}
+			b.set(vm, true)
+			return nil
+		}
+		r := New(j, b, b, b, nil)
+		run(t, r)
+		if res := wait(t, r, submit(t, r, vm1, Pause)[0]); res.Status != Done || res.Attempts != 4 {
+			t.Errorf("%+v", res)
+		}
+		if s := r.Stats(); s.Retries != 3 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestEffectAfterAHungCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := journal(t)
+		b := newBox(j)
+		b.pause = func(ctx context.Context, vm uuid.UUID) error {
+			<-ctx.Done()
+			b.set(vm, true)
+			return ctx.Err()
+		}
+		r := New(j, b, b, b, nil)
+		run(t, r)
+		if res := wait(t, r, submit(t, r, vm1, Pause)[0]); res.Status != Done || res.Detail != "after the deadline" {
+			t.Errorf("%+v", res)
+		}
+	})
+}
+
+func TestSerialPerVM(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	hold := make(chan struct{})
+	b.capture = func(_ context.Context, o Order) (string, error) {
+		if o.VM == vm1 {
+			<-hold
+		}
+		return "/b", nil
+	}
+	r := New(j, b, b, nil, nil)
+	run(t, r)
+	first := submit(t, r, vm1, Capture)[0]
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var all []Order
+	for range 10 {
+		wg.Go(func() {
+			o := submit(t, r, vm1, Pause, Resume)
+			mu.Lock()
+			all = append(all, o...)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if res := wait(t, r, submit(t, r, vm2, Pause, Capture)[1]); res.Status != Done {
+		t.Errorf("another VM waits behind the first: %+v", res)
+	}
+	close(hold)
+	wait(t, r, first)
+	for _, o := range all {
+		if res := wait(t, r, o); res.Status != Done {
+			t.Errorf("%+v", res)
+		}
+	}
+	if b.overlap {
+		t.Error("two orders of one VM ran at once")
+	}
+}
+
+func TestQueueIsBounded(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	r := New(j, b, b, b, &Options{Waiting: 3})
+	submit(t, r, vm1, Pause, Capture)
+	_, err := r.Submit(context.Background(), Request{VM: vm1, Steps: []Kind{Log, Pause}, Asked: "test"})
+	if !errors.Is(err, ErrQueueFull) {
+		t.Errorf("got %v", err)
+	}
+	last := submit(t, r, vm1, Log)[0]
+	submit(t, r, vm2, Log, Log)
+	run(t, r)
+	if res := wait(t, r, last); res.Status != Done {
+		t.Errorf("%+v", res)
+	}
+	for range 20 { // places are given back
+		wait(t, r, submit(t, r, vm1, Log, Log)[1])
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	r := New(journal(t), newBox(nil), nil, nil, nil)
+	for name, q := range map[string]Request{
+		"no VM":        {Steps: []Kind{Pause}, Asked: "a"},
+		"no steps":     {VM: vm1, Asked: "a"},
+		"nobody":       {VM: vm1, Steps: []Kind{Pause}},
+		"unknown step": {VM: vm1, Steps: []Kind{"destroy"}, Asked: "a"},
+		"many":         {VM: vm1, Steps: slices.Repeat([]Kind{Log}, 9), Asked: "a"},
+	} {
+		if _, err := r.Submit(context.Background(), q); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if p, _ := r.journal.Pending(); len(p) != 0 {
+		t.Errorf("journaled: %v", p)
+	}
+}
+
+// TestStopDuringCapture leaves the order for the next process.
+func TestStopDuringCapture(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j.db")
+	j := reopen(t, path)
+	b := newBox(j)
+	entered := make(chan struct{})
+	b.capture = func(ctx context.Context, _ Order) (string, error) {
+		close(entered)
+		<-ctx.Done()
+		return "", ctx.Err()
+	}
+	r := New(j, b, b, b, nil)
+	stop := run(t, r)
+	orders := submit(t, r, vm1, Pause, Capture, Resume)
+	<-entered
+	stop()
+	if _, err := r.Wait(context.Background(), orders[1].ID); !errors.Is(err, ErrStopped) {
+		t.Errorf("Wait: %v", err)
+	}
+	if _, err := r.Submit(context.Background(), Request{VM: vm1, Steps: []Kind{Log}, Asked: "a"}); !errors.Is(err, ErrStopped) {
+		t.Errorf("Submit: %v", err)
+	}
+	_ = j.Close()
+
+	j = reopen(t, path)
+	next := newBox(j)
+	next.set(vm1, true)
+	r = New(j, next, next, next, nil)
+	run(t, r)
+	capture, resume := wait(t, r, orders[1]), wait(t, r, orders[2])
+	if capture.Status != Done || !capture.Recovered || resume.Status != Done {
+		t.Errorf("capture %+v, resume %+v", capture, resume)
+	}
+	if want := "order capture; capture; capture done; order resume; resume; resume done"; next.said() != want {
+		t.Errorf("calls: %s", next.said())
+	}
+}
+
+// TestRecovery holds each kind of order found at the start against what the
+// VM is then.
+func TestRecovery(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		kind    Kind
+		age     time.Duration
+		paused  bool
+		bundle  string
+		status  Status
+		already bool
+		calls   string
+	}{
+		{"pause that had its effect", Pause, time.Hour, true, "", Done, true, "order pause; pause done"},
+		{"pause that had none", Pause, time.Hour, false, "", Done, false, "order pause; pause; pause done"},
+		{"resume that had its effect", Resume, time.Hour, false, "", Done, true, "order resume; resume done"},
+		{"fresh resume", Resume, time.Second, true, "", Done, false, "order resume; resume; resume done"},
+		{"old resume", Resume, time.Hour, true, "", Skipped, false, "order resume; resume skipped"},
+		{"whole bundle", Capture, time.Hour, false, "/b", Done, true, "order capture; capture done"},
+		{"half a bundle, still paused", Capture, time.Hour, true, "", Done, false, "order capture; capture; capture done"},
+		{"half a bundle, ran on", Capture, time.Hour, false, "", Failed, false, "order capture; capture failed"},
+		{"log", Log, time.Hour, false, "", Done, false, "order log; log done"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			j := journal(t)
+			q := Request{VM: vm1, Steps: []Kind{c.kind}, Asked: "earlier"}
+			orders, err := q.orders(time.Now().Add(-c.age))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := j.begin(orders); err != nil {
+				t.Fatal(err)
+			}
+			b := newBox(j)
+			b.set(vm1, c.paused)
+			b.bundles[orders[0].ID] = c.bundle
+			r := New(j, b, b, b, nil)
+			run(t, r)
+			res, err := r.Wait(context.Background(), orders[0].ID)
+			if err != nil || res.Status != c.status || res.Already != c.already || !res.Recovered {
+				t.Errorf("%+v, %v", res, err)
+			}
+			if got := b.said(); got != c.calls {
+				t.Errorf("calls: %s, want %s", got, c.calls)
+			}
+			if p, _ := j.Pending(); len(p) != 0 {
+				t.Errorf("still pending: %v", p)
+			}
+		})
+	}
+}
+
+func TestEvidenceRefusing(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	b.recErr = errors.New("quota")
+	r := New(j, b, b, b, nil)
+	run(t, r)
+	if res := wait(t, r, submit(t, r, vm1, Pause)[0]); res.Status != Done {
+		t.Errorf("%+v", res)
+	}
+	if s := r.Stats(); s.Unrecorded != 2 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestJournalKeepsABound(t *testing.T) {
+	j := journal(t)
+	j.keep = 5
+	b := newBox(j)
+	r := New(j, b, b, nil, nil)
+	run(t, r)
+	var last Order
+	for range 12 {
+		last = submit(t, r, vm1, Log)[0]
+		wait(t, r, last)
+	}
+	var got []Entry
+	if err := j.Entries(func(e Entry) bool { got = append(got, e); return true }); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 5 || got[0].Order.ID != last.ID || got[0].Result == nil {
+		t.Errorf("%d entries, newest %v", len(got), got[0].Order.ID)
+	}
+}
+
+func TestJournalIsHeldByOne(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j.db")
+	reopen(t, path)
+	if _, err := OpenJournal(path); err == nil || !strings.Contains(err.Error(), "another") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFirstResultStands(t *testing.T) {
+	j := journal(t)
+	q := Request{VM: vm1, Steps: []Kind{Pause}, Asked: "a"}
+	orders, _ := q.orders(time.Now())
+	if err := j.begin(orders); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.end(&Result{Order: orders[0].ID, Status: Done}); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.end(&Result{Order: orders[0].ID, Status: Failed}); err == nil {
+		t.Error("a second result was taken")
+	}
+	if err := j.end(&Result{Order: vm1, Status: Failed}); !errors.Is(err, ErrNoOrder) {
+		t.Errorf("result without an order: %v", err)
+	}
+}

@@ -1,0 +1,393 @@
+package respond
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// machine is what orders act on; *domain.Client meets it. Pause and Resume
+// return when the effect is there and are no error where it was before. An
+// error with a method Permanent() bool that returns true is not tried again.
+type machine interface {
+	Pause(ctx context.Context, vm uuid.UUID) error
+	Resume(ctx context.Context, vm uuid.UUID) error
+	Paused(ctx context.Context, vm uuid.UUID) (bool, error)
+}
+
+// capturer makes a bundle of a paused VM.
+type capturer interface {
+	// Capture makes the bundle of an order and returns its directory. What an
+	// earlier attempt for the same order left half done is its to remove.
+	Capture(ctx context.Context, o Order) (bundle string, err error)
+	// Captured returns the directory of the whole bundle that an earlier
+	// process made for the order, "" where there is none.
+	Captured(ctx context.Context, o Order) (bundle string, err error)
+}
+
+// recorder puts orders and results on the VM's record. RecordOrder is called
+// after the journal's entry and before libvirt; after a restart it is called
+// again for an order that had no result, since nobody knows how far it came.
+type recorder interface {
+	RecordOrder(o Order) error
+	RecordResult(o Order, r Result) error
+}
+
+// Options of a Responder; zero values mean the documented defaults.
+type Options struct {
+	PauseWithin   time.Duration // default 5 s; resume has the same
+	CaptureWithin time.Duration // default 10 min
+	Waiting       int           // orders of one VM that may wait; default 64
+	Observe       func(Entry)   // called after each result; must not block
+	Log           *slog.Logger  // default: discards
+}
+
+// Stats counts orders since the responder was made.
+type Stats struct {
+	Given      uint64 // journaled
+	Refused    uint64 // not journaled: queue full, journal broken, bad request
+	Recovered  uint64 // found without a result at the start
+	Done       uint64
+	Failed     uint64
+	Skipped    uint64
+	Retries    uint64 // calls of libvirt beyond each order's first
+	Unrecorded uint64 // orders or results that evidence did not take
+	Waiting    int64  // journaled, without a result yet
+}
+
+// Responder carries out orders.
+type Responder struct {
+	journal *Journal
+	machine machine
+	capture capturer
+	record  recorder
+	opts    Options
+	log     *slog.Logger
+	now     func() time.Time
+
+	given, refused, recovered, done, failed, skipped, retries, unrecorded atomic.Uint64
+
+	mu      sync.Mutex // guards what follows; never held while journaling or calling out
+	queues  map[uuid.UUID]*queue
+	jobs    map[uuid.UUID]*job // without a result
+	start   func(*queue)       // starts a worker; nil while Run does not run
+	opened  chan struct{}      // closed when Run has taken over what the journal holds
+	stopped chan struct{}      // closed when Run has returned
+	ended   bool
+}
+
+// queue holds the orders of one VM.
+type queue struct {
+	submit sync.Mutex // one submission at a time, so that the journal's order is the queue's
+	jobs   []*job     // guarded by Responder.mu, as is working
+	room   int        // taken by submissions under way
+	work   bool       // a worker is at it
+	broken uuid.UUID  // the group whose later orders are skipped; the worker's own
+}
+
+type job struct {
+	order     Order
+	journaled time.Time
+	recovered bool
+	done      chan struct{} // closed when result is set
+	result    Result
+}
+
+// New returns a responder; nothing is carried out before Run. capture may be
+// nil where no order captures, record where nothing keeps evidence.
+func New(j *Journal, m machine, capture capturer, record recorder, opts *Options) *Responder {
+	r := &Responder{
+		journal: j, machine: m, capture: capture, record: record, now: time.Now,
+		queues: map[uuid.UUID]*queue{}, jobs: map[uuid.UUID]*job{}, opened: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	if opts != nil {
+		r.opts = *opts
+	}
+	if r.opts.PauseWithin == 0 {
+		r.opts.PauseWithin = 5 * time.Second
+	}
+	if r.opts.CaptureWithin == 0 {
+		r.opts.CaptureWithin = 10 * time.Minute
+	}
+	if r.opts.Waiting == 0 {
+		r.opts.Waiting = 64
+	}
+	if r.log = r.opts.Log; r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	return r
+}
+
+// Run settles what an earlier process left and carries out orders until ctx
+// ends; then it returns once no order is under way. An order that ctx's end
+// interrupted keeps no result and is found again by the next Run of a process.
+func (r *Responder) Run(ctx context.Context) error {
+	var workers sync.WaitGroup
+	if err := r.open(func(q *queue) { workers.Go(func() { r.work(ctx, q) }) }); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	r.mu.Lock()
+	r.start, r.ended = nil, true
+	r.mu.Unlock()
+	workers.Wait()
+	close(r.stopped)
+	return nil
+}
+
+// open puts what the journal holds before what was submitted since, and lets
+// the workers start.
+func (r *Responder) open(start func(*queue)) error {
+	pending, err := r.journal.Pending()
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended || r.start != nil {
+		return errors.New("a responder runs once")
+	}
+	found := map[*queue][]*job{}
+	for _, o := range pending {
+		if r.jobs[o.ID] != nil {
+			continue // submitted before Run
+		}
+		j := &job{order: o, recovered: true, done: make(chan struct{})}
+		r.jobs[o.ID] = j
+		q := r.queue(o.VM)
+		found[q] = append(found[q], j)
+		r.recovered.Add(1)
+	}
+	for q, jobs := range found {
+		q.jobs = append(jobs, q.jobs...)
+	}
+	r.start = start
+	close(r.opened)
+	for _, q := range r.queues {
+		r.kick(q)
+	}
+	return nil
+}
+
+// queue returns a VM's queue; r.mu is held.
+func (r *Responder) queue(vm uuid.UUID) *queue {
+	q := r.queues[vm]
+	if q == nil {
+		q = &queue{}
+		r.queues[vm] = q
+	}
+	return q
+}
+
+// kick starts a worker where one is due; r.mu is held.
+func (r *Responder) kick(q *queue) {
+	if r.start != nil && !q.work && len(q.jobs) > 0 {
+		q.work = true
+		r.start(q)
+	}
+}
+
+// Submit journals the orders of a request, all or none, queues them and
+// returns them. It returns after the journal is on disk and before they are
+// carried out; without a journal entry nothing is. Wait waits for a result.
+func (r *Responder) Submit(_ context.Context, req Request) ([]Order, error) {
+	orders, err := r.submit(req)
+	if err != nil {
+		r.refused.Add(1)
+		return nil, fmt.Errorf("order for %s: %w", req.VM, err)
+	}
+	return orders, nil
+}
+
+func (r *Responder) submit(req Request) ([]Order, error) {
+	orders, err := req.orders(r.now())
+	if err != nil {
+		return nil, err
+	}
+	q, err := r.reserve(req.VM, len(orders))
+	if err != nil {
+		return nil, err
+	}
+	q.submit.Lock()
+	defer q.submit.Unlock()
+	err = r.journal.begin(orders)
+	journaled := r.now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	q.room -= len(orders)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	for _, o := range orders {
+		j := &job{order: o, journaled: journaled, done: make(chan struct{})}
+		r.jobs[o.ID] = j
+		q.jobs = append(q.jobs, j)
+	}
+	r.given.Add(uint64(len(orders)))
+	r.kick(q)
+	return orders, nil
+}
+
+// reserve takes room for n orders in a VM's queue.
+func (r *Responder) reserve(vm uuid.UUID, n int) (*queue, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return nil, ErrStopped
+	}
+	q := r.queue(vm)
+	if len(q.jobs)+q.room+n > r.opts.Waiting {
+		return nil, ErrQueueFull
+	}
+	q.room += n
+	return q, nil
+}
+
+// Wait returns the result of an order when it has one. ErrStopped says that
+// the responder stopped first; the next one finds the order again.
+func (r *Responder) Wait(ctx context.Context, id uuid.UUID) (Result, error) {
+	j, settled, err := r.find(ctx, id)
+	if err != nil {
+		return Result{}, err
+	}
+	if settled != nil {
+		return *settled, nil
+	}
+	select {
+	case <-j.done:
+		return j.result, nil
+	case <-ctx.Done():
+		return Result{}, ctx.Err()
+	case <-r.stopped:
+	}
+	select {
+	case <-j.done: // it was settled on the way
+		return j.result, nil
+	default:
+		return Result{}, fmt.Errorf("order %s: %w", id, ErrStopped)
+	}
+}
+
+// find returns an order that waits, or the result of one that does not. One
+// that only the journal knows is taken over when Run starts.
+func (r *Responder) find(ctx context.Context, id uuid.UUID) (*job, *Result, error) {
+	for _, ready := range [...]<-chan struct{}{nil, r.opened} {
+		if ready != nil {
+			select {
+			case <-ready:
+			case <-ctx.Done():
+				return nil, nil, ctx.Err()
+			}
+		}
+		r.mu.Lock()
+		j := r.jobs[id]
+		r.mu.Unlock()
+		if j != nil {
+			return j, nil, nil
+		}
+		e, err := r.journal.Entry(id)
+		if err != nil || e.Result != nil {
+			return nil, e.Result, err
+		}
+	}
+	return nil, nil, fmt.Errorf("order %s: %w", id, ErrStopped)
+}
+
+// Stats returns the counters.
+func (r *Responder) Stats() Stats {
+	r.mu.Lock()
+	waiting := int64(len(r.jobs))
+	r.mu.Unlock()
+	return Stats{
+		Given: r.given.Load(), Refused: r.refused.Load(), Recovered: r.recovered.Load(), Done: r.done.Load(),
+		Failed: r.failed.Load(), Skipped: r.skipped.Load(), Retries: r.retries.Load(), Unrecorded: r.unrecorded.Load(),
+		Waiting: waiting,
+	}
+}
+
+// work carries out a VM's orders until none waits or ctx ends.
+func (r *Responder) work(ctx context.Context, q *queue) {
+	for {
+		r.mu.Lock()
+		if len(q.jobs) == 0 || ctx.Err() != nil {
+			q.work = false
+			r.mu.Unlock()
+			return
+		}
+		j := q.jobs[0]
+		r.mu.Unlock()
+		ok := r.carry(ctx, q, j)
+		r.mu.Lock()
+		q.jobs = q.jobs[1:] // it took a place in the queue until now
+		if ok {
+			delete(r.jobs, j.order.ID)
+		}
+		r.mu.Unlock()
+	}
+}
+
+// carry carries out one order and settles its result; false says that ctx
+// ended first and that the order stays as it is.
+func (r *Responder) carry(ctx context.Context, q *queue, j *job) bool {
+	r.recordOrder(j.order)
+	res := Result{Order: j.order.ID, Journaled: j.journaled, Recovered: j.recovered, Started: r.now()}
+	if q.broken == j.order.Group {
+		res.Status, res.Error = Skipped, "an earlier step of this request failed"
+	} else if err := r.act(ctx, j, &res); err == nil {
+		if res.Status == "" {
+			res.Status = Done
+		}
+	} else if ctx.Err() != nil {
+		r.log.Warn("order interrupted", "order", j.order.ID, "kind", j.order.Kind, "vm", j.order.VM)
+		return false
+	} else {
+		res.Status, res.Error = Failed, bound(err.Error())
+		q.broken = j.order.Group
+	}
+	res.Finished = r.now()
+	r.settle(j, res)
+	return true
+}
+
+// settle journals and tells a result.
+func (r *Responder) settle(j *job, res Result) {
+	if err := r.journal.end(&res); err != nil {
+		r.log.Error("result not journaled; the order will be looked at again after a restart", "order", res.Order, "err", err)
+	}
+	if r.record != nil {
+		if err := r.record.RecordResult(j.order, res); err != nil {
+			r.unrecorded.Add(1)
+			r.log.Error("result not in evidence", "order", res.Order, "err", err)
+		}
+	}
+	switch res.Status {
+	case Done:
+		r.done.Add(1)
+	case Failed:
+		r.failed.Add(1)
+	case Skipped:
+		r.skipped.Add(1)
+	}
+	r.log.Info("order settled", "order", res.Order, "kind", j.order.Kind, "vm", j.order.VM, "status", res.Status, "err", res.Error)
+	if r.opts.Observe != nil {
+		r.opts.Observe(Entry{Order: j.order, Result: &res})
+	}
+	j.result = res
+	close(j.done)
+}
+
+func (r *Responder) recordOrder(o Order) {
+	if r.record == nil {
+		return
+	}
+	if err := r.record.RecordOrder(o); err != nil {
+		r.unrecorded.Add(1)
+		r.log.Error("order not in evidence", "order", o.ID, "err", err)
+	}
+}
