@@ -1,0 +1,201 @@
+package engines
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/plugins/engine/process"
+)
+
+// checkpointer takes checkpoints when woken, until ctx ends.
+func (s *Supervisor) checkpointer(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.kick:
+			call, cancel := context.WithTimeout(ctx, s.opts.Deadline)
+			s.checkpointDirty(call, s.opts.CheckpointEvery)
+			cancel()
+		}
+	}
+}
+
+// checkpointDirty covers every VM whose oldest uncovered batch is older than
+// age, or that keeps more than half of what it may.
+func (s *Supervisor) checkpointDirty(ctx context.Context, age time.Duration) {
+	for _, vm := range s.dirty(age) {
+		if err := s.checkpoint(ctx, vm); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotRunning) {
+			s.own(RuleStore, engine.Medium, vm, fmt.Sprintf("Engine %s has no new checkpoint: %v.", s.cfg.Name, err), nil)
+		}
+	}
+}
+
+func (s *Supervisor) dirty(age time.Duration) []uuid.UUID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	full := s.total > s.opts.TotalBytes/2
+	var vms []uuid.UUID
+	for id, q := range s.vms {
+		if len(q.items) == 0 || !q.items[0].answered {
+			continue
+		}
+		if full || q.kept > s.opts.ReplayBytes/2 || time.Since(q.dirtySince) >= age {
+			vms = append(vms, id)
+		}
+	}
+	return vms
+}
+
+func (s *Supervisor) process() (*process.Process, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proc == nil {
+		return nil, fmt.Errorf("engine %s: %w", s.cfg.Name, ErrNotRunning)
+	}
+	return s.proc, nil
+}
+
+func (s *Supervisor) checkpoint(ctx context.Context, vm uuid.UUID) error {
+	s.checkpointMu.Lock()
+	defer s.checkpointMu.Unlock()
+	p, err := s.process()
+	if err != nil {
+		return err
+	}
+	c, err := p.Checkpoint(ctx, vm)
+	if err != nil {
+		return err
+	}
+	return s.keep(ctx, p, vm, c)
+}
+
+// keep stores a checkpoint once the answers to all that it covers are here,
+// and lets go of what it covers.
+func (s *Supervisor) keep(ctx context.Context, p *process.Process, vm uuid.UUID, c process.Checkpoint) error {
+	if err := s.awaitAnswers(ctx, c.Judged); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.proc != p {
+		s.mu.Unlock()
+		return fmt.Errorf("engine %s: %w", s.cfg.Name, ErrNotRunning)
+	}
+	q := s.queue(vm)
+	n := 0
+	for n < len(q.items) && q.items[n].answered && q.items[n].number <= c.Judged {
+		n++
+	}
+	saved := Saved{Data: c.Data}
+	if n > 0 {
+		last := &q.items[n-1].batch
+		saved.Session, saved.Index = last.Session, last.Index
+	}
+	s.mu.Unlock()
+	if err := s.opts.Store.Save(s.cfg.Name, vm, saved); err != nil {
+		return fmt.Errorf("store checkpoint: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.release(q, n)
+	return nil
+}
+
+// release lets go of the first n batches of q, which a checkpoint covers. The
+// queue has only grown at its end since they were counted, unless the circuit
+// has opened.
+func (s *Supervisor) release(q *vmQueue, n int) {
+	n = min(n, len(q.items))
+	for _, it := range q.items[:n] {
+		q.kept -= it.size()
+		s.total -= it.size()
+	}
+	clear(q.items[:n])
+	q.items = q.items[n:]
+	q.next = max(q.next-n, 0)
+	q.dirtySince = time.Now()
+	s.announce()
+}
+
+// awaitAnswers waits until the answers up to number are here, or all of them
+// where number is the highest.
+func (s *Supervisor) awaitAnswers(ctx context.Context, number uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch {
+		case s.proc == nil:
+			return fmt.Errorf("engine %s: %w", s.cfg.Name, ErrNotRunning)
+		case s.answered >= number, number == ^uint64(0) && len(s.inflight) == 0:
+			return nil
+		}
+		changed := s.changed
+		s.mu.Unlock()
+		var err error
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		s.mu.Lock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Models lists the engine's models.
+func (s *Supervisor) Models(ctx context.Context) ([]engine.Model, error) {
+	p, err := s.process()
+	if err != nil {
+		return nil, err
+	}
+	return p.Models(ctx)
+}
+
+// Learn opens the VM's model. When it returns without an error, the change is
+// stored.
+func (s *Supervisor) Learn(ctx context.Context, vm uuid.UUID) (engine.Model, error) {
+	return s.change(ctx, vm, (*process.Process).Learn)
+}
+
+// Seal closes the VM's model. When it returns without an error, the change is
+// stored. It counts from the batch that the engine judges next.
+func (s *Supervisor) Seal(ctx context.Context, vm uuid.UUID) (engine.Model, error) {
+	return s.change(ctx, vm, (*process.Process).Seal)
+}
+
+type changeFunc func(*process.Process, context.Context, uuid.UUID) (engine.Model, process.Checkpoint, error)
+
+func (s *Supervisor) change(ctx context.Context, vm uuid.UUID, do changeFunc) (engine.Model, error) {
+	s.checkpointMu.Lock()
+	defer s.checkpointMu.Unlock()
+	p, err := s.process()
+	if err != nil {
+		return engine.Model{}, err
+	}
+	m, c, err := do(p, ctx, vm)
+	if err != nil {
+		return engine.Model{}, fmt.Errorf("engine %s: %w", s.cfg.Name, err)
+	}
+	if err := s.keep(ctx, p, vm, c); err != nil {
+		return engine.Model{}, fmt.Errorf("engine %s: %w", s.cfg.Name, err)
+	}
+	return m, nil
+}
+
+// Covered says up to which batch of the VM a stored checkpoint reaches. What
+// evidence holds after it can be submitted again after a restart of the host.
+func (s *Supervisor) Covered(vm uuid.UUID) (session uuid.UUID, index uint64, ok bool, err error) {
+	saved, err := s.opts.Store.Load(s.cfg.Name)
+	if err != nil {
+		return uuid.Nil, 0, false, err
+	}
+	c, ok := saved[vm]
+	return c.Session, c.Index, ok, nil
+}

@@ -1,0 +1,312 @@
+package engine
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
+
+	"github.com/outguard/outguard/plugins/engine/enginepb"
+)
+
+// ContractVersion is the version of this contract: of the gRPC service, the
+// stream and what the interface means. The handshake refuses another.
+const ContractVersion = 1
+
+// StreamFD is the descriptor at which an engine process finds its end of the
+// event stream.
+const StreamFD = 3
+
+// MaxCheckpoint bounds a checkpoint, in bytes.
+const MaxCheckpoint = 256 << 20
+
+// PluginName is the name under which the control service is served.
+const PluginName = "engine"
+
+// Handshake is what go-plugin compares before anything else.
+var Handshake = plugin.HandshakeConfig{
+	ProtocolVersion:  ContractVersion,
+	MagicCookieKey:   "OUTGUARD_ENGINE",
+	MagicCookieValue: "6d0f8c2e-judge-outside",
+}
+
+// Serve serves e in this process until the monitor ends it or closes the
+// stream; it does not return before that. An engine's main is one call of it.
+// The process gives up files, network and new privileges first.
+func Serve(e Engine) {
+	if err := serve(e); err != nil {
+		fmt.Fprintln(os.Stderr, "engine:", err)
+		os.Exit(1)
+	}
+}
+
+func serve(e Engine) error {
+	s := newServer(e)
+	if os.Getenv(Handshake.MagicCookieKey) == Handshake.MagicCookieValue {
+		conn, err := inheritedStream()
+		if err != nil {
+			return err
+		}
+		if err := confine(os.Getenv(plugin.EnvUnixSocketDir)); err != nil {
+			return err
+		}
+		go s.exitAfter(conn)
+	}
+	plugin.Serve(&plugin.ServeConfig{
+		HandshakeConfig: Handshake,
+		Plugins:         plugin.PluginSet{PluginName: &controlPlugin{server: s}},
+		GRPCServer:      newGRPCServer,
+		Logger:          hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: os.Stderr}),
+	})
+	return nil
+}
+
+func newGRPCServer(opts []grpc.ServerOption) *grpc.Server {
+	const envelope = 1 << 10
+	return grpc.NewServer(append(opts,
+		grpc.MaxRecvMsgSize(MaxCheckpoint+envelope), grpc.MaxSendMsgSize(MaxCheckpoint+envelope))...)
+}
+
+func inheritedStream() (net.Conn, error) {
+	f := os.NewFile(StreamFD, "event stream")
+	defer f.Close()
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("event stream at descriptor %d: %w", StreamFD, err)
+	}
+	return conn, nil
+}
+
+// server is one engine process: the stream's loop and the control service.
+type server struct {
+	enginepb.UnimplementedControlServer
+	engine Engine
+
+	// mu is held while a batch is judged and answered, so that a checkpoint
+	// stands between batches and never covers one whose answer is not written.
+	mu     sync.Mutex
+	judged uint64 // number of the last batch
+
+	out      []byte // answers to the batch under way
+	conn     io.Writer
+	number   uint64
+	findings uint32
+	dropped  uint32
+	worst    Severity
+	writeErr error
+	report   func(Finding)
+}
+
+func newServer(e Engine) *server {
+	s := &server{engine: e}
+	s.report = s.add
+	return s
+}
+
+// exitAfter judges until the stream ends. The process ends with it: without
+// the host there is nothing to judge.
+func (s *server) exitAfter(conn net.Conn) {
+	if err := s.stream(conn); err != nil {
+		fmt.Fprintln(os.Stderr, "engine:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// stream judges what comes in on conn, batch after batch, until it ends.
+func (s *server) stream(conn io.ReadWriter) error {
+	r := bufio.NewReaderSize(conn, 256<<10)
+	s.conn = conn
+	var header [MessageHeader]byte
+	var payload []byte
+	for {
+		if _, err := io.ReadFull(r, header[:]); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read event stream: %w", err)
+		}
+		kind, n, err := ParseMessageHeader(header[:], MaxBatchMessage)
+		if err != nil {
+			return fmt.Errorf("read event stream: %w", err)
+		}
+		if kind != KindBatch {
+			return fmt.Errorf("read event stream: message kind %d: %w", kind, ErrInvalid)
+		}
+		if cap(payload) < n {
+			payload = make([]byte, n, max(n, 64<<10))
+		}
+		payload = payload[:n]
+		if _, err := io.ReadFull(r, payload); err != nil {
+			return fmt.Errorf("read event stream: %w", err)
+		}
+		if err := s.judge(payload); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *server) judge(payload []byte) error {
+	number, batch, err := ParseBatch(payload)
+	if err != nil {
+		return fmt.Errorf("read event stream: %w", err)
+	}
+	s.out, s.number, s.findings, s.dropped, s.worst = s.out[:0], number, 0, 0, 0
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err = s.engine.Judge(&batch, s.report); err != nil {
+		s.out = AppendBroken(s.out, number, err.Error())
+		s.flush()
+		return fmt.Errorf("judge batch %d: %w", number, err)
+	}
+	s.finish()
+	s.judged = number
+	return s.writeErr
+}
+
+// add takes a finding of the batch under way. What is beyond the limit is
+// counted and becomes one finding more.
+func (s *server) add(f Finding) {
+	if s.findings == MaxBatchFindings-1 {
+		s.dropped++
+		s.worst = max(s.worst, f.Severity)
+		return
+	}
+	s.findings++
+	s.out = AppendFinding(s.out, s.number, &f)
+	if len(s.out) > 256<<10 {
+		s.flush()
+	}
+}
+
+func (s *server) finish() {
+	if s.dropped > 0 {
+		s.findings++
+		s.out = AppendFinding(s.out, s.number, &Finding{
+			Rule: "engine/suppressed", Severity: s.worst,
+			Reason: fmt.Sprintf("%d more findings of the same batch are not listed one by one.", s.dropped),
+			Detail: map[string]string{"suppressed": fmt.Sprint(s.dropped)},
+		})
+	}
+	s.out = AppendJudged(s.out, s.number, s.findings)
+	s.flush()
+}
+
+func (s *server) flush() {
+	if s.writeErr == nil {
+		if _, err := s.conn.Write(s.out); err != nil {
+			s.writeErr = fmt.Errorf("answer batch %d: %w", s.number, err)
+		}
+	}
+	s.out = s.out[:0]
+}
+
+// The control service.
+
+func (s *server) Describe(context.Context, *enginepb.DescribeRequest) (*enginepb.Description, error) {
+	d := s.engine.Describe()
+	return &enginepb.Description{Name: d.Name, Version: d.Version, Models: d.Models}, nil
+}
+
+func (s *server) Models(context.Context, *enginepb.ModelsRequest) (*enginepb.ModelsReply, error) {
+	var reply enginepb.ModelsReply
+	for _, m := range s.engine.Models() {
+		reply.Models = append(reply.Models, modelToPB(m))
+	}
+	return &reply, nil
+}
+
+func (s *server) Learn(ctx context.Context, r *enginepb.VM) (*enginepb.Changed, error) {
+	return s.change(ctx, r, s.engine.Learn)
+}
+
+func (s *server) Seal(ctx context.Context, r *enginepb.VM) (*enginepb.Changed, error) {
+	return s.change(ctx, r, s.engine.Seal)
+}
+
+func (s *server) change(ctx context.Context, r *enginepb.VM, do func(context.Context, uuid.UUID) (Model, error)) (*enginepb.Changed, error) {
+	vm, err := uuid.FromBytes(r.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := do(ctx, vm)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.checkpoint(vm)
+	if err != nil {
+		return nil, err
+	}
+	return &enginepb.Changed{Model: modelToPB(m), Checkpoint: c}, nil
+}
+
+func (s *server) Checkpoint(_ context.Context, r *enginepb.VM) (*enginepb.CheckpointReply, error) {
+	vm, err := uuid.FromBytes(r.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.checkpoint(vm)
+}
+
+// checkpoint is called with mu held.
+func (s *server) checkpoint(vm uuid.UUID) (*enginepb.CheckpointReply, error) {
+	b, err := s.engine.Checkpoint(vm)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > MaxCheckpoint {
+		return nil, fmt.Errorf("checkpoint of %d bytes: %w", len(b), ErrTooLong)
+	}
+	return &enginepb.CheckpointReply{Checkpoint: b, Judged: s.judged}, nil
+}
+
+func (s *server) Restore(_ context.Context, r *enginepb.RestoreRequest) (*enginepb.RestoreReply, error) {
+	vm, err := uuid.FromBytes(r.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.engine.Restore(vm, r.GetCheckpoint()); err != nil {
+		return nil, err
+	}
+	return &enginepb.RestoreReply{}, nil
+}
+
+func modelToPB(m Model) *enginepb.Model {
+	p := &enginepb.Model{
+		Vm: m.VM[:], Mapping: m.Mapping, Sealed: m.Sealed, Points: m.Points, Events: m.Events,
+		Violations: m.Violations, Measurement: m.Measurement, State: m.State,
+	}
+	if !m.LastNew.IsZero() {
+		p.LastNewNs = m.LastNew.UnixNano()
+	}
+	return p
+}
+
+// controlPlugin is the engine's end of go-plugin.
+type controlPlugin struct {
+	plugin.NetRPCUnsupportedPlugin
+	server *server
+}
+
+func (p *controlPlugin) GRPCServer(_ *plugin.GRPCBroker, g *grpc.Server) error {
+	enginepb.RegisterControlServer(g, p.server)
+	return nil
+}
+
+func (p *controlPlugin) GRPCClient(context.Context, *plugin.GRPCBroker, *grpc.ClientConn) (any, error) {
+	return nil, errors.ErrUnsupported
+}
