@@ -133,3 +133,9 @@ func OpenNote(signed []byte, v note.Verifier) (string, error) {
 	}
 	return n.Text, nil
 }
+
+// noteText is a note's text, its signature unread.
+func noteText(signed []byte) string {
+	text, _, _ := strings.Cut(string(signed), "\n\n")
+	return text + "\n"
+}

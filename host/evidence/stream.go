@@ -234,7 +234,7 @@ func (s *Stream) create() (*os.File, segmentFile, error) {
 // Signed is a head as it stands in the stream, at index Head.Records.
 type Signed struct {
 	Head
-	Note []byte
+	Note string `json:"note"` // the exact text that OpenHead verifies
 }
 
 // sign appends a head over everything before it.
@@ -248,7 +248,7 @@ func (s *Stream) sign() (Signed, error) {
 		return Signed{}, err
 	}
 	s.heads, s.headTime = s.next, h.Time
-	return Signed{h, note}, nil
+	return Signed{h, string(note)}, nil
 }
 
 // SignHead makes everything appended so far durable and signs it. The head is

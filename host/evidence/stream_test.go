@@ -87,7 +87,7 @@ func TestAppendReadVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h, err := OpenHead(signed.Note, key.Verifier()); err != nil || h.Records != 20 || h.Durable != 20 {
+	if h, err := OpenHead([]byte(signed.Note), key.Verifier()); err != nil || h.Records != 20 || h.Durable != 20 {
 		t.Fatalf("head %+v, %v", h, err)
 	}
 	fill(t, st, 5)

@@ -1,0 +1,281 @@
+package bundle
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/host/evidence"
+)
+
+// Spec says what goes into a bundle. VM, Finding, Stream and the range are
+// required.
+type Spec struct {
+	Host     string // this host's name
+	VM       uuid.UUID
+	VMName   string
+	Finding  string    // its id
+	Received time.Time // when the event's frame arrived
+	Created  time.Time // default: now
+
+	// Stream is the directory of the VM's evidence stream. The range goes from
+	// From up to and with the first signed head at or after To: call SignHead
+	// after the last record that is to be in it.
+	Stream   string
+	From, To uint64
+
+	Timeline *Timeline // written as timeline.txt and timeline.json
+	Parts    []Part
+
+	// Progress, if set, is told how much of a part has been read.
+	Progress func(part string, done, total int64)
+}
+
+// Part is a file of the bundle: Data, or the file Source.
+type Part struct {
+	Path   string // in the bundle, such as MemoryPart or "disks/vda.qcow2"
+	Data   []byte
+	Source string // moved in; a capture of gigabytes is not copied
+	Copy   bool   // copy Source (sparsely) instead: it is still in use
+}
+
+const partialPrefix = ".partial-"
+
+// Create writes a bundle into dir, which is made if it does not exist, and
+// returns the bundle's directory. On an error nothing of it remains, and what
+// had been moved in is back where it was.
+func Create(ctx context.Context, dir string, spec *Spec, key *evidence.Key) (string, error) {
+	path, err := create(ctx, dir, spec, key)
+	if err != nil {
+		return "", fmt.Errorf("bundle of finding %s: %w", Clean(spec.Finding), err)
+	}
+	return path, nil
+}
+
+func create(ctx context.Context, dir string, spec *Spec, key *evidence.Key) (string, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return "", err
+	}
+	temp, err := os.MkdirTemp(dir, partialPrefix+"*")
+	if err != nil {
+		return "", err
+	}
+	b := &builder{ctx: ctx, dir: temp, spec: spec}
+	path, err := b.build(dir, key)
+	if err != nil {
+		return "", errors.Join(err, b.undo())
+	}
+	return path, nil
+}
+
+type builder struct {
+	ctx      context.Context
+	dir      string
+	spec     *Spec
+	manifest Manifest
+	moved    [][2]string // from, to
+}
+
+func (b *builder) build(dir string, key *evidence.Key) (string, error) {
+	s := b.spec
+	created := s.Created
+	if created.IsZero() {
+		created = time.Now()
+	}
+	b.manifest = Manifest{
+		Format: Format, Host: s.Host, VM: s.VM, VMName: s.VMName, Finding: s.Finding,
+		Received: s.Received.UTC().Round(0), Created: created.UTC().Round(0),
+	}
+	steps := []func() error{
+		func() error { return os.Chmod(b.dir, 0o750) },
+		b.evidence,
+		func() error { return b.parts(key) },
+		func() error { return b.seal(key) },
+		func() error { return syncTree(b.dir) },
+	}
+	for _, step := range steps {
+		if err := errors.Join(b.ctx.Err(), step()); err != nil {
+			return "", err
+		}
+	}
+	final := filepath.Join(dir, b.manifest.Name())
+	err := unix.Renameat2(unix.AT_FDCWD, b.dir, unix.AT_FDCWD, final, unix.RENAME_NOREPLACE)
+	if err != nil {
+		return "", &os.LinkError{Op: "rename", Old: b.dir, New: final, Err: err}
+	}
+	return final, syncDir(dir)
+}
+
+// undo takes moved parts out before the rest is removed: they may be all there
+// is of a memory that no longer exists.
+func (b *builder) undo() error {
+	var errs []error
+	for _, m := range b.moved {
+		errs = append(errs, os.Rename(m[1], m[0]))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("parts stay in %s: %w", b.dir, err)
+	}
+	return os.RemoveAll(b.dir)
+}
+
+func (b *builder) evidence() error {
+	path := filepath.Join(b.dir, EvidencePart)
+	r, err := evidence.Export(b.ctx, b.spec.Stream, path, b.spec.From, b.spec.To)
+	if err != nil {
+		return err
+	}
+	if r.Head.Stream != b.spec.VM {
+		return fmt.Errorf("evidence is of stream %s, not of VM %s", r.Head.Stream, b.spec.VM)
+	}
+	b.manifest.Evidence = r
+	files, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := b.name(EvidencePart + "/" + f.Name()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *builder) parts(key *evidence.Key) error {
+	parts := append(slices.Clone(b.spec.Parts), Part{Path: PubPart, Data: []byte(key.Public + "\n")})
+	if t := b.spec.Timeline; t != nil {
+		text, err := t.JSON()
+		if err != nil {
+			return err
+		}
+		parts = append(parts, Part{Path: TimelineTextPart, Data: []byte(t.Text())}, Part{Path: TimelineJSONPart, Data: text})
+	}
+	for _, p := range parts {
+		if err := checkPath(p.Path); err != nil {
+			return err
+		}
+		if err := b.part(p); err != nil {
+			return fmt.Errorf("part %s: %w", p.Path, err)
+		}
+	}
+	return nil
+}
+
+func (b *builder) part(p Part) error {
+	to := filepath.Join(b.dir, filepath.FromSlash(p.Path))
+	if err := os.MkdirAll(filepath.Dir(to), 0o750); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(to); err == nil {
+		return os.ErrExist
+	}
+	switch {
+	case p.Source == "":
+		if err := os.WriteFile(to, p.Data, 0o640); err != nil {
+			return err
+		}
+		return b.name(p.Path)
+	case p.Copy:
+		return b.copy(p, to)
+	}
+	return b.move(p, to)
+}
+
+// move renames a part in, or copies and removes it where it is on another
+// file system.
+func (b *builder) move(p Part, to string) error {
+	if err := regular(p.Source); err != nil {
+		return err
+	}
+	err := os.Rename(p.Source, to)
+	if errors.Is(err, unix.EXDEV) {
+		if err := b.copy(p, to); err != nil {
+			return err
+		}
+		return os.Remove(p.Source)
+	}
+	if err != nil {
+		return err
+	}
+	b.moved = append(b.moved, [2]string{p.Source, to})
+	return b.name(p.Path)
+}
+
+func regular(path string) error {
+	fi, err := os.Lstat(path)
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("%s: not a regular file: %w", path, os.ErrInvalid)
+	}
+	return err
+}
+
+// copy reads the source once: the digest is of what was copied.
+func (b *builder) copy(p Part, to string) error {
+	in, err := openRegular(p.Source)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return err
+	}
+	e, err := digest(b.ctx, in, p.Path, b.spec.Progress, &sparseWriter{f: out})
+	if err == nil {
+		err = out.Truncate(e.Size)
+	}
+	if err = errors.Join(err, out.Close()); err != nil {
+		return err
+	}
+	b.manifest.Parts = append(b.manifest.Parts, e)
+	return nil
+}
+
+// name digests a file that is in place and names it in the manifest.
+func (b *builder) name(path string) error {
+	f, err := openRegular(filepath.Join(b.dir, filepath.FromSlash(path)))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	e, err := digest(b.ctx, f, path, b.spec.Progress, nil)
+	if err != nil {
+		return err
+	}
+	b.manifest.Parts = append(b.manifest.Parts, e)
+	return nil
+}
+
+func (b *builder) seal(key *evidence.Key) error {
+	slices.SortFunc(b.manifest.Parts, func(a, c Entry) int { return cmp.Compare(a.Path, c.Path) })
+	text, err := b.manifest.Append(nil)
+	if err != nil {
+		return err
+	}
+	sig, err := evidence.SignNote(signedText(text), key)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(b.dir, ManifestName), text, 0o640),
+		os.WriteFile(filepath.Join(b.dir, SigName), sig, 0o640),
+	)
+}
+
+// Partial lists what a crash left of bundles that were being written. They may
+// hold the only copy of a capture, so that nobody removes them unasked.
+func Partial(dir string) ([]string, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, partialPrefix+"*"))
+	if err != nil {
+		return nil, fmt.Errorf("partial bundles: %w", err)
+	}
+	return paths, nil
+}

@@ -1,0 +1,128 @@
+package evidence
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Range is a part of a stream that verifies alone: its first record, the
+// chain before it, and the signed head that is its last record.
+type Range struct {
+	First  uint64 `json:"first"`
+	Next   uint64 `json:"next"`   // index after the head
+	Before Hash   `json:"before"` // chain before First
+	Head   Signed `json:"head"`
+}
+
+// Export copies the records from an index up to and with the first signed head
+// at or after to into a new directory, in segments of the same format, which
+// Verify takes. With a SignHead after the last record of interest there is one.
+func Export(ctx context.Context, stream, dir string, from, to uint64) (Range, error) {
+	if err := os.Mkdir(dir, 0o750); err != nil {
+		return Range{}, fmt.Errorf("export evidence: %w", err)
+	}
+	e := exporter{dir: dir}
+	err := e.run(ctx, stream, from, to)
+	if e.f != nil {
+		err = errors.Join(err, e.f.Sync(), e.f.Close())
+	}
+	if err != nil {
+		return Range{}, fmt.Errorf("export evidence: %w", err)
+	}
+	return e.r, nil
+}
+
+// exportSegment is the size at which an export starts the next segment.
+const exportSegment = 64 << 20
+
+type exporter struct {
+	dir  string
+	f    *os.File
+	size int64
+	buf  []byte
+	r    Range
+}
+
+func (e *exporter) run(ctx context.Context, stream string, from, to uint64) error {
+	c := &cursor{dir: stream}
+	defer c.close()
+	if err := c.openAt(from); err != nil {
+		return err
+	}
+	if c.next > from {
+		return fmt.Errorf("record %d: the stream begins at %d", from, c.next)
+	}
+	for ctx.Err() == nil {
+		rec, err := c.record()
+		if err != nil {
+			return fmt.Errorf("no signed head at or after record %d: %w", to, err)
+		}
+		if rec.Index < from {
+			continue
+		}
+		if err := e.record(c, rec); err != nil {
+			return err
+		}
+		if rec.Kind == KindHead && rec.Index >= to {
+			return e.end(rec)
+		}
+	}
+	return ctx.Err()
+}
+
+func (e *exporter) record(c *cursor, rec *Record) error {
+	if e.f == nil || e.size > exportSegment {
+		if err := e.start(c, rec); err != nil {
+			return err
+		}
+	}
+	n := len(rec.Payload) + recordOverhead
+	h := recordHeader{length: uint32(n), kind: rec.Kind, index: rec.Index, time: rec.Time.UnixNano()}
+	if rec.Critical {
+		h.flags = flagCritical
+	}
+	var head [recordHeaderSize]byte
+	h.put(head[:])
+	e.buf = append(append(append(e.buf, head[:]...), rec.Payload...), rec.Chain[:checkSize]...)
+	e.size += int64(n)
+	if len(e.buf) < readAhead {
+		return nil
+	}
+	return e.flush()
+}
+
+func (e *exporter) start(c *cursor, rec *Record) error {
+	if e.f == nil {
+		e.r.First, e.r.Before = rec.Index, c.before
+	} else if err := errors.Join(e.flush(), e.f.Sync(), e.f.Close()); err != nil {
+		return err
+	}
+	path := filepath.Join(e.dir, segmentName(rec.Index, false))
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return err
+	}
+	e.f, e.size = f, segmentHeaderSize
+	e.buf = segmentHeader{c.stream, rec.Index, c.before}.append(e.buf[:0])
+	return nil
+}
+
+func (e *exporter) flush() error {
+	_, err := e.f.Write(e.buf)
+	e.buf = e.buf[:0]
+	return err
+}
+
+func (e *exporter) end(rec *Record) error {
+	text := rec.Payload
+	h, err := parseHead(noteText(text))
+	if err != nil {
+		return err
+	}
+	e.r.Next = rec.Index + 1
+	e.r.Head = Signed{Head: h, Note: string(text)}
+	return e.flush()
+}
