@@ -1,0 +1,24 @@
+// Package scenario plays whole stories on real guests: scripts in
+// testdata/*.txtar drive the built binaries, a guest booted through libvirt,
+// visitors and an attacker.
+//
+// The scripts are played one after the other, by name, in one world: what a
+// script leaves, the next one finds. So one boot serves many. A script that
+// needs a guest of its own defines it and removes it.
+//
+// Commands beside testscript's own:
+//
+//	install                         install the product and start nothing
+//	monitor start|stop              outguardd, as its own user
+//	guest define NAME [WORD...]     a guest, with words for its kernel's command line
+//	guest start|stop|remove NAME
+//	[!] guest state NAME WORD [WAIT]   libvirt's word for it: running, paused, "shut off"
+//	console NAME TEXT [WAIT]        wait for text on the guest's console
+//	visit NAME [ROUNDS]             the service's normal traffic, answers checked
+//	attack NAME [called]            the exploit; called: it must have reached the attacker.
+//	                                Sets $ATTACK_PATH and $ATTACK_SHA256
+//	until WAIT REGEXP PROGRAM [ARG...] run a program until its output matches
+//
+// `exec outguard ...` is this world's command line. WAIT is a Go duration. On
+// failure, consoles and the monitor's log go to the test's artifacts.
+package scenario

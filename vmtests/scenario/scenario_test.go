@@ -1,0 +1,223 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/outguard/outguard/vmtests/attack"
+	"github.com/outguard/outguard/vmtests/service"
+	"github.com/outguard/outguard/vmtests/vm"
+)
+
+func TestScenarios(t *testing.T) {
+	w := newWorld(t)
+	defer w.remove(t)
+	scripts, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("scripts: %v, %v", scripts, err)
+	}
+	for _, script := range scripts {
+		// testscript plays the scripts of one call side by side.
+		ok := t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
+			defer func() {
+				if t.Failed() {
+					w.keep(t)
+				}
+			}()
+			t.Run("play", func(t *testing.T) { testscript.Run(t, w.params(script)) })
+		})
+		if !ok {
+			t.Fatalf("%s did not end well, and the scripts after it stand on what it leaves", script)
+		}
+	}
+}
+
+func (w *world) params(script string) testscript.Params {
+	return testscript.Params{
+		Files:               []string{script},
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PATH", w.path+":"+os.Getenv("PATH"))
+			e.Setenv("STATE", w.layout.State)
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"install": func(ts *testscript.TestScript, neg bool, args []string) {
+				usage(ts, !neg && len(args) == 0, "install")
+				ts.Check(w.ensureInstalled(context.Background()))
+			},
+			"monitor": w.monitor,
+			"guest":   w.guest,
+			"console": w.console,
+			"visit":   w.visit,
+			"attack":  w.attack,
+			"until":   until,
+		},
+	}
+}
+
+func usage(ts *testscript.TestScript, ok bool, text string) {
+	if !ok {
+		ts.Fatalf("usage: %s", text)
+	}
+}
+
+func (w *world) monitor(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 1, "monitor start|stop")
+	ts.Check(w.ensureInstalled(context.Background()))
+	switch args[0] {
+	case "start":
+		ts.Check(w.install.StartMonitor(context.Background()))
+	case "stop":
+		ts.Check(w.install.StopMonitor(context.Background()))
+	default:
+		ts.Fatalf("monitor %s: neither start nor stop", args[0])
+	}
+}
+
+func (w *world) guest(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, len(args) >= 2 && (!neg || args[0] == "state"), "guest define|start|stop|remove|state NAME ...")
+	ctx, verb, name := context.Background(), args[0], args[1]
+	if verb == "define" {
+		usage(ts, w.guests[name] == nil, "guest define NAME, of a new guest")
+		ts.Check(w.ensureInstalled(ctx)) // the sockets' directory is the monitor's
+		g, err := w.lab.Define(ctx, vm.Spec{Name: name, Image: w.img, Cmdline: args[2:]})
+		ts.Check(err)
+		w.guests[name] = g
+		return
+	}
+	g := w.known(ts, name)
+	switch verb {
+	case "start":
+		ts.Check(g.Start(ctx))
+	case "stop":
+		ts.Check(g.Stop(ctx))
+	case "remove":
+		ts.Check(g.Remove(ctx))
+		delete(w.guests, name)
+	case "state":
+		usage(ts, len(args) >= 3, "guest state NAME WORD [WAIT]")
+		w.state(ts, neg, g, args[2], wait(ts, args, 3))
+	default:
+		ts.Fatalf("guest %s: no such verb", verb)
+	}
+}
+
+func (w *world) known(ts *testscript.TestScript, name string) *vm.Guest {
+	g := w.guests[name]
+	if g == nil {
+		ts.Fatalf("no guest %s: guest define makes it", name)
+	}
+	return g
+}
+
+func (w *world) state(ts *testscript.TestScript, neg bool, g *vm.Guest, want string, within time.Duration) {
+	var got string
+	ok := poll(within, func() bool {
+		var err error
+		got, err = g.State(context.Background())
+		ts.Check(err)
+		return (got == want) != neg
+	})
+	if !ok {
+		ts.Fatalf("%s is %s after %s", g.Name, got, within)
+	}
+}
+
+func (w *world) console(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) >= 2, "console NAME TEXT [WAIT]")
+	_, err := w.known(ts, args[0]).WaitConsole(context.Background(), args[1], wait(ts, args, 2))
+	ts.Check(err)
+}
+
+func (w *world) visit(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) >= 1, "visit NAME [ROUNDS]")
+	rounds := 1
+	if len(args) > 1 {
+		n, err := strconv.Atoi(args[1])
+		ts.Check(err)
+		rounds = n
+	}
+	g := w.known(ts, args[0])
+	ts.Check(service.Wait(context.Background(), g.Port, time.Minute))
+	ts.Check(service.Visit(context.Background(), g.Port, rounds))
+}
+
+func (w *world) attack(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && (len(args) == 1 || len(args) == 2 && args[1] == "called"), "attack NAME [called]")
+	r, err := attack.Run(context.Background(), w.known(ts, args[0]).Port, 15*time.Second)
+	ts.Check(err)
+	if len(args) == 2 && !r.Called {
+		ts.Fatalf("the attacker's program did not call")
+	}
+	ts.Setenv("ATTACK_PATH", r.Path)
+	ts.Setenv("ATTACK_SHA256", r.SHA256)
+}
+
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) >= 3, "until WAIT REGEXP PROGRAM [ARG...]")
+	within, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	re, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	var last string
+	ok := poll(within, func() bool {
+		cmd := exec.Command(lookPath(ts, args[2]), args[3:]...)
+		cmd.Dir = ts.Getenv("WORK")
+		out, err := cmd.CombinedOutput()
+		last = fmt.Sprintf("%s(%v)", out, err)
+		return err == nil && re.Match(out)
+	})
+	if !ok {
+		ts.Fatalf("%s: no match of %s within %s; the last output:\n%s", strings.Join(args[2:], " "), args[1], within, last)
+	}
+}
+
+// lookPath finds a program along the script's PATH, which is not this
+// process's.
+func lookPath(ts *testscript.TestScript, name string) string {
+	for _, d := range filepath.SplitList(ts.Getenv("PATH")) {
+		path := filepath.Join(d, name)
+		if _, err := os.Stat(path); err == nil {
+			return path
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			ts.Check(err)
+		}
+	}
+	ts.Fatalf("%s: not on PATH", name)
+	return ""
+}
+
+// wait is the duration at args[i], or half a minute.
+func wait(ts *testscript.TestScript, args []string, i int) time.Duration {
+	if len(args) <= i {
+		return 30 * time.Second
+	}
+	d, err := time.ParseDuration(args[i])
+	ts.Check(err)
+	return d
+}
+
+// poll asks until the answer is yes, for at most d.
+func poll(d time.Duration, yes func() bool) bool {
+	for end := time.Now().Add(d); ; time.Sleep(100 * time.Millisecond) {
+		if yes() {
+			return true
+		}
+		if time.Now().After(end) {
+			return false
+		}
+	}
+}

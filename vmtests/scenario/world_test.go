@@ -1,0 +1,140 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/outguard/outguard/vmtests/image"
+	"github.com/outguard/outguard/vmtests/product"
+	"github.com/outguard/outguard/vmtests/vm"
+)
+
+const (
+	dir   = "/var/lib/outguard-lab"
+	cache = "/var/cache/outguard"
+)
+
+// world is what the scripts share.
+type world struct {
+	root    string // of the clone
+	layout  product.Layout
+	lab     *vm.Lab
+	img     *image.Image
+	install *product.Install
+	guests  map[string]*vm.Guest
+	path    string // directory with this world's `outguard`
+}
+
+// promised tells whether OUTGUARD_REQUIRE names a capability: what is promised
+// and missing is a failure, not a skip.
+func promised(what string) bool {
+	return slices.Contains(strings.Split(os.Getenv("OUTGUARD_REQUIRE"), ","), what)
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	if !promised("libvirt") {
+		t.Skip("boots guests: set OUTGUARD_REQUIRE=libvirt (make test does)")
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{root: root, layout: product.Under(filepath.Join(dir, "product")), guests: map[string]*vm.Guest{}, path: t.TempDir()}
+	if err := product.Remove(t.Context(), w.layout); err != nil { // what a killed run left
+		t.Fatal(err)
+	}
+	if w.img, err = image.Build(t.Context(), filepath.Join(cache, "images"), &image.Options{Files: w.guestFiles(t)}); err != nil {
+		t.Fatal(err)
+	}
+	w.lab, err = vm.Open(t.Context(), w.img, &vm.Options{Dir: dir, Cache: cache, VsockDir: w.layout.Vsock()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range w.lab.Choices() {
+		t.Log(c)
+	}
+	return w
+}
+
+// guestFiles are the agent, and the tests that run inside a guest.
+func (w *world) guestFiles(t *testing.T) []image.File {
+	t.Helper()
+	agent, err := image.FromHost("/usr/sbin/outguard-agent", 0o755, filepath.Join(w.root, "bin", "outguard-agent"))
+	if err != nil {
+		t.Fatalf("%v (make build makes it)", err)
+	}
+	listen := filepath.Join(t.TempDir(), "listen.test")
+	cmd := exec.Command("go", "test", "-c", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", listen, "./host/listen")
+	cmd.Dir, cmd.Env = w.root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("compile the tests of host/listen: %v\n%s", err, out)
+	}
+	test, err := image.FromHost("/usr/lib/outguard-tests/listen.test", 0o755, listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	task := "#!/bin/sh\ncd /tmp && OUTGUARD_REQUIRE=vsock-loopback exec /usr/lib/outguard-tests/listen.test -test.v -test.run 'Vsock|VSOCK'\n"
+	return []image.File{agent, test, {Path: "/etc/tasks/listen", Mode: 0o755, Data: []byte(task)}}
+}
+
+// ensureInstalled installs the product, once.
+func (w *world) ensureInstalled(ctx context.Context) error {
+	if w.install != nil {
+		return nil
+	}
+	p, err := product.New(ctx, w.layout, filepath.Join(w.root, "bin"), product.Files{Config: w.config()})
+	if err != nil {
+		return err
+	}
+	w.install = p
+	wrapper := fmt.Sprintf("#!/bin/sh\nexec %s \"$@\" --config %s\n", filepath.Join(p.Lib, "outguard"), p.ConfigFile())
+	return os.WriteFile(filepath.Join(w.path, "outguard"), []byte(wrapper), 0o755)
+}
+
+func (w *world) config() string {
+	return fmt.Sprintf("state_dir: %s\nrun_dir: %s\n", w.layout.State, w.layout.Run)
+}
+
+func (w *world) remove(t *testing.T) {
+	ctx := context.Background()
+	for _, g := range w.guests {
+		if err := g.Remove(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := product.Remove(ctx, w.layout); err != nil {
+		t.Error(err)
+	}
+}
+
+// keep saves consoles and logs with a failed test.
+func (w *world) keep(t *testing.T) {
+	files := []string{w.layout.State + "/outguardd.log"}
+	for _, g := range w.guests {
+		files = append(files, filepath.Join(g.Dir(), "console.log"), filepath.Join(g.Dir(), "vsock.log"))
+	}
+	for _, from := range files {
+		b, err := os.ReadFile(from)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		to := filepath.Join(t.ArtifactDir(), filepath.Base(filepath.Dir(from))+"-"+filepath.Base(from))
+		if err == nil {
+			err = os.WriteFile(to, b, 0o644)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+		t.Logf("%s ends:\n%s", from, strings.Join(lines[max(0, len(lines)-25):], "\n"))
+	}
+}
