@@ -1,0 +1,132 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/outguard/outguard/host/evidence"
+)
+
+func (a *app) evidenceCmd() *cobra.Command {
+	return group(&cobra.Command{Use: "evidence", Short: "Verify the record"}, a.evidenceVerifyCmd())
+}
+
+func (a *app) evidenceVerifyCmd() *cobra.Command {
+	var key string
+	cmd := a.command(&cobra.Command{
+		Use:   "verify [DIR]",
+		Short: "Hold every byte of the record against its hashes and this host's key",
+		Long: `Verify the record: the chain from the first record to the last, and every signed
+head and seal, with this host's public key. DIR is a whole store or one VM's
+stream in it; by default it is this host's store. No monitor needs to run; one
+may.`,
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: completeDir,
+	}, func(_ *cobra.Command, args []string) error {
+		p, err := a.paths()
+		if err != nil {
+			return err
+		}
+		dir := filepath.Join(p.State, evidence.StoreDir)
+		if len(args) == 1 {
+			dir = args[0]
+		}
+		v, err := a.verifier(key)
+		if err != nil {
+			return err
+		}
+		return a.verifyEvidence(dir, v)
+	})
+	keyFlag(cmd, &key)
+	return cmd
+}
+
+func keyFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVar(to, "key", "", "public key `file` of the host that signed (default: host.pub in the configuration's state_dir)")
+}
+
+// verifier loads the key that things are verified with: named, or this host's.
+func (a *app) verifier(file string) (note.Verifier, error) {
+	if file != "" {
+		return evidence.LoadVerifier(file)
+	}
+	p, err := a.paths()
+	if err != nil {
+		return nil, err
+	}
+	file = filepath.Join(p.State, evidence.PubFile)
+	v, err := evidence.LoadVerifier(file)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, fmt.Errorf("this host has no key at %s (outguardd makes it when it first starts); "+
+			"give the key of the host that signed with --key FILE", file)
+	case errors.Is(err, os.ErrPermission):
+		return nil, fmt.Errorf("%w; run as root, or give the key with --key FILE", err)
+	}
+	return v, err
+}
+
+func (a *app) verifyEvidence(dir string, v note.Verifier) error {
+	reports, err := verifyAny(dir, v)
+	for i := range reports {
+		r := &reports[i]
+		if a.json {
+			if err := a.printJSON(struct {
+				OK bool `json:"ok"`
+				*evidence.Report
+			}{r.OK(), r}); err != nil {
+				return err
+			}
+			continue
+		}
+		a.evidenceLine(r)
+	}
+	switch {
+	case errors.Is(err, evidence.ErrCorrupt):
+		return fmt.Errorf("%w: %w", errVerify, err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w; run as root or as the user outguard", err)
+	case err != nil:
+		return err
+	case len(reports) == 0:
+		return fmt.Errorf("%s holds no record; `outguard evidence verify DIR` verifies another", dir)
+	}
+	return nil
+}
+
+// verifyAny takes a store, whose folders are named by UUIDs, or one stream.
+func verifyAny(dir string, v note.Verifier) ([]evidence.Report, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
+	for _, e := range entries {
+		if _, err := uuid.Parse(e.Name()); err == nil && e.IsDir() {
+			return evidence.VerifyStore(dir, v)
+		}
+		if strings.Contains(e.Name(), ".seg") {
+			r, err := evidence.Verify(dir, v)
+			return []evidence.Report{r}, err
+		}
+	}
+	return nil, nil
+}
+
+func (a *app) evidenceLine(r *evidence.Report) {
+	state := "ok"
+	if !r.OK() {
+		state = "CORRUPT: " + r.Problem.Error()
+	}
+	name := r.Stream.String()
+	if r.Stream == uuid.Nil {
+		name = "host"
+	}
+	a.printf("%-36s  records %d to %d, %s, %d signed heads, %d records after the last head: %s\n",
+		quote(name), r.First, r.Next, size(uint64(r.Bytes)), r.Heads, r.Unsigned, quoteSentence(state))
+}

@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/apipb/apipbconnect"
+)
+
+func (a *app) modelCmd() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "model",
+		Short: "List, show, open and seal the models of what is normal",
+	}, a.modelListCmd(), a.modelShowCmd(),
+		a.modelChangeCmd("learn", "Open a domain's model: what happens from now on is normal", learn),
+		a.modelChangeCmd("seal", "Seal a domain's model: what it has not seen is a violation from now on", seal))
+}
+
+func (a *app) modelListCmd() *cobra.Command {
+	r := &apipb.ListModelsRequest{}
+	cmd := a.command(&cobra.Command{
+		Use: "list", Short: "List the models", Args: cobra.NoArgs,
+	}, func(cmd *cobra.Command, _ []string) error {
+		out, err := a.models(cmd.Context(), r)
+		if err != nil {
+			return err
+		}
+		printAll(a, out, "no models; a domain has one when its agent's first events are judged",
+			[]string{"VM", "ENGINE", "STATE", "MAPPING", "POINTS", "EVENTS", "VIOLATIONS", "LAST NEW"}, modelRow)
+		return nil
+	})
+	a.vmFlag(cmd, &r.Vm)
+	engineFlag(cmd, &r.Engine)
+	return cmd
+}
+
+func (a *app) models(ctx context.Context, r *apipb.ListModelsRequest) ([]*apipb.Model, error) {
+	client, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	out, err := client.ListModels(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return out.Models, nil
+}
+
+func modelRow(m *apipb.Model) []string {
+	return []string{
+		m.Vm, m.Engine, sealedWord(m), m.Mapping, fmt.Sprint(m.Points), fmt.Sprint(m.Events),
+		fmt.Sprint(m.Violations), clock(m.LastNew),
+	}
+}
+
+func sealedWord(m *apipb.Model) string {
+	if m.Sealed {
+		return "sealed"
+	}
+	return "learning"
+}
+
+func (a *app) modelShowCmd() *cobra.Command {
+	r := &apipb.ListModelsRequest{}
+	cmd := a.command(&cobra.Command{
+		Use: "show DOMAIN", Short: "Describe a domain's model", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
+	}, func(cmd *cobra.Command, args []string) error {
+		r.Vm = args[0]
+		out, err := a.models(cmd.Context(), r)
+		if err != nil {
+			return err
+		}
+		if len(out) == 0 {
+			return fmt.Errorf("%s has no model yet; `outguard vms` shows whether its agent is heard", args[0])
+		}
+		for _, m := range out {
+			a.print(m, func() { a.describeModel(m) })
+		}
+		return nil
+	})
+	engineFlag(cmd, &r.Engine)
+	return cmd
+}
+
+func (a *app) describeModel(m *apipb.Model) {
+	a.fact("vm", m.Vm+" "+m.Uuid)
+	a.fact("engine", m.Engine)
+	a.fact("state", sealedWord(m))
+	a.fact("mapping", m.Mapping)
+	a.fact("points", fmt.Sprint(m.Points))
+	a.fact("events", fmt.Sprint(m.Events))
+	a.fact("violations", fmt.Sprint(m.Violations))
+	a.fact("last new", clock(m.LastNew))
+	a.fact("measurement", m.Measurement)
+	a.fact("state value", m.State)
+}
+
+type changeModel func(ctx context.Context, c apipbconnect.OutguardClient, vm, engine string) (*apipb.Model, error)
+
+func learn(ctx context.Context, c apipbconnect.OutguardClient, vm, engine string) (*apipb.Model, error) {
+	r, err := c.LearnModel(ctx, &apipb.LearnModelRequest{Vm: vm, Engine: engine})
+	return r.GetModel(), err
+}
+
+func seal(ctx context.Context, c apipbconnect.OutguardClient, vm, engine string) (*apipb.Model, error) {
+	r, err := c.SealModel(ctx, &apipb.SealModelRequest{Vm: vm, Engine: engine})
+	return r.GetModel(), err
+}
+
+func (a *app) modelChangeCmd(verb, short string, change changeModel) *cobra.Command {
+	var engine string
+	cmd := a.command(&cobra.Command{
+		Use: verb + " DOMAIN", Short: short, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
+	}, func(cmd *cobra.Command, args []string) error {
+		client, err := a.client()
+		if err != nil {
+			return err
+		}
+		m, err := change(cmd.Context(), client, args[0], engine)
+		if err != nil {
+			return err
+		}
+		a.print(m, func() { a.describeModel(m) })
+		return nil
+	})
+	engineFlag(cmd, &engine)
+	return cmd
+}
+
+func engineFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVar(to, "engine", "", "of this `engine` (default: the one that has models)")
+}

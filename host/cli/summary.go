@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/safe"
+)
+
+// eventLine is an event for people.
+func eventLine(e *apipb.Event) string {
+	return fmt.Sprintf("%s  %-12s %8d  %-20s %7d %-15s  %s",
+		clock(e.Received), safe.Text(e.Vm), e.Index, safe.Text(e.Type),
+		e.GetSubject().GetTgid(), quote(e.GetSubject().GetComm()), summary(e))
+}
+
+// summary says what was done, in a word or two.
+func summary(e *apipb.Event) string {
+	switch {
+	case e.Error != "":
+		return "does not decode: " + safe.Text(e.Error)
+	case e.Exec != nil:
+		return execSummary(e)
+	case e.Mmap != nil:
+		return protection(e.Mmap.Prot) + " " + fileSummary(e.File)
+	case e.File != nil:
+		return fileSummary(e.File)
+	case e.Address != nil:
+		return familyName(e.Address.Family) + " " + quote(e.Address.Text)
+	case e.Socket != nil:
+		return socketSummary(e)
+	case e.Signal != nil:
+		return fmt.Sprintf("signal %d to pid %d", e.Signal.Number, e.Signal.GetTarget().GetTgid())
+	case e.Newtask != nil:
+		c := e.Newtask.GetChild()
+		if c.GetPid() != c.GetTgid() {
+			return fmt.Sprintf("thread %d", c.GetPid())
+		}
+		return fmt.Sprintf("child %d", c.GetTgid())
+	case e.Exit != nil:
+		return exitSummary(e.Exit)
+	case len(e.Unknown) > 0:
+		return fmt.Sprintf("%d bytes that this version does not know", len(e.Unknown))
+	}
+	return ""
+}
+
+func execSummary(e *apipb.Event) string {
+	words := []string{fileSummary(e.File)}
+	if argv := e.Exec.Argv; len(argv) > 0 {
+		words = append(words, "argv")
+		for _, w := range argv {
+			words = append(words, quote(w))
+		}
+	}
+	if e.Exec.ArgvTruncated {
+		words = append(words, "…")
+	}
+	if e.Exec.Secure {
+		words = append(words, "(secure)")
+	}
+	return strings.Join(words, " ")
+}
+
+func fileSummary(f *apipb.File) string {
+	if f == nil {
+		return "anonymous"
+	}
+	s := quote(f.Path)
+	if f.Path == "" {
+		s = "(no path)"
+	}
+	if len(f.PathFlags) > 0 {
+		s += " (" + safe.Text(strings.Join(f.PathFlags, ", ")) + ")"
+	}
+	if f.Digest != "" {
+		s += " sha256:" + safe.Text(f.Digest[:min(len(f.Digest), 12)])
+	}
+	return s
+}
+
+func protection(p uint32) string {
+	b := []byte("---")
+	for i, c := range []byte("rwx") {
+		if p&(1<<i) != 0 {
+			b[i] = c
+		}
+	}
+	return string(b)
+}
+
+var families = map[uint32]string{1: "unix", 2: "inet", 10: "inet6", 16: "netlink", 17: "packet", 38: "alg", 40: "vsock"}
+
+func familyName(f uint32) string {
+	if s, ok := families[f]; ok {
+		return s
+	}
+	return fmt.Sprintf("family %d", f)
+}
+
+var socketTypes = map[uint32]string{1: "stream", 2: "dgram", 3: "raw", 5: "seqpacket"}
+
+func socketSummary(e *apipb.Event) string {
+	kind, ok := socketTypes[e.Socket.Type&0xf]
+	if !ok {
+		kind = fmt.Sprintf("type %d", e.Socket.Type)
+	}
+	s := familyName(e.Socket.Family) + " " + kind
+	if e.Socket.Backlog > 0 {
+		s += fmt.Sprintf(" backlog %d", e.Socket.Backlog)
+	}
+	return s
+}
+
+// exitSummary reads a wait status.
+func exitSummary(x *apipb.Exit) string {
+	s := fmt.Sprintf("exit %d", x.Code>>8&0xff)
+	if sig := x.Code & 0x7f; sig != 0 {
+		s = fmt.Sprintf("killed by signal %d", sig)
+	}
+	if !x.GroupDead {
+		s += " (thread)"
+	}
+	return s
+}
