@@ -1,0 +1,267 @@
+// Package domaintest boots tiny guests under a real libvirt for tests of
+// host/domain and of what stands on it. Each guest is Debian's kernel with a
+// busybox that counts on its disks, without hardware virtualisation.
+//
+// A test is skipped, naming what is missing, where libvirt, the kernel or
+// busybox is not there; with OUTGUARD_REQUIRE containing "libvirt" it fails.
+package domaintest
+
+import (
+	"bytes"
+	"encoding/xml"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Prefix begins the name of every domain that this package defines.
+const Prefix = "respond-test-"
+
+// Config says what a guest has beyond a CPU and 256 MiB of memory.
+type Config struct {
+	Disks   []string // formats, "raw" or "qcow2": vda, vdb ... of 16 MiB each
+	Backing bool     // the qcow2 disks stand on a raw image of their own
+	CDROM   bool     // an empty drive and a read-only disk beside them
+	Vhost   string   // socket of a vhost-user vsock backend, which keeps a domain from migrating
+	Devices string   // further XML inside <devices>
+	Off     bool     // define it only
+}
+
+// Guest is one defined domain.
+type Guest struct {
+	Name  string
+	UUID  uuid.UUID
+	Dir   string // holds the images; QEMU can reach it
+	Disks []string
+	QMP   string // a second monitor of QEMU's own, for measuring
+	Log   string // console
+}
+
+// Require skips, or fails where it was promised, unless cond holds.
+func Require(t testing.TB, cond bool, format string, args ...any) {
+	t.Helper()
+	if cond {
+		return
+	}
+	missing := fmt.Sprintf(format, args...)
+	if slices.Contains(strings.FieldsFunc(os.Getenv("OUTGUARD_REQUIRE"), func(r rune) bool { return r == ',' || r == ' ' }), "libvirt") {
+		t.Fatalf("OUTGUARD_REQUIRE promises libvirt, but %s", missing)
+	}
+	t.Skip("needs libvirt: " + missing)
+}
+
+// Libvirt skips unless a guest could be run here.
+func Libvirt(t testing.TB) {
+	t.Helper()
+	Require(t, os.Getuid() == 0, "not root")
+	for _, name := range []string{"virsh", "qemu-system-x86_64", "qemu-img", "busybox", "cpio"} {
+		_, err := exec.LookPath(name)
+		Require(t, err == nil, "no %s", name)
+	}
+	Require(t, exec.Command("virsh", "-c", "qemu:///system", "version").Run() == nil, "libvirtd does not answer: virtlogd -d && libvirtd -d")
+	_, release := kernel()
+	Require(t, release != "", "no kernel in /boot with its modules")
+}
+
+// kernel returns the newest of Debian's kernels and its release.
+func kernel() (path, release string) {
+	all, _ := filepath.Glob("/boot/vmlinuz-*")
+	slices.Sort(all)
+	for _, path := range slices.Backward(all) {
+		release := strings.TrimPrefix(path, "/boot/vmlinuz-")
+		if _, err := os.Stat(modules(release)); err == nil {
+			return path, release
+		}
+	}
+	return "", ""
+}
+
+func modules(release string) string { return "/lib/modules/" + release + "/kernel" }
+
+// Start defines a guest and, unless c.Off, runs it until its first count.
+// The test's end destroys and undefines it.
+func Start(t testing.TB, c Config) *Guest {
+	t.Helper()
+	Libvirt(t)
+	g := &Guest{UUID: uuid.New(), Dir: reachable(t)}
+	g.Name = Prefix + g.UUID.String()[:8]
+	g.QMP, g.Log = filepath.Join(g.Dir, "qmp"), filepath.Join(g.Dir, "console")
+	path, release := kernel()
+	run(t, "cp", path, filepath.Join(g.Dir, "vmlinuz"))
+	initramfs(t, release, filepath.Join(g.Dir, "initrd"))
+	for i, format := range c.Disks {
+		g.Disks = append(g.Disks, disk(t, g.Dir, fmt.Sprintf("vd%c", 'a'+i), format, c.Backing))
+	}
+	run(t, "chown", "-R", "libvirt-qemu:", g.Dir)
+	def := filepath.Join(g.Dir, "domain.xml")
+	write(t, def, g.xml(c))
+	virsh(t, "define", def)
+	t.Cleanup(func() {
+		_ = exec.Command("virsh", "-c", "qemu:///system", "destroy", g.Name).Run()
+		_ = exec.Command("virsh", "-c", "qemu:///system", "undefine", "--snapshots-metadata", g.Name).Run()
+	})
+	if !c.Off {
+		g.Boot(t)
+	}
+	return g
+}
+
+// Boot starts the guest and returns at its first count.
+func (g *Guest) Boot(t testing.TB) {
+	t.Helper()
+	virsh(t, "start", g.Name)
+	for end := time.Now().Add(60 * time.Second); ; {
+		if b, _ := os.ReadFile(g.Log); bytes.Contains(b, []byte("count")) {
+			return
+		}
+		if time.Now().After(end) {
+			b, _ := os.ReadFile(g.Log)
+			t.Fatalf("the guest did not come up within 60 s; its console:\n%s", b)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// Virsh runs virsh on the guest: Virsh(t, "suspend").
+func (g *Guest) Virsh(t testing.TB, verb string, args ...string) string {
+	t.Helper()
+	return virsh(t, append([]string{verb, g.Name}, args...)...)
+}
+
+func reachable(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", Prefix)
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func virsh(t testing.TB, args ...string) string {
+	t.Helper()
+	return run(t, "virsh", append([]string{"-q", "-c", "qemu:///system"}, args...)...)
+}
+
+func write(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func disk(t testing.TB, dir, name, format string, backing bool) string {
+	t.Helper()
+	path := filepath.Join(dir, name+"."+format)
+	args := []string{"create", "-q", "-f", format}
+	if backing && format == "qcow2" {
+		base := filepath.Join(dir, name+".base")
+		write(t, base, strings.Repeat("the base's own content.\n", 16<<20/24))
+		args = append(args, "-b", base, "-F", "raw")
+	}
+	run(t, "qemu-img", append(args, path, "16M")...)
+	return path
+}
+
+// script counts on the first sector of every disk in turn, each write direct,
+// and on the console.
+const script = `#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+for m in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
+  /bin/busybox insmod /m/$m.ko 2>/dev/null
+done
+i=0
+while :; do
+  i=$((i+1))
+  for d in /dev/vd?; do
+    [ -b $d ] && /bin/busybox printf 'count %09d\n' $i | /bin/busybox dd of=$d bs=512 count=1 conv=sync,notrunc oflag=direct 2>/dev/null
+  done
+  [ $((i%10)) = 1 ] && echo count $i >/dev/console
+done
+`
+
+func initramfs(t testing.TB, release, out string) {
+	t.Helper()
+	root := t.TempDir()
+	for _, d := range []string{"bin", "m", "proc", "sys", "dev"} {
+		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	box, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "cp", "-L", box, filepath.Join(root, "bin/busybox"))
+	for _, m := range []string{"virtio/virtio_ring", "virtio/virtio", "virtio/virtio_pci_modern_dev", "virtio/virtio_pci_legacy_dev", "virtio/virtio_pci", "block/virtio_blk"} {
+		path := filepath.Join(modules(release), "drivers", m+".ko")
+		if _, err := os.Stat(path); err == nil { // else it is built in
+			run(t, "cp", path, filepath.Join(root, "m"))
+		}
+	}
+	write(t, filepath.Join(root, "init"), script)
+	run(t, "chmod", "0755", filepath.Join(root, "init"))
+	run(t, "sh", "-c", `cd "$1" && find . | cpio -o -H newc --quiet >"$2"`, "sh", root, out)
+}
+
+func (g *Guest) xml(c Config) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+<name>%s</name><uuid>%s</uuid><memory unit='MiB'>256</memory><vcpu>1</vcpu>
+`, g.Name, g.UUID)
+	if c.Vhost != "" {
+		b.WriteString("<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n")
+	}
+	fmt.Fprintf(&b, `<os><type arch='x86_64' machine='q35'>hvm</type><kernel>%s/vmlinuz</kernel><initrd>%s/initrd</initrd>
+<cmdline>console=ttyS0 quiet panic=-1</cmdline></os>
+<features><acpi/></features><cpu mode='maximum'/><on_reboot>restart</on_reboot>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
+<serial type='file'><source path='%s'/></serial><memballoon model='none'/>
+`, g.Dir, g.Dir, g.Log)
+	for i, path := range g.Disks {
+		fmt.Fprintf(&b, "<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/><target dev='vd%c' bus='virtio'/></disk>\n",
+			c.Disks[i], path, 'a'+i)
+	}
+	if c.CDROM {
+		fmt.Fprintf(&b, "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>\n")
+		fmt.Fprintf(&b, "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='%s/initrd'/><target dev='sdb' bus='sata'/><readonly/></disk>\n", g.Dir)
+	}
+	b.WriteString(c.Devices)
+	b.WriteString("</devices>\n<qemu:commandline>\n")
+	arg := func(s string) {
+		b.WriteString("<qemu:arg value='")
+		_ = xml.EscapeText(&b, []byte(s))
+		b.WriteString("'/>\n")
+	}
+	arg("-qmp")
+	arg("unix:" + g.QMP + ",server=on,wait=off")
+	if c.Vhost != "" {
+		arg("-chardev")
+		arg("socket,id=vs0,path=" + c.Vhost)
+		arg("-device")
+		arg("vhost-user-vsock-pci,chardev=vs0,bus=pcie.0,addr=0x10")
+	}
+	b.WriteString("</qemu:commandline></domain>\n")
+	return b.String()
+}
