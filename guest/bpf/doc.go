@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf holds the programs that run in the guest's kernel, and what the
+// compiler made of them. record.h is the wire record in C, held against
+// vsockproto by this package's test; kernel.h is what the programs touch of
+// the kernel; maps.h is what they share with the agent. The object is committed:
+// building the agent needs no C compiler, and `make check` compiles it again
+// and fails if it comes out otherwise.
+//
+// Loading and attaching is sensor's job. Nothing here refuses anything: every
+// program reports and lets the kernel go on.
+package bpf
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package bpf -cflags "-O2 -g -Wall -Werror -mcpu=v3" -type agent_config -type counter Probe probe.bpf.c

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Numbers, rings, and the parts that every record has. */
+#ifndef OUTGUARD_EMIT_H
+#define OUTGUARD_EMIT_H
+
+/* How long bulk records may wait before one wakes the agent, and how many bytes. */
+#define BULK_WAKE_NS 2000000
+#define BULK_WAKE_BYTES (256 << 10)
+
+static volatile __u64 bulk_woken_ns;
+
+static __always_inline __u32 exec_id(struct task_struct *t)
+{
+	return (__u32)t->self_exec_id;
+}
+
+/*
+ * Is t a thread of the agent? Its name does not count: anybody can take it. A
+ * program that the agent's process would exec is not the agent any more.
+ */
+static __always_inline bool is_agent(const struct agent_config *c, struct task_struct *t)
+{
+	return t->tgid == c->agent_tgid && t->group_leader->start_boottime == c->agent_start_ns &&
+	       exec_id(t) == c->agent_exec_id;
+}
+
+static __always_inline struct agent_config *get_config(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+/* Are records of this type wanted, and is it not the agent that acts? */
+static __always_inline bool reports(__u32 type, struct task_struct *t)
+{
+	struct agent_config *c = get_config();
+
+	return c && (c->hooks & (1ULL << type)) && !is_agent(c, t);
+}
+
+static __always_inline struct counter *get_counter(__u32 cpu, __u32 class)
+{
+	__u32 slot = cpu * 2 + class - 1;
+
+	return bpf_map_lookup_elem(&counters, &slot);
+}
+
+static __always_inline __u64 bulk_wakeup(__u64 now)
+{
+	if (now - bulk_woken_ns < BULK_WAKE_NS && bpf_ringbuf_query(&bulk, BPF_RB_AVAIL_DATA) < BULK_WAKE_BYTES)
+		return BPF_RB_NO_WAKEUP;
+	bulk_woken_ns = now;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+/*
+ * Number the record and put it into its ring. The number is drawn last, and
+ * nothing between it and the output can sleep, so that a number is under way
+ * only for moments.
+ */
+static __always_inline void emit(struct record_header *h, __u32 length, __u16 type, __u8 class)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct counter *c = get_counter(cpu, class);
+	long err;
+
+	if (!c)
+		return;
+	h->length = length;
+	h->type = type;
+	h->version = RECORD_VERSION;
+	h->class = class;
+	h->cpu = cpu;
+	h->flags = 0;
+	h->boot_ns = bpf_ktime_get_boot_ns();
+	h->sequence = __sync_fetch_and_add(&c->emitted, 1) + 1;
+	if (class == CLASS_CRITICAL)
+		err = bpf_ringbuf_output(&critical, h, length, BPF_RB_FORCE_WAKEUP);
+	else
+		err = bpf_ringbuf_output(&bulk, h, length, bulk_wakeup(h->boot_ns));
+	__sync_fetch_and_add(err ? &c->lost : &c->submitted, 1);
+}
+
+/* There was no room to build a record in: it has a number all the same. */
+static __always_inline void emit_lost(__u8 class)
+{
+	struct counter *c = get_counter(bpf_get_smp_processor_id(), class);
+
+	if (!c)
+		return;
+	__sync_fetch_and_add(&c->emitted, 1);
+	__sync_fetch_and_add(&c->lost, 1);
+}
+
+static __always_inline void fill_task(struct task_id *id, struct task_struct *t)
+{
+	id->pid = t->pid;
+	id->tgid = t->tgid;
+	id->start_ns = t->start_boottime;
+}
+
+static __always_inline __u32 pid_ns(struct task_struct *t)
+{
+	struct pid *p = t->thread_pid;
+	struct upid at = {};
+
+	bpf_probe_read_kernel(&at, sizeof(at), &p->numbers[p->level & 31]);
+	return BPF_CORE_READ(at.ns, ns.inum);
+}
+
+static __always_inline void fill_cred(struct subject *s, const struct cred *c)
+{
+	__u64 eff = 0;
+
+	s->uid = c->uid.val;
+	s->euid = c->euid.val;
+	s->suid = c->suid.val;
+	s->gid = c->gid.val;
+	s->egid = c->egid.val;
+	s->sgid = c->sgid.val;
+	s->fsuid = c->fsuid.val;
+	s->fsgid = c->fsgid.val;
+	s->securebits = c->securebits;
+	s->user_ns = c->user_ns->ns.inum;
+	bpf_probe_read_kernel(&eff, sizeof(eff), &c->cap_effective);
+	s->cap_eff = eff;
+}
+
+/* s is all zero before. */
+static __always_inline void fill_subject(struct subject *s, struct task_struct *t)
+{
+	struct task_struct *parent = t->real_parent;
+	struct nsproxy *ns = t->nsproxy;
+
+	fill_task(&s->task, t);
+	s->leader_start_ns = t->group_leader->start_boottime;
+	s->parent_tgid = parent->tgid;
+	s->exec_id = exec_id(t);
+	s->parent_start_ns = parent->group_leader->start_boottime;
+	s->cgroup_id = t->cgroups->dfl_cgrp->kn->id;
+	s->mnt_ns = ns->mnt_ns->ns.inum;
+	s->pid_ns = pid_ns(t);
+	s->net_ns = ns->net_ns->ns.inum;
+	fill_cred(s, t->cred);
+	s->kernel_thread = (t->flags & PF_KTHREAD) != 0;
+	bpf_probe_read_kernel_str(s->comm, sizeof(s->comm), t->comm);
+}
+
+/*
+ * Take the task's scratch. A hook that runs while the task builds a record
+ * comes from the digest itself (the kernel opens the file again to read it):
+ * the agent's own doing, so it is not reported, and busy tells it apart.
+ */
+static __always_inline struct scratch *take_scratch(struct task_struct *t, __u8 class)
+{
+	struct scratch *sc = bpf_task_storage_get(&scratches, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (!sc) {
+		emit_lost(class);
+		return NULL;
+	}
+	if (sc->busy)
+		return NULL;
+	sc->busy = 1;
+	return sc;
+}
+
+static __always_inline void drop_scratch(struct scratch *sc)
+{
+	sc->busy = 0;
+}
+
+/* Write the header of a tail whose bytes stand at record[at + 8]; zero what pads it. */
+static __always_inline __u32 close_tail(struct scratch *sc, __u32 at, __u16 tag, __u16 flags, __u32 length)
+{
+	__u32 end = at + 8 + length;
+	struct tail_header *t;
+
+	barrier_var(end); /* or the compiler forgets below what was checked here */
+	if (at > RECORD_MAX - 8 || end > RECORD_MAX - 8)
+		return at;
+	t = (void *)&sc->record[at];
+	t->tag = tag;
+	t->flags = flags;
+	t->length = length;
+	*(__u64 *)&sc->record[end] = 0;
+	return (end + 7) & ~7U;
+}
+
+#endif

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Programs: those that start, and those that run already. */
+#ifndef OUTGUARD_EXEC_H
+#define OUTGUARD_EXEC_H
+
+#define ARGV_SIZE 2560
+#define ARGV_COUNT 2560
+#define FILENAME_SIZE 1024
+
+/* Walks argument strings, so that the environment behind them stays out. */
+struct argv_walk {
+	struct scratch *sc;
+	__u32 base;
+	__u32 size;
+	__u32 length;
+};
+
+static long next_arg(__u32 i, struct argv_walk *w)
+{
+	__u32 base = w->base, at = w->length, left = w->size - at;
+	long n;
+
+	if (base > sizeof(struct exec_record) + 16 + PATH_SIZE || at >= ARGV_SIZE || left == 0 || left > ARGV_SIZE)
+		return 1;
+	/* A string copied onto itself is only measured. */
+	n = bpf_probe_read_kernel_str(&w->sc->record[base + at], left, &w->sc->record[base + at]);
+	if (n <= 0)
+		return 1;
+	w->length = at + n;
+	return 0;
+}
+
+/*
+ * The argument strings lie at the bottom of the new stack, each with its NUL,
+ * and the environment's above them up to bprm->exec.
+ */
+static __always_inline __u32 put_argv(struct scratch *sc, __u32 at, struct linux_binprm *bprm)
+{
+	struct argv_walk w = {.sc = sc, .base = at + 8};
+	unsigned long from = bprm->p, to = bprm->exec;
+	__u32 argc = bprm->argc;
+	__u64 size = to - from;
+	bool cut = false;
+	long done;
+
+	if (argc == 0)
+		return at;
+	if (at > sizeof(struct exec_record) + 8 + PATH_SIZE)
+		return at;
+	if (to <= from)
+		return close_tail(sc, at, TAG_ARGV, TAIL_TRUNCATED, 0);
+	if (size > ARGV_SIZE) {
+		size = ARGV_SIZE;
+		cut = true;
+	}
+	if (bpf_copy_from_user(&sc->record[at + 8], size, (void *)from))
+		return close_tail(sc, at, TAG_ARGV, TAIL_TRUNCATED, 0);
+	w.size = size;
+	done = bpf_loop(argc < ARGV_COUNT ? argc : ARGV_COUNT, next_arg, &w, 0);
+	/* All strings seen, and the last one whole: it did not end where the copy did. */
+	if (done == argc && !(cut && w.length >= ARGV_SIZE))
+		cut = false;
+	else
+		cut = true;
+	if (w.length == 0)
+		return close_tail(sc, at, TAG_ARGV, TAIL_TRUNCATED, 0);
+	return close_tail(sc, at, TAG_ARGV, cut ? TAIL_TRUNCATED : 0, w.length);
+}
+
+/* What execve was asked for: for a script the script, not its interpreter. */
+static __always_inline __u32 put_filename(struct scratch *sc, __u32 at, struct linux_binprm *bprm)
+{
+	long n;
+
+	if (at > RECORD_MAX - 8 - FILENAME_SIZE)
+		return at;
+	n = bpf_probe_read_kernel_str(&sc->record[at + 8], FILENAME_SIZE, bprm->filename);
+	if (n <= 1 || n > FILENAME_SIZE)
+		return at;
+	return close_tail(sc, at, TAG_FILENAME, n == FILENAME_SIZE ? TAIL_TRUNCATED : 0, n - 1);
+}
+
+static __always_inline void report_exec(struct scratch *sc, struct linux_binprm *bprm, struct task_struct *t)
+{
+	struct exec_record *r = (void *)sc->record;
+	struct file *file = bprm->file;
+	struct inode *inode = file->f_inode;
+	__u32 at;
+
+	__builtin_memset(r, 0, sizeof(*r));
+	fill_subject(&r->subject, t);
+	fill_file(&r->file, file, inode);
+	r->file.path_kind = path_kind(t);
+	r->file.digested = digest_for(file, inode, true, r->file.digest);
+	r->argc = bprm->argc;
+	r->envc = bprm->envc;
+	r->secure_exec = BPF_CORE_READ_BITFIELD(bprm, secureexec);
+	at = put_path(sc, sizeof(*r), file, t);
+	at = put_argv(sc, at, bprm);
+	at = put_filename(sc, at, bprm);
+	if (at <= RECORD_MAX)
+		emit(&r->header, at, BPRM_COMMITTED_CREDS, CLASS_CRITICAL);
+}
+
+/*
+ * Before the snapshot the agent opens the programs that run: keep their
+ * digests for it. True if it is the agent that opens; that is not reported.
+ */
+static __always_inline bool keep_running(struct file *file, struct inode *inode, struct task_struct *t)
+{
+	struct agent_config *c = get_config();
+	struct scratch *sc;
+	__u64 key = (__u64)inode;
+
+	if (!c || !is_agent(c, t))
+		return false;
+	__sync_fetch_and_add(&c->agent_opens, 1);
+	if (!c->snapshotting || (inode->i_mode & S_IFMT) != S_IFREG)
+		return true;
+	sc = bpf_task_storage_get(&scratches, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!sc || sc->busy)
+		return true;
+	sc->busy = 1;
+	if (digest_for(file, inode, true, sc->record) == DIGEST_SHA256)
+		bpf_map_update_elem(&running, &key, sc->record, BPF_ANY);
+	sc->busy = 0;
+	return true;
+}
+
+/* Whether this kernel lets an iterator name a task's file; the agent finds out. */
+const volatile bool snapshot_paths = true;
+
+static __always_inline __u32 put_exe(struct scratch *sc, struct file_record *r, struct file *file, struct task_struct *t)
+{
+	struct inode *inode = file->f_inode;
+	__u64 key = (__u64)inode;
+	__u8 *known = bpf_map_lookup_elem(&running, &key);
+
+	fill_file(&r->file, file, inode);
+	r->file.path_kind = path_kind(t);
+	if (known) {
+		__builtin_memcpy(r->file.digest, known, sizeof(r->file.digest));
+		r->file.digested = DIGEST_SHA256;
+	}
+	if (snapshot_paths)
+		return put_path(sc, sizeof(*r), file, t);
+	return close_tail(sc, sizeof(*r), TAG_PATH, TAIL_TRUNCATED, 0);
+}
+
+static __always_inline int report_snapshot(struct task_struct *t)
+{
+	struct agent_config *c = get_config();
+	struct file_record *r;
+	struct scratch *sc;
+	struct file *file;
+	__u32 at = sizeof(*r);
+
+	if (!t || !c || !(c->hooks & (1ULL << TASK_SNAPSHOT)))
+		return 0;
+	sc = take_scratch(bpf_get_current_task_btf(), CLASS_CRITICAL);
+	if (!sc)
+		return 0;
+	r = (void *)sc->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	fill_subject(&r->subject, t);
+	r->file.digested = DIGEST_NO_FILE;
+	if (t->mm) {
+		file = t->mm->exe_file;
+		if (file) {
+			r->file.digested = DIGEST_ABSENT;
+			at = put_exe(sc, r, file, t);
+		}
+	}
+	if (at <= RECORD_MAX)
+		emit(&r->header, at, TASK_SNAPSHOT, CLASS_CRITICAL);
+	drop_scratch(sc);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Files: what they are, what they are called, and the digest of what is in them. */
+#ifndef OUTGUARD_FILE_H
+#define OUTGUARD_FILE_H
+
+#define PATH_SIZE 4096
+
+/*
+ * Files over this size are digested only when they are run or mapped to be
+ * run: an open must not take seconds. Their records say "not asked for".
+ */
+#define DIGEST_LIMIT (64LL << 20)
+
+/* The file systems that TSEM calls pseudo; see tsem/SPEC.md section 2. */
+static __always_inline bool is_pseudo(__u64 magic)
+{
+	switch (magic) {
+	case 0x9fa0:	 /* proc */
+	case 0x62656572: /* sysfs */
+	case 0x64626720: /* debugfs */
+	case 0x01021994: /* tmpfs */
+	case 0x1cd1:	 /* devpts */
+	case 0x42494e4d: /* binfmt_misc */
+	case 0x73636673: /* securityfs */
+	case 0xf97cff8c: /* selinuxfs */
+	case 0x43415d53: /* smackfs */
+	case 0x27e0eb:	 /* cgroup */
+	case 0x63677270: /* cgroup2 */
+	case 0x6e736673: /* nsfs */
+	case 0xde5e81e4: /* efivarfs */
+		return true;
+	}
+	return false;
+}
+
+/*
+ * File systems where this kernel sees every change of a file's content as an
+ * open for writing or a truncation of this very inode. Not so: stacked ones
+ * (overlay: the layer's inode changes), those with a server (NFS, FUSE, 9p),
+ * and memfds, which are writable without ever having been opened.
+ */
+static __always_inline bool is_cacheable(struct super_block *sb)
+{
+	if (sb->s_flags & SB_NOUSER)
+		return false;
+	switch ((__u64)sb->s_magic) {
+	case 0xef53:	 /* ext2, ext3, ext4 */
+	case 0x58465342: /* xfs */
+	case 0x9123683e: /* btrfs */
+	case 0xf2f52010: /* f2fs */
+	case 0x858458f6: /* ramfs */
+	case 0x01021994: /* tmpfs */
+	case 0x73717368: /* squashfs */
+	case 0xe0f5e1e2: /* erofs */
+	case 0x9660:	 /* iso9660 */
+		return true;
+	}
+	return false;
+}
+
+static __always_inline bool has_writer(struct inode *inode)
+{
+	return inode->i_writecount.counter > 0 || inode->i_mapping->i_mmap_writable.counter > 0;
+}
+
+static __always_inline bool read_cache(struct digest_cache *c, __u64 epoch, __u8 *out)
+{
+	volatile struct digest_cache *v = c;
+	__u64 guard = v->guard;
+
+	if ((guard & 1) || v->stored != epoch + 1)
+		return false;
+	__builtin_memcpy(out, c->digest, 32);
+	if (v->guard == guard && v->epoch == epoch)
+		return true;
+	__builtin_memset(out, 0, 32);
+	return false;
+}
+
+static __always_inline void write_cache(struct digest_cache *c, __u64 epoch, const __u8 *digest)
+{
+	__u64 guard = *(volatile __u64 *)&c->guard;
+
+	if ((guard & 1) || __sync_val_compare_and_swap(&c->guard, guard, guard + 1) != guard)
+		return;
+	__builtin_memcpy(c->digest, digest, 32);
+	*(volatile __u64 *)&c->stored = epoch + 1;
+	__sync_fetch_and_add(&c->guard, 1);
+}
+
+/* The content of inode is about to change. */
+static __always_inline void end_version(struct inode *inode)
+{
+	struct digest_cache *c = bpf_inode_storage_get(&digests, inode, 0, 0);
+
+	if (c)
+		__sync_fetch_and_add(&c->epoch, 1);
+}
+
+static __always_inline void note_truncation(struct dentry *dentry, struct iattr *attr)
+{
+	struct inode *inode = dentry->d_inode;
+
+	if (inode && (attr->ia_valid & ATTR_SIZE))
+		end_version(inode);
+}
+
+static __always_inline __u8 compute(struct file *file, __u8 *out)
+{
+	if (bpf_ima_file_hash(file, out, 32) == HASH_ALGO_SHA256)
+		return DIGEST_SHA256;
+	__builtin_memset(out, 0, 32);
+	return DIGEST_FAILED;
+}
+
+/*
+ * The digest of file's content, from the cache if no writer is there now and
+ * none has been there since it was stored. A digest is stored only if no
+ * writer was there when it was begun, none is there at its end, and the
+ * version is still the same: change times say nothing (many changes leave them
+ * equal), and a writer of a shared mapping keeps its file open for writing.
+ */
+static __always_inline __u8 digest(struct file *file, struct inode *inode, __u8 *out)
+{
+	struct digest_cache *c = NULL;
+	__u64 epoch = 0;
+	__u8 state;
+
+	if (is_cacheable(inode->i_sb) && !has_writer(inode))
+		c = bpf_inode_storage_get(&digests, inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (c) {
+		epoch = *(volatile __u64 *)&c->epoch;
+		if (!has_writer(inode) && read_cache(c, epoch, out))
+			return DIGEST_SHA256;
+		if (has_writer(inode))
+			c = NULL;
+	}
+	state = compute(file, out);
+	if (c && state == DIGEST_SHA256 && !has_writer(inode) && *(volatile __u64 *)&c->epoch == epoch)
+		write_cache(c, epoch, out);
+	return state;
+}
+
+/*
+ * What is run is digested wherever it lies and however large it is. Otherwise:
+ * regular files, not on pseudo file systems, opened to be read only (what is
+ * open for writing has no settled content), up to a limit.
+ */
+static __always_inline __u8 digest_for(struct file *file, struct inode *inode, bool run, __u8 *out)
+{
+	if ((inode->i_mode & S_IFMT) != S_IFREG)
+		return DIGEST_NO_FILE;
+	if (!run) {
+		if (is_pseudo(inode->i_sb->s_magic))
+			return DIGEST_NO_FILE;
+		if ((file->f_mode & (FMODE_READ | FMODE_WRITE)) != FMODE_READ || inode->i_size > DIGEST_LIMIT)
+			return DIGEST_ABSENT;
+	}
+	return digest(file, inode, out);
+}
+
+/*
+ * From where the task's paths are named. Init is the initial pid namespace's
+ * first task; its root is the machine's.
+ */
+static __always_inline __u8 path_kind(struct task_struct *t)
+{
+	struct task_struct *init = BPF_CORE_READ(t, thread_pid, numbers[0].ns, child_reaper);
+	struct vfsmount *mnt = t->fs->root.mnt;
+	struct dentry *root = t->fs->root.dentry;
+
+	if (t->nsproxy->mnt_ns != BPF_CORE_READ(init, nsproxy, mnt_ns))
+		return root == mnt->mnt_root ? PATH_NAMESPACE : PATH_CHROOT;
+	if (root == BPF_CORE_READ(init, fs, root.dentry) && mnt == BPF_CORE_READ(init, fs, root.mnt))
+		return PATH_ROOT;
+	return PATH_CHROOT;
+}
+
+/* Is the mount of file in another namespace than the task's, or in none? */
+static __always_inline bool is_foreign(struct file *file, struct task_struct *t)
+{
+	unsigned long mnt = (unsigned long)BPF_CORE_READ(file, f_path.mnt);
+	struct mount *m = (void *)(mnt - __builtin_preserve_field_info(((struct mount *)0)->mnt, BPF_FIELD_BYTE_OFFSET));
+
+	return BPF_CORE_READ(m, mnt_ns) != t->nsproxy->mnt_ns;
+}
+
+/* f is all zero before; path kind and digest are the caller's. */
+static __always_inline void fill_file(struct file_body *f, struct file *file, struct inode *inode)
+{
+	struct super_block *sb = inode->i_sb;
+
+	f->inode = inode->i_ino;
+	f->generation = inode->i_generation;
+	f->dev = sb->s_dev;
+	f->flags = file->f_flags;
+	f->uid = inode->i_uid.val;
+	f->gid = inode->i_gid.val;
+	f->mode = inode->i_mode;
+	f->magic = sb->s_magic;
+	f->links = inode->i_nlink;
+	f->size = inode->i_size;
+	bpf_probe_read_kernel_str(f->fsid, sizeof(f->fsid), sb->s_id);
+	bpf_probe_read_kernel(f->uuid, sizeof(f->uuid), &sb->s_uuid);
+}
+
+#define DELETED_SUFFIX 10		      /* strlen(" (deleted)") */
+#define DELETED_ENDING 0x29646574656c6564ULL /* "deleted)" */
+
+/*
+ * The path tail at record[at]. The kernel appends " (deleted)" to the name of
+ * an unlinked file; here that is a flag, and a file that is called so keeps
+ * its name.
+ */
+static __always_inline __u32 put_path(struct scratch *sc, __u32 at, struct file *file, struct task_struct *t)
+{
+	__u8 *data = &sc->record[at + 8];
+	__u16 flags = is_foreign(file, t) ? TAIL_UNREACHABLE : 0;
+	long n = bpf_d_path(&file->f_path, (char *)data, PATH_SIZE);
+	__u32 length, cut;
+
+	if (n <= 1 || n > PATH_SIZE)
+		return close_tail(sc, at, TAG_PATH, flags | TAIL_TRUNCATED, 0);
+	length = n - 1;
+	cut = length - DELETED_SUFFIX;
+	barrier_var(cut);
+	if (cut < PATH_SIZE && !file->f_path.dentry->d_hash.pprev &&
+	    *(__u64 *)&data[cut + DELETED_SUFFIX - 8] == DELETED_ENDING) {
+		length = cut;
+		flags |= TAIL_UNLINKED;
+	}
+	return close_tail(sc, at, TAG_PATH, flags, length);
+}
+
+#endif

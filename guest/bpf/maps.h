@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* What the programs share with the agent and with each other. */
+#ifndef OUTGUARD_MAPS_H
+#define OUTGUARD_MAPS_H
+
+/*
+ * What the agent tells the programs. Hooks has bit N set when records of event
+ * type N are wanted. The agent's own tasks are known by the rest: a thread
+ * group, its start and its exec id, which no other program can come by.
+ */
+struct agent_config {
+	__u64 hooks;
+	__u64 snapshotting; /* not zero while the agent prepares the snapshot */
+	__u64 agent_opens;  /* files that the agent opened: shows that the hooks run */
+	__u64 agent_start_ns;
+	__u32 agent_tgid;
+	__u32 agent_exec_id;
+};
+
+/*
+ * The account of one (CPU, class). Emitted is the last number given out; every
+ * number ends up in one of the other two. When they add up to emitted, read
+ * after them, no record was under way at that moment.
+ */
+struct counter {
+	__u64 emitted;
+	__u64 submitted;
+	__u64 lost;
+};
+
+/* Who made a socket. */
+struct socket_label {
+	struct task_id owner;
+	__u32 exec_id;
+	__u32 reserved;
+};
+
+/*
+ * The digest of one version of a file. The version ends with every open for
+ * writing and every truncation, which add one to epoch; stored is the epoch,
+ * plus one, whose digest this is. Guard is odd while somebody writes it.
+ */
+struct digest_cache {
+	__u64 epoch;
+	__u64 stored;
+	__u64 guard;
+	__u8 digest[32];
+};
+
+/* Room to build a record in. A record is sent as far as it is filled. */
+#define SCRATCH_SLACK 2048
+struct scratch {
+	__u64 busy;
+	__u8 record[RECORD_MAX + SCRATCH_SLACK];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 2 << 20);
+} critical SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} bulk SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct agent_config);
+} config SEC(".maps");
+
+/* Indexed by cpu * 2 + class - 1. The agent sizes it to the possible CPUs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct counter);
+} counters SEC(".maps");
+
+/* For the agent alone: what a restarted one needs to go on with a session. */
+#define STATE_SIZE 64
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(value_size, STATE_SIZE);
+} state SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_INODE_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct digest_cache);
+} digests SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct socket_label);
+} labels SEC(".maps");
+
+/*
+ * Digests of the programs that run at attach, by the address of their inode.
+ * The agent opens each /proc/PID/exe, which file_open digests; the snapshot
+ * takes them from here, since an iterator can neither digest nor reach inode
+ * storage. Emptied after the snapshot.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__uint(value_size, 32);
+} running SEC(".maps");
+
+#endif

@@ -1,0 +1,323 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * The guest's eyes: LSM hooks and two tracepoints, each written down as one
+ * record. Nothing here refuses anything: every program returns what the
+ * programs before it said.
+ */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+#include "record.h"
+#include "maps.h"
+#include "emit.h"
+#include "file.h"
+#include "exec.h"
+#include "socket.h"
+
+char LICENSE[] SEC("license") = "GPL v2";
+
+/*
+ * Hook: bprm_committed_creds, when an exec can no longer fail and the task has
+ * its new credentials and its new memory, with the arguments on its stack.
+ * Sleepable. May refuse nothing (the hook has no result).
+ */
+SEC("lsm.s/bprm_committed_creds")
+int BPF_PROG(bprm_committed_creds, struct linux_binprm *bprm)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct scratch *sc;
+
+	if (!reports(BPRM_COMMITTED_CREDS, t))
+		return 0;
+	sc = take_scratch(t, CLASS_CRITICAL);
+	if (!sc)
+		return 0;
+	report_exec(sc, bprm, t);
+	drop_scratch(sc);
+	return 0;
+}
+
+/*
+ * Hook: file_open, at every open of a file of any kind, when it is set up but
+ * before its file system's own open runs. An open for writing already counts
+ * as a writer then. Sleepable. May refuse; does not.
+ *
+ * It ends the version of a file that is opened for writing, whether or not
+ * anything is to be reported.
+ */
+SEC("lsm.s/file_open")
+int BPF_PROG(file_open, struct file *file, int ret)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct inode *inode = file->f_inode;
+	struct file_record *r;
+	struct scratch *sc;
+	__u32 at;
+
+	if (file->f_mode & FMODE_WRITE)
+		end_version(inode);
+	if (keep_running(file, inode, t) || !reports(FILE_OPEN, t))
+		return ret;
+	sc = take_scratch(t, CLASS_BULK);
+	if (!sc)
+		return ret;
+	r = (void *)sc->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	fill_subject(&r->subject, t);
+	fill_file(&r->file, file, inode);
+	r->file.path_kind = path_kind(t);
+	r->file.digested = digest_for(file, inode, false, r->file.digest);
+	at = put_path(sc, sizeof(*r), file, t);
+	if (at <= RECORD_MAX)
+		emit(&r->header, at, FILE_OPEN, CLASS_BULK);
+	drop_scratch(sc);
+	return ret;
+}
+
+/*
+ * Hook: mmap_file, before a mapping is made, of a file or of nothing. Runs
+ * before the memory map's lock is taken. Sleepable. May refuse; does not.
+ */
+SEC("lsm.s/mmap_file")
+int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long prot, unsigned long flags, int ret)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct mmap_record *r;
+	struct scratch *sc;
+	__u32 at = sizeof(*r);
+
+	if (!reports(MMAP_FILE, t))
+		return ret;
+	sc = take_scratch(t, CLASS_BULK);
+	if (!sc)
+		return ret;
+	r = (void *)sc->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	fill_subject(&r->subject, t);
+	r->req_prot = req_prot;
+	r->prot = prot;
+	r->map_flags = flags;
+	if (file) {
+		struct inode *inode = file->f_inode;
+
+		r->has_file = 1;
+		fill_file(&r->file, file, inode);
+		r->file.path_kind = path_kind(t);
+		r->file.digested = digest_for(file, inode, prot & PROT_EXEC, r->file.digest);
+		at = put_path(sc, at, file, t);
+	}
+	if (at <= RECORD_MAX)
+		emit(&r->header, at, MMAP_FILE, CLASS_BULK);
+	drop_scratch(sc);
+	return ret;
+}
+
+/*
+ * Hook: inode_setattr, before a file's attributes change; of interest are
+ * truncations, which end a version of its content. Reports nothing. May
+ * refuse; does not.
+ */
+SEC("lsm/inode_setattr")
+int BPF_PROG(inode_setattr, struct dentry *dentry, struct iattr *attr, int ret)
+{
+	note_truncation(dentry, attr);
+	return ret;
+}
+
+/* The same where the hook is given the mount's id map first (Linux 6.8 and later). */
+SEC("lsm/inode_setattr")
+int BPF_PROG(inode_setattr_idmap, void *idmap, struct dentry *dentry, struct iattr *attr, int ret)
+{
+	note_truncation(dentry, attr);
+	return ret;
+}
+
+/*
+ * Hook: socket_create, before a socket of that kind is made, by a task or by
+ * the kernel for itself. May refuse; does not.
+ */
+SEC("lsm/socket_create")
+int BPF_PROG(socket_create, int family, int type, int protocol, int kern, int ret)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct socket_create_record r = {};
+
+	if (!reports(SOCKET_CREATE, t))
+		return ret;
+	fill_subject(&r.subject, t);
+	r.family = family;
+	r.type = type;
+	r.protocol = protocol;
+	r.kernel = kern != 0;
+	emit(&r.header, sizeof(r), SOCKET_CREATE, CLASS_BULK);
+	return ret;
+}
+
+/*
+ * Hook: socket_post_create, when the socket is there: labels it with who made
+ * it. What a listening socket accepts inherits the label. Reports nothing. May
+ * refuse; does not.
+ */
+SEC("lsm/socket_post_create")
+int BPF_PROG(socket_post_create, struct socket *sock, int family, int type, int protocol, int kern, int ret)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct sock *sk = sock->sk;
+	struct socket_label *label;
+
+	if (!sk || kern)
+		return ret;
+	label = bpf_sk_storage_get(&labels, sk, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!label)
+		return ret;
+	fill_task(&label->owner, t);
+	label->exec_id = exec_id(t);
+	return ret;
+}
+
+/*
+ * Hook: socket_bind, before a socket gets the address; the address has been
+ * copied into the kernel. May refuse; does not.
+ */
+SEC("lsm/socket_bind")
+int BPF_PROG(socket_bind, struct socket *sock, struct sockaddr *address, int length, int ret)
+{
+	report_address(sock, address, length, SOCKET_BIND);
+	return ret;
+}
+
+/*
+ * Hook: socket_connect, before a socket connects to the address; the address
+ * has been copied into the kernel. May refuse; does not.
+ */
+SEC("lsm/socket_connect")
+int BPF_PROG(socket_connect, struct socket *sock, struct sockaddr *address, int length, int ret)
+{
+	report_address(sock, address, length, SOCKET_CONNECT);
+	return ret;
+}
+
+/* Hook: socket_listen, before a socket listens. May refuse; does not. */
+SEC("lsm/socket_listen")
+int BPF_PROG(socket_listen, struct socket *sock, int backlog, int ret)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct socket_listen_record r = {};
+
+	if (!reports(SOCKET_LISTEN, t))
+		return ret;
+	fill_subject(&r.subject, t);
+	fill_socket(&r.socket, sock);
+	r.backlog = backlog;
+	emit(&r.header, sizeof(r), SOCKET_LISTEN, CLASS_BULK);
+	return ret;
+}
+
+/*
+ * Hook: socket_accept, before a connection is taken from the queue: the peer
+ * is not known yet, so the address is the listening socket's own. May refuse;
+ * does not.
+ */
+SEC("lsm/socket_accept")
+int BPF_PROG(socket_accept, struct socket *sock, struct socket *fresh, int ret)
+{
+	report_accept(sock);
+	return ret;
+}
+
+/*
+ * Hook: task_kill, before a signal that a task sends is delivered; not for
+ * those of the kernel itself. Under RCU. May refuse; does not.
+ */
+SEC("lsm/task_kill")
+int BPF_PROG(task_kill, struct task_struct *target, struct kernel_siginfo *info, int sig, const struct cred *cred,
+	     int ret)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct kill_record r = {};
+
+	if (!reports(TASK_KILL, t))
+		return ret;
+	fill_subject(&r.subject, t);
+	fill_task(&r.target, target);
+	r.target_exec_id = exec_id(target);
+	r.signal = sig;
+	emit(&r.header, sizeof(r), TASK_KILL, CLASS_CRITICAL);
+	return ret;
+}
+
+/*
+ * Tracepoint: task_newtask, when a new thread or process has its pid and has
+ * not run yet. Also for io_uring's workers and kernel threads. The agent's
+ * threads are left out, a process that it would make is not.
+ */
+SEC("tp_btf/task_newtask")
+int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
+	struct newtask_record r = {};
+
+	if (!c || !(c->hooks & (1ULL << TASK_NEWTASK)))
+		return 0;
+	if (is_agent(c, t) && (clone_flags & CLONE_THREAD))
+		return 0;
+	fill_subject(&r.subject, t);
+	fill_task(&r.child, child);
+	r.child_leader_start_ns = child->group_leader->start_boottime;
+	r.child_exec_id = exec_id(child);
+	r.clone_flags = clone_flags;
+	emit(&r.header, sizeof(r), TASK_NEWTASK, CLASS_CRITICAL);
+	return 0;
+}
+
+/*
+ * Tracepoint: sched_process_exit, when a thread has given up its memory and is
+ * still in its place. Two last threads that leave at the same moment can both
+ * find their group dead.
+ */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(sched_process_exit, struct task_struct *gone)
+{
+	struct exit_record r = {};
+
+	if (!reports(SCHED_PROCESS_EXIT, gone))
+		return 0;
+	fill_subject(&r.subject, gone);
+	r.exit_code = gone->exit_code;
+	r.group_dead = gone->signal->live.counter == 0;
+	emit(&r.header, sizeof(r), SCHED_PROCESS_EXIT, CLASS_CRITICAL);
+	return 0;
+}
+
+/*
+ * Iterator over tasks, run by the agent once its programs are attached: writes
+ * down every thread that runs already, the agent's own included, so that a
+ * signal sent to them can be told.
+ */
+SEC("iter/task")
+int task_snapshot(struct bpf_iter__task *ctx)
+{
+	return report_snapshot(ctx->task);
+}
+
+/*
+ * Run by the agent itself, through BPF_PROG_RUN: from here on its own threads
+ * are not reported.
+ */
+SEC("syscall")
+int adopt(void *ctx)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
+
+	if (!c)
+		return 1;
+	c->agent_start_ns = t->group_leader->start_boottime;
+	c->agent_exec_id = exec_id(t);
+	c->agent_tgid = t->tgid;
+	return 0;
+}

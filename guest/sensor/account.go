@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sensor
+
+import (
+	"github.com/outguard/outguard/guest/bpf"
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// counters reads the programs' account of one (CPU, class).
+type counters interface {
+	counter(slot uint32, into *bpf.ProbeCounter) error
+}
+
+// marks bounds how often a mark looks at a counter that does not come to rest.
+const marks = 16
+
+// account finds for every (CPU, class) a number up to which everything has
+// been handed over: one that was the last at a moment when none was under way,
+// once the rings have been read past that moment.
+type account struct {
+	src   counters
+	slots []slot
+
+	pending        bool
+	critical, bulk uint64 // how far the rings must be read
+}
+
+type slot struct {
+	mark, markLost  uint64 // to be confirmed
+	watermark, lost uint64 // confirmed, with its lost
+}
+
+func newAccount(src counters, cpus int) *account {
+	return &account{src: src, slots: make([]slot, 2*cpus)}
+}
+
+// mark takes the counters, and where the rings end now.
+func (a *account) mark(b *batcher) error {
+	for i := range a.slots {
+		if err := a.slots[i].take(a.src, uint32(i)); err != nil {
+			return err
+		}
+	}
+	a.pending, a.critical, a.bulk = true, b.critical.end(), b.bulk.end()
+	return nil
+}
+
+// take reads what is done first and what was begun after it: if they are equal,
+// nothing was under way in between. Otherwise the mark stays where it was.
+func (s *slot) take(src counters, i uint32) error {
+	for range marks {
+		var done, begun bpf.ProbeCounter
+		if err := src.counter(i, &done); err != nil {
+			return err
+		}
+		if err := src.counter(i, &begun); err != nil {
+			return err
+		}
+		if done.Submitted+done.Lost == begun.Emitted {
+			s.mark, s.markLost = begun.Emitted, done.Lost
+			return nil
+		}
+	}
+	return nil
+}
+
+// settle confirms the mark if b has handed over everything before it.
+func (a *account) settle(b *batcher) bool {
+	if !a.pending {
+		return true
+	}
+	if b.critical.read < a.critical || b.sent() < a.bulk {
+		return false
+	}
+	for i := range a.slots {
+		s := &a.slots[i]
+		s.watermark, s.lost = s.mark, s.markLost
+	}
+	a.pending = false
+	return true
+}
+
+// append adds the confirmed counters to to; those that never counted are left out.
+func (a *account) append(to []vsockproto.Counter) []vsockproto.Counter {
+	for i, s := range a.slots {
+		if s.watermark == 0 {
+			continue
+		}
+		to = append(to, vsockproto.Counter{
+			CPU:       uint32(i / 2),
+			Class:     vsockproto.Class(i%2 + 1),
+			Watermark: s.watermark,
+			Lost:      s.lost,
+		})
+	}
+	return to
+}

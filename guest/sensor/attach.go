@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sensor
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/outguard/outguard/guest/bpf"
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// everything is the set of hooks until the host has said otherwise.
+func everything() (bits uint64) {
+	for _, t := range vsockproto.EventTypes() {
+		bits |= 1 << t
+	}
+	return bits
+}
+
+// resume takes over the links of an earlier agent if every one of them is
+// there, holds the very program that we would attach, and writes to our maps.
+func (l *loader) resume(s *Sensor) (bool, error) {
+	if l.fresh {
+		return false, nil
+	}
+	all := programs(&s.objects)
+	for _, h := range hooks {
+		got, err := l.same(h.program, all[h.program], s.objects.Counters)
+		if err != nil {
+			l.log.Info("replacing the programs of an earlier agent", "hook", h.program, "reason", err)
+			return false, s.dropLinks()
+		}
+		if got != nil {
+			s.links[h.program] = got
+		}
+	}
+	return true, nil
+}
+
+// same opens the link of a hook if it is what we would make ourselves.
+func (l *loader) same(name string, ours *ebpf.Program, counters *ebpf.Map) (link.Link, error) {
+	got, err := link.LoadPinnedLink(l.link(name), nil)
+	if err != nil {
+		return nil, fmt.Errorf("open link: %w", err)
+	}
+	if err := sameProgram(got, ours, counters); err != nil {
+		return nil, errors.Join(err, got.Close())
+	}
+	return got, nil
+}
+
+var errOther = errors.New("another program")
+
+func sameProgram(got link.Link, ours *ebpf.Program, counters *ebpf.Map) error {
+	theirs, err := linked(got)
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	a, err := tagOf(ours)
+	if err != nil {
+		return err
+	}
+	b, err := tagOf(theirs)
+	if err != nil {
+		return err
+	}
+	if a != b {
+		return errOther
+	}
+	return sameMaps(ours, theirs, counters)
+}
+
+// sameMaps checks that both programs use the same counters, or both none.
+func sameMaps(ours, theirs *ebpf.Program, counters *ebpf.Map) error {
+	info, err := counters.Info()
+	if err != nil {
+		return fmt.Errorf("map info: %w", err)
+	}
+	id, _ := info.ID()
+	var uses [2]bool
+	for i, p := range []*ebpf.Program{ours, theirs} {
+		info, err := p.Info()
+		if err != nil {
+			return fmt.Errorf("program info: %w", err)
+		}
+		ids, _ := info.MapIDs()
+		uses[i] = slices.Contains(ids, id)
+	}
+	if uses[0] != uses[1] {
+		return fmt.Errorf("other maps: %w", errOther)
+	}
+	return nil
+}
+
+func (s *Sensor) dropLinks() error {
+	var errs []error
+	for name, l := range s.links {
+		errs = append(errs, l.Close())
+		delete(s.links, name)
+	}
+	return errors.Join(errs...)
+}
+
+// begin attaches every program, writes down what runs already, and then pins:
+// an agent that dies on the way leaves no half of it behind.
+func (l *loader) begin(s *Sensor) error {
+	if err := l.unlink(); err != nil {
+		return err
+	}
+	err := s.configure(func(c *bpf.ProbeAgentConfig) {
+		c.Snapshotting = 1
+		if c.Hooks == 0 {
+			c.Hooks = everything()
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := l.attach(s); err != nil {
+		return err
+	}
+	if err := s.alive(); err != nil {
+		return err
+	}
+	if err := s.snapshot(); err != nil {
+		return err
+	}
+	if err := s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 0 }); err != nil {
+		return err
+	}
+	for name, k := range s.links {
+		if err := k.Pin(l.link(name)); err != nil {
+			return fmt.Errorf("pin %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// unlink detaches the programs of an earlier agent.
+func (l *loader) unlink() error {
+	old, err := filepath.Glob(l.link("*"))
+	if err != nil {
+		return fmt.Errorf("find links: %w", err)
+	}
+	for _, path := range old {
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("remove link: %w", err)
+		}
+	}
+	return nil
+}
+
+func (l *loader) attach(s *Sensor) error {
+	all := programs(&s.objects)
+	for _, h := range hooks {
+		k, err := attach(all[h.program])
+		if err != nil && h.needed {
+			return fmt.Errorf("attach %s: %w", h.program, err)
+		}
+		if err != nil {
+			l.log.Warn("hook not attached", "hook", h.program, "error", err)
+			continue
+		}
+		s.links[h.program] = k
+	}
+	return nil
+}
+
+// alive proves that the hooks run: attaching succeeds even where BPF is not
+// among the kernel's security modules.
+func (s *Sensor) alive() error {
+	before, err := s.config()
+	if err != nil {
+		return err
+	}
+	if err := touch("/proc/self/exe"); err != nil {
+		return err
+	}
+	after, err := s.config()
+	if err != nil {
+		return err
+	}
+	if after.AgentOpens == before.AgentOpens {
+		return fmt.Errorf("the attached programs do not run: %w: boot with lsm=...,bpf on the kernel command line "+
+			"(see /sys/kernel/security/lsm), and check that /proc/sys/kernel/ftrace_enabled is 1", errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// snapshot writes a record for every task that runs. The program of each is
+// opened first, so that its digest is known: an iterator cannot compute one.
+func (s *Sensor) snapshot() error {
+	exes, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	for _, exe := range exes {
+		// A kernel thread has no program, and a task may be gone.
+		if err := touch(exe); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	it, err := link.AttachIter(link.IterOptions{Program: s.objects.TaskSnapshot})
+	if err != nil {
+		return fmt.Errorf("iterate tasks: %w", err)
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return fmt.Errorf("iterate tasks: %w", err)
+	}
+	defer r.Close()
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return fmt.Errorf("iterate tasks: %w", err)
+	}
+	return nil
+}
+
+func touch(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("look at a running program: %w", err)
+	}
+	return f.Close()
+}
+
+func ascending(list []vsockproto.Hook) []vsockproto.Hook {
+	slices.SortFunc(list, func(a, b vsockproto.Hook) int { return cmp.Compare(a.Type, b.Type) })
+	return list
+}

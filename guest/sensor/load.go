@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sensor
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/outguard/outguard/guest/bpf"
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// pinned maps outlive the agent. The digest cache is not among them: it is
+// right only as long as the programs that end its entries have run all along,
+// so it lives and dies with them.
+var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state"}
+
+// loader brings the programs into the kernel.
+type loader struct {
+	kernel *btf.Spec
+	pins   string
+	cpus   int
+	log    *slog.Logger
+	fresh  bool // the maps are new: links of an earlier agent lead elsewhere
+}
+
+func (l *loader) link(program string) string { return filepath.Join(l.pins, "link_"+program) }
+
+// load makes the object fit this kernel and loads it.
+func (l *loader) load(o *bpf.ProbeObjects) error {
+	err := l.tryLoad(o, true)
+	var v *ebpf.VerifierError
+	if errors.As(err, &v) {
+		// Since 6.12 an iterator may not ask for the path of a task's file.
+		l.log.Info("the snapshot goes without paths on this kernel")
+		err = l.tryLoad(o, false)
+	}
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		l.log.Info("replacing the maps of another build")
+		if err = l.unpin(); err == nil {
+			err = l.tryLoad(o, true)
+		}
+	}
+	if errors.Is(err, os.ErrPermission) && !errors.As(err, &v) {
+		return fmt.Errorf("load programs: %w: the agent needs root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
+	}
+	if err != nil {
+		return fmt.Errorf("load programs: %w", err)
+	}
+	return nil
+}
+
+func (l *loader) tryLoad(o *bpf.ProbeObjects, paths bool) error {
+	spec, err := bpf.LoadProbe()
+	if err != nil {
+		return err
+	}
+	if err := l.fit(spec, paths); err != nil {
+		return err
+	}
+	l.fresh = !exists(filepath.Join(l.pins, "counters"))
+	return spec.LoadAndAssign(o, &ebpf.CollectionOptions{
+		Maps:     ebpf.MapOptions{PinPath: l.pins},
+		Programs: ebpf.ProgramOptions{KernelTypes: l.kernel},
+	})
+}
+
+// fit sizes the maps, says which may be shared, and picks the shape of a hook
+// that differs between kernels.
+func (l *loader) fit(spec *ebpf.CollectionSpec, paths bool) error {
+	for _, name := range pinned {
+		m, ok := spec.Maps[name]
+		if !ok {
+			return fmt.Errorf("map %s: %w", name, os.ErrNotExist)
+		}
+		m.Pinning = ebpf.PinByName
+	}
+	spec.Maps["counters"].MaxEntries = uint32(2 * l.cpus)
+	if err := spec.Variables["snapshot_paths"].Set(paths); err != nil {
+		return fmt.Errorf("set snapshot_paths: %w", err)
+	}
+	withIDMap, err := setattrTakesIDMap(l.kernel)
+	if err != nil {
+		return err
+	}
+	// Of the two shapes one cannot be loaded here; both names stand for the other.
+	if withIDMap {
+		spec.Programs[setattr] = spec.Programs[setattrIDMap].Copy()
+	} else {
+		spec.Programs[setattrIDMap] = spec.Programs[setattr].Copy()
+	}
+	return nil
+}
+
+// unpin removes everything of an earlier agent: its programs end.
+func (l *loader) unpin() error {
+	entries, err := os.ReadDir(l.pins)
+	if err != nil {
+		return fmt.Errorf("read pins: %w", err)
+	}
+	for _, e := range entries {
+		if err := os.Remove(filepath.Join(l.pins, e.Name())); err != nil {
+			return fmt.Errorf("remove pin: %w", err)
+		}
+	}
+	return nil
+}
+
+// programs finds the loaded programs by their names.
+func programs(o *bpf.ProbeObjects) map[string]*ebpf.Program {
+	return map[string]*ebpf.Program{
+		setattr:                o.InodeSetattr,
+		"file_open":            o.FileOpen,
+		"socket_post_create":   o.SocketPostCreate,
+		"bprm_committed_creds": o.BprmCommittedCreds,
+		"mmap_file":            o.MmapFile,
+		"socket_create":        o.SocketCreate,
+		"socket_bind":          o.SocketBind,
+		"socket_connect":       o.SocketConnect,
+		"socket_listen":        o.SocketListen,
+		"socket_accept":        o.SocketAccept,
+		"task_kill":            o.TaskKill,
+		"task_newtask":         o.TaskNewtask,
+		"sched_process_exit":   o.SchedProcessExit,
+		snapshot:               o.TaskSnapshot,
+		adopt:                  o.Adopt,
+	}
+}
+
+// describe tells for every event type what became of it.
+func (l *loader) describe(s *Sensor) ([]vsockproto.Hook, error) {
+	all := programs(&s.objects)
+	var list []vsockproto.Hook
+	for _, h := range hooks {
+		if h.event == 0 {
+			continue
+		}
+		tag, err := tagOf(all[h.program])
+		if err != nil {
+			return nil, err
+		}
+		_, attached := s.links[h.program]
+		list = append(list, vsockproto.Hook{
+			Type: h.event, Available: describes(l.kernel, h.kernel), Attached: attached, Tag: tag,
+		})
+	}
+	tag, err := tagOf(all[snapshot])
+	if err != nil {
+		return nil, err
+	}
+	list = append(list, vsockproto.Hook{Type: vsockproto.TaskSnapshot, Available: true, Attached: true, Tag: tag})
+	return ascending(list), nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sensor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+)
+
+// preflight reads the kernel's description of itself.
+func preflight() (*btf.Spec, error) {
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("the agent loads programs into the kernel: %w: run it as root", os.ErrPermission)
+	}
+	kernel, err := btf.LoadKernelSpec()
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errors.ErrUnsupported) {
+		return nil, fmt.Errorf("read kernel types: %w: the kernel needs CONFIG_DEBUG_INFO_BTF=y and /sys mounted "+
+			"(Debian's and every other large distribution's kernel has it: /sys/kernel/btf/vmlinux)", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read kernel types: %w", err)
+	}
+	return kernel, nil
+}
+
+// claim makes the directory of pins, and this process the only agent.
+func claim(pins string) (*os.File, error) {
+	if err := mountBPF(filepath.Dir(pins)); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(pins, 0o700); err != nil {
+		return nil, fmt.Errorf("make pin directory: %w", err)
+	}
+	f, err := os.Open(pins)
+	if err != nil {
+		return nil, fmt.Errorf("open pin directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w: another outguard-agent runs in this machine", pins, err)
+	}
+	return f, nil
+}
+
+// mountBPF mounts a BPF file system at dir unless one is there.
+func mountBPF(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("find the BPF file system at %s: %w: mount sysfs at /sys", dir, err)
+	}
+	if st.Type == unix.BPF_FS_MAGIC {
+		return nil
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return fmt.Errorf("mount a BPF file system at %s: %w", dir, err)
+	}
+	return nil
+}

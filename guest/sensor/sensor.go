@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sensor puts the programs of guest/bpf into the kernel, keeps them
+// there, and reads what they write.
+//
+// Links, rings and counters are pinned under a directory of the BPF file
+// system. While no agent runs the programs go on and the rings fill; the next
+// agent with the same programs takes over where the last one stopped, and the
+// numbers go on. An agent with other programs replaces them all, keeps the
+// numbers, and takes a new snapshot of what runs.
+package sensor
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/outguard/outguard/guest/bpf"
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// DefaultPins is where links, maps and counters are pinned.
+const DefaultPins = "/sys/fs/bpf/outguard"
+
+// StateSize is how much a caller may store with Save, in bytes.
+const StateSize = 64
+
+// Options are a sensor's; nil and zero mean the defaults.
+type Options struct {
+	Pins string       // directory on a BPF file system; default DefaultPins
+	Log  *slog.Logger // default: nothing is logged
+}
+
+// Sensor is the set of programs in the kernel and the reading end of their
+// rings. Batch, Mark, Settled, Counters and Wait belong to one goroutine; the
+// rest may be called from any.
+type Sensor struct {
+	lock    *os.File
+	objects bpf.ProbeObjects
+	links   map[string]link.Link
+	hooks   []vsockproto.Hook
+	cpus    int
+	resumed bool
+
+	readers [2]*ringbuf.Reader
+	batcher *batcher
+	account *account
+	bell    *bell
+
+	mu sync.Mutex // guards the configuration's read-modify-write
+}
+
+// Open takes over what an earlier agent of the same build left in the kernel,
+// or loads, attaches, pins, and writes a snapshot of the running tasks. It needs
+// root; an error says what the machine lacks.
+func Open(o *Options) (*Sensor, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	pins, log := o.Pins, o.Log
+	if pins == "" {
+		pins = DefaultPins
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	s := &Sensor{links: make(map[string]link.Link)}
+	if err := s.open(pins, log); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Sensor) open(pins string, log *slog.Logger) error {
+	kernel, err := preflight()
+	if err != nil {
+		return err
+	}
+	if s.lock, err = claim(pins); err != nil {
+		return err
+	}
+	if s.cpus, err = ebpf.PossibleCPU(); err != nil {
+		return fmt.Errorf("count cpus: %w", err)
+	}
+	l := &loader{kernel: kernel, pins: pins, cpus: s.cpus, log: log}
+	if err := l.load(&s.objects); err != nil {
+		return err
+	}
+	if err := s.adopt(); err != nil {
+		return err
+	}
+	if s.resumed, err = l.resume(s); err != nil {
+		return err
+	}
+	if !s.resumed {
+		if err := l.begin(s); err != nil {
+			return err
+		}
+	}
+	if s.hooks, err = l.describe(s); err != nil {
+		return err
+	}
+	return s.listen()
+}
+
+// adopt makes the programs know this process as the agent.
+func (s *Sensor) adopt() error {
+	ret, err := s.objects.Adopt.Run(&ebpf.RunOptions{})
+	if err == nil && ret != 0 {
+		err = fmt.Errorf("result %d: %w", ret, errors.ErrUnsupported)
+	}
+	if err != nil {
+		return fmt.Errorf("make the programs know the agent: %w", err)
+	}
+	return nil
+}
+
+func (s *Sensor) listen() error {
+	maps := [2]*ebpf.Map{s.objects.Critical, s.objects.Bulk}
+	for i, m := range maps {
+		r, err := ringbuf.NewReader(m)
+		if err != nil {
+			return fmt.Errorf("open ring: %w", err)
+		}
+		s.readers[i] = r
+	}
+	var err error
+	if s.bell, err = newBell(maps[0].FD(), maps[1].FD()); err != nil {
+		return err
+	}
+	s.batcher = newBatcher(s.readers[0], s.readers[1])
+	s.account = newAccount(kernelCounters{s.objects.Counters}, s.cpus)
+	return nil
+}
+
+// Close stops reading. Programs, rings and numbers stay in the kernel.
+func (s *Sensor) Close() error {
+	var errs []error
+	for _, r := range s.readers {
+		if r != nil {
+			errs = append(errs, r.Close())
+		}
+	}
+	if s.bell != nil {
+		errs = append(errs, s.bell.close())
+	}
+	for _, l := range s.links {
+		errs = append(errs, l.Close())
+	}
+	if s.objects.Critical != nil {
+		errs = append(errs, s.objects.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Resumed reports whether the programs of an earlier agent were taken over.
+func (s *Sensor) Resumed() bool { return s.resumed }
+
+// CPUs is how many CPUs the machine can have.
+func (s *Sensor) CPUs() int { return s.cpus }
+
+// Hooks tells for every event type what became of it here.
+func (s *Sensor) Hooks() []vsockproto.Hook { return s.hooks }
+
+// Batch appends whole records to b, never beyond its capacity, and counts them;
+// none: there were none. They stand in an order in which no record comes before
+// the start of its task. It does not block and does not allocate. A b with room
+// for less than 64 KiB can come back empty although there are records.
+func (s *Sensor) Batch(b []byte) (records []byte, count int, err error) { return s.batcher.next(b) }
+
+// Wait returns when there are records, after Wake, or after d.
+func (s *Sensor) Wait(d time.Duration) error { return s.bell.wait(d) }
+
+// Wake ends a Wait that is under way, or else the next one.
+func (s *Sensor) Wake() error { return s.bell.ring() }
+
+// Mark takes the counters as they are, for Settled and Counters.
+func (s *Sensor) Mark() error { return s.account.mark(s.batcher) }
+
+// Settled reports whether Batch has returned everything from before the mark.
+func (s *Sensor) Settled() bool { return s.account.settle(s.batcher) }
+
+// Counters appends the account up to the last mark that was settled.
+func (s *Sensor) Counters(to []vsockproto.Counter) []vsockproto.Counter { return s.account.append(to) }
+
+// SetHooks makes these types reported and no others.
+func (s *Sensor) SetHooks(types []vsockproto.EventType) error {
+	var bits uint64
+	for _, t := range types {
+		if !t.Known() {
+			return fmt.Errorf("report %s: %w", t, vsockproto.ErrInvalid)
+		}
+		bits |= 1 << t
+	}
+	return s.configure(func(c *bpf.ProbeAgentConfig) { c.Hooks = bits })
+}
+
+func (s *Sensor) configure(change func(*bpf.ProbeAgentConfig)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.config()
+	if err != nil {
+		return err
+	}
+	change(&c)
+	if err := s.objects.Config.Put(uint32(0), &c); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	return nil
+}
+
+func (s *Sensor) config() (c bpf.ProbeAgentConfig, err error) {
+	if err := s.objects.Config.Lookup(uint32(0), &c); err != nil {
+		return c, fmt.Errorf("read configuration: %w", err)
+	}
+	return c, nil
+}
+
+// Save keeps b, at most StateSize bytes, in the kernel for the next agent of
+// this boot. Only root can read it.
+func (s *Sensor) Save(b []byte) error {
+	if len(b) > StateSize {
+		return fmt.Errorf("save %d bytes: %w", len(b), vsockproto.ErrTooLong)
+	}
+	var v [StateSize]byte
+	copy(v[:], b)
+	if err := s.objects.State.Put(uint32(0), v[:]); err != nil {
+		return fmt.Errorf("save: %w", err)
+	}
+	return nil
+}
+
+// Saved returns what was saved, filled up with zeros to StateSize bytes.
+func (s *Sensor) Saved() ([]byte, error) {
+	v := make([]byte, StateSize)
+	if err := s.objects.State.Lookup(uint32(0), v); err != nil {
+		return nil, fmt.Errorf("read what was saved: %w", err)
+	}
+	return v, nil
+}
+
+// kernelCounters reads the counters where the programs keep them.
+type kernelCounters struct{ m *ebpf.Map }
+
+func (k kernelCounters) counter(slot uint32, into *bpf.ProbeCounter) error {
+	if err := k.m.Lookup(slot, into); err != nil {
+		return fmt.Errorf("read counter %d: %w", slot, err)
+	}
+	return nil
+}

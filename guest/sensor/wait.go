@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sensor
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// linger is how long a reader that has found the rings empty looks again by
+// itself. It is longer than BULK_WAKE_NS in guest/bpf/emit.h: the first bulk
+// record after so long a silence wakes the reader, those before it do not.
+const linger = 4 * time.Millisecond
+
+// bell waits for records in any ring.
+type bell struct {
+	epoll, event int
+}
+
+func newBell(fds ...int) (*bell, error) {
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		unix.Close(event)
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	b := &bell{epoll: epoll, event: event}
+	for _, fd := range append(fds, event) {
+		e := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
+		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &e); err != nil {
+			return nil, errors.Join(fmt.Errorf("epoll: %w", err), b.close())
+		}
+	}
+	return b, nil
+}
+
+// ring ends a wait that is under way, or else the next one.
+func (b *bell) ring() error {
+	_, err := unix.Write(b.event, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	return err
+}
+
+// wait returns when there is something to read, when the bell was rung, or after d.
+func (b *bell) wait(d time.Duration) error {
+	if ready, err := b.poll(min(d, linger)); ready || err != nil || d <= linger {
+		return err
+	}
+	_, err := b.poll(d - linger)
+	return err
+}
+
+func (b *bell) poll(d time.Duration) (ready bool, err error) {
+	var events [4]unix.EpollEvent
+	ms := int((max(d, 0) + time.Millisecond - 1) / time.Millisecond)
+	n, err := unix.EpollWait(b.epoll, events[:], ms)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return false, fmt.Errorf("epoll: %w", err)
+	}
+	for i := range max(n, 0) {
+		if events[i].Fd == int32(b.event) {
+			var drop [8]byte
+			unix.Read(b.event, drop[:])
+		}
+	}
+	return n > 0, nil
+}
+
+func (b *bell) close() error {
+	return errors.Join(unix.Close(b.epoll), unix.Close(b.event))
+}
