@@ -165,6 +165,24 @@ func (g *Guest) Remove(ctx context.Context) error {
 	return os.RemoveAll(g.dir)
 }
 
+// RemoveGuest takes away what a lab with these options made for a guest of that
+// name, in another run. It starts nothing.
+func RemoveGuest(ctx context.Context, o *Options, name string) error {
+	l := &Lab{o: o.withDefaults()}
+	g := &Guest{Name: name, lab: l, dir: filepath.Join(l.o.Dir, "guests", name)}
+	if _, err := l.virsh(ctx, "uri"); err != nil {
+		// With no libvirtd no domain is left but on its own paper.
+		if _, lerr := os.Stat("/etc/libvirt/qemu/" + name + ".xml"); lerr == nil {
+			return err
+		}
+		if err := g.stopVsock(ctx); err != nil {
+			return err
+		}
+		return os.RemoveAll(g.dir)
+	}
+	return g.Remove(ctx)
+}
+
 // RemoveDomain ends and undefines a domain of a lab, with its snapshots. One
 // that is not there is no error.
 func (l *Lab) RemoveDomain(ctx context.Context, name string) error {

@@ -56,8 +56,11 @@ func ensureLibvirt(ctx context.Context, uri string) (Choice, error) {
 }
 
 // StopLibvirt ends the daemons that Open started. With domains left, somebody
-// else's, it does nothing.
+// else's, it does nothing. The URI is Options.URI.
 func StopLibvirt(ctx context.Context, uri string) error {
+	if uri == "" {
+		uri = (*Options)(nil).withDefaults().URI
+	}
 	left, err := virsh(ctx, uri, "list", "--name")
 	if err != nil || left != "" {
 		return err

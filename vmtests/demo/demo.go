@@ -1,0 +1,355 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/outguard/outguard/vmtests/attack"
+	"github.com/outguard/outguard/vmtests/image"
+	"github.com/outguard/outguard/vmtests/product"
+	"github.com/outguard/outguard/vmtests/service"
+	"github.com/outguard/outguard/vmtests/vm"
+)
+
+const (
+	// domain is the guest that is watched.
+	domain = "outguard-demo-web"
+	// dir holds the guest's disks; what the product keeps is where it always is.
+	dir   = "/var/lib/outguard-demo"
+	cache = "/var/cache/outguard"
+)
+
+// Demo is one run.
+type Demo struct {
+	Bin string    // where the binaries were built
+	Out io.Writer // for people
+
+	began   time.Time
+	img     *image.Image
+	lab     *vm.Lab
+	product *product.Install
+	guest   *vm.Guest
+	attack  attack.Result
+	finding product.Finding
+	bundle  string
+	result  Result
+}
+
+// Result is what the last line says.
+type Result struct {
+	Finding    string  `json:"finding"`     // id
+	PausedMs   float64 `json:"paused_ms"`   // from the frame's arrival to the vCPUs' stop
+	CapturedMs float64 `json:"captured_ms"` // from the frame's arrival to the end of the capture
+	Bundle     string  `json:"bundle"`      // absolute
+	Verified   bool    `json:"verified"`
+}
+
+// StepError is a step that did not work. Number counts from 1.
+type StepError struct {
+	Number int
+	Name   string
+	Err    error
+}
+
+func (e *StepError) Error() string { return fmt.Sprintf("step %d, %s: %v", e.Number, e.Name, e.Err) }
+
+func (e *StepError) Unwrap() error { return e.Err }
+
+// Run does everything and prints `demo: ok` and the result as its last line.
+func (d *Demo) Run(ctx context.Context) error {
+	d.began = time.Now()
+	if os.Geteuid() != 0 {
+		return &StepError{0, "start", errors.New("must run as root")}
+	}
+	for i, s := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"clear away an earlier demo", d.clear},
+		{"choose what to run on", d.choose},
+		{"install the product", d.install},
+		{"make the guest and enrol it", d.enrol},
+		{"start the monitor", d.startMonitor},
+		{"boot the guest with its agent", d.boot},
+		{"learn the normal traffic and seal the model", d.learn},
+		{"the same traffic raises nothing", d.silence},
+		{"attack the web service", d.exploit},
+		{"the violation is found", d.found},
+		{"the guest is paused and captured", d.captured},
+		{"verify the bundle and the record", d.verify},
+	} {
+		began := time.Now()
+		d.say("[%2d] %s", i+1, s.name)
+		if err := s.do(ctx); err != nil {
+			return &StepError{i + 1, s.name, err}
+		}
+		d.say("     done in %.1f s", time.Since(began).Seconds())
+	}
+	return d.end()
+}
+
+func (d *Demo) say(format string, args ...any) { fmt.Fprintf(d.Out, "demo: "+format+"\n", args...) }
+
+func (d *Demo) clear(ctx context.Context) error { return Clean(ctx, io.Discard) }
+
+func (d *Demo) choose(ctx context.Context) error {
+	agent, err := image.FromHost("/usr/sbin/outguard-agent", 0o755, filepath.Join(d.Bin, "outguard-agent"))
+	if err != nil {
+		return fmt.Errorf("%w (make build makes it)", err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if d.img, err = image.Build(ctx, filepath.Join(dir, "images"), &image.Options{Files: []image.File{agent}}); err != nil {
+		return err
+	}
+	d.lab, err = vm.Open(ctx, d.img, &vm.Options{Dir: dir, Cache: cache, VsockDir: product.Default().Vsock()})
+	if err != nil {
+		return err
+	}
+	for _, c := range d.lab.Choices() {
+		d.say("     %s", c)
+	}
+	d.say("     guest kernel: %s (Debian 12's own, as packaged)", d.img.Release)
+	if d.lab.Libvirt.Name == "started" {
+		return os.WriteFile(libvirtStarted, nil, 0o644)
+	}
+	return nil
+}
+
+func (d *Demo) install(ctx context.Context) (err error) {
+	d.product, err = product.New(ctx, product.Default(), d.Bin, product.Files{})
+	return err
+}
+
+func (d *Demo) enrol(ctx context.Context) (err error) {
+	if d.guest, err = d.lab.Define(ctx, vm.Spec{Name: domain, Image: d.img}); err != nil {
+		return err
+	}
+	_, err = d.product.CLI(ctx, "enroll", domain)
+	return err
+}
+
+func (d *Demo) startMonitor(ctx context.Context) error {
+	if err := d.product.StartMonitor(ctx); err != nil {
+		return err
+	}
+	d.say("     outguardd runs as user outguard, its messages in %s", d.product.LogFile())
+	return nil
+}
+
+func (d *Demo) boot(ctx context.Context) error {
+	if err := d.guest.Start(ctx); err != nil {
+		return err
+	}
+	if err := service.Wait(ctx, d.guest.Port, 2*time.Minute); err != nil {
+		return err
+	}
+	var v product.VM
+	err := d.await(ctx, time.Minute, "the agent to attach", func() (done bool, err error) {
+		if v, err = d.product.VM(ctx, domain); err != nil {
+			return false, err
+		}
+		live, missing := v.Attached()
+		return live && len(missing) == 0, nil
+	})
+	if err != nil {
+		return err
+	}
+	d.say("     agent %s on kernel %s, %d hooks", v.Session.Build, v.Session.Kernel, len(v.Session.Hooks))
+	d.say("     web service at http://127.0.0.1:%d/", d.guest.Port)
+	return nil
+}
+
+// learn visits until the model has seen nothing new for two rounds.
+func (d *Demo) learn(ctx context.Context) error {
+	if _, err := d.product.CLI(ctx, "model", "learn", domain); err != nil {
+		return err
+	}
+	quiet, before := 0, uint64(0)
+	for round := 0; quiet < 2; round++ {
+		if round == 20 {
+			return fmt.Errorf("the model still grows after %d rounds of the same traffic: %d points", round, before)
+		}
+		if err := service.Visit(ctx, d.guest.Port, 2); err != nil {
+			return err
+		}
+		time.Sleep(500 * time.Millisecond) // the last events are on their way
+		m, err := d.product.Model(ctx, domain)
+		if err != nil {
+			return err
+		}
+		if quiet++; m.Points != before || m.Points == 0 {
+			quiet = 0
+		}
+		before = m.Points
+	}
+	if _, err := d.product.CLI(ctx, "model", "seal", domain); err != nil {
+		return err
+	}
+	m, err := d.product.Model(ctx, domain)
+	if err != nil {
+		return err
+	}
+	if !m.Sealed {
+		return errors.New("the model says that it is not sealed")
+	}
+	d.say("     %d security state points out of %d events, sealed", m.Points, m.Events)
+	return nil
+}
+
+func (d *Demo) silence(ctx context.Context) error {
+	if err := service.Visit(ctx, d.guest.Port, 3); err != nil {
+		return err
+	}
+	time.Sleep(time.Second) // a heartbeat, and what follows from it
+	found, err := d.product.Findings(ctx, domain, "medium")
+	if err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("%d findings, the first: %s: %s", len(found), found[0].Rule, found[0].Reason)
+	}
+	if state, err := d.guest.State(ctx); err != nil || state != "running" {
+		return fmt.Errorf("the guest is %s, want running (%v)", state, err)
+	}
+	return nil
+}
+
+func (d *Demo) exploit(ctx context.Context) (err error) {
+	if d.attack, err = attack.Run(ctx, d.guest.Port, 5*time.Second); err != nil {
+		return err
+	}
+	d.say("     dropped %s (SHA-256 %s...) through the search form and ran it", d.attack.Path, d.attack.SHA256[:16])
+	if d.attack.Called {
+		d.say("     it reached the attacker before the guest stood still")
+	} else {
+		d.say("     it did not get as far as the attacker")
+	}
+	return nil
+}
+
+func (d *Demo) found(ctx context.Context) error {
+	return d.await(ctx, 20*time.Second, "a finding", func() (bool, error) {
+		all, err := d.product.Findings(ctx, domain, "high")
+		if err != nil || len(all) == 0 {
+			return false, err
+		}
+		d.finding = all[0]
+		d.say("     %s %s: %s", d.finding.Engine, d.finding.Rule, d.finding.Reason)
+		return true, nil
+	})
+}
+
+func (d *Demo) captured(ctx context.Context) error {
+	var capture product.Order
+	err := d.await(ctx, 90*time.Second, "the capture to end", func() (bool, error) {
+		all, err := d.product.Orders(ctx, domain)
+		if err != nil {
+			return false, err
+		}
+		for _, o := range all {
+			if o.State == "failed" {
+				return false, fmt.Errorf("order %s, %s: %s", o.ID, o.Step, o.Error)
+			}
+			if o.Step == "capture" && o.State == "done" {
+				capture = o
+			}
+		}
+		return capture.ID != "", nil
+	})
+	if err != nil {
+		return err
+	}
+	state, err := d.guest.State(ctx)
+	if err != nil || state != "paused" {
+		return fmt.Errorf("libvirt says that the guest is %s, want paused (%v)", state, err)
+	}
+	d.bundle, d.result.Finding, d.result.Bundle = capture.Bundle, capture.Finding, capture.Bundle
+	return d.readTimeline()
+}
+
+// readTimeline takes the times out of the bundle's timeline.
+func (d *Demo) readTimeline() error {
+	text, err := os.ReadFile(filepath.Join(d.bundle, "timeline.json"))
+	if err != nil {
+		return err
+	}
+	var timeline struct {
+		Entries []struct {
+			What          string   `json:"what"`
+			SinceReceived *float64 `json:"since_received_ns"`
+		} `json:"entries"`
+	}
+	if err := json.Unmarshal(text, &timeline); err != nil {
+		return fmt.Errorf("timeline.json: %w", err)
+	}
+	at := map[string]float64{}
+	for _, e := range timeline.Entries {
+		if _, seen := at[e.What]; !seen && e.SinceReceived != nil {
+			at[e.What] = *e.SinceReceived / 1e6
+		}
+	}
+	for _, step := range []string{"event", "finding", "decision", "paused", "captured"} {
+		if _, ok := at[step]; !ok && step != "event" {
+			return fmt.Errorf("timeline.json tells no time of %q", step)
+		}
+	}
+	d.result.PausedMs, d.result.CapturedMs = at["paused"], at["captured"]
+	return nil
+}
+
+// verify uses the clone's own binary, with nothing but the directory: that is
+// what a person would type.
+func (d *Demo) verify(ctx context.Context) error {
+	if _, err := d.product.CLI(ctx, "evidence", "verify"); err != nil {
+		return err
+	}
+	if _, err := d.product.CLI(ctx, "bundle", "verify", d.bundle); err != nil {
+		return err
+	}
+	d.result.Verified = true
+	return nil
+}
+
+func (d *Demo) end() error {
+	text, err := os.ReadFile(filepath.Join(d.bundle, "timeline.txt"))
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(d.Out, "\n%s\n", text)
+	fmt.Fprintf(d.Out, "The bundle is in %s\nThe guest is paused. To look further:\n\n", d.bundle)
+	for _, c := range []string{"vms", "findings", "orders", "events --vm " + domain + " --path " + d.attack.Path,
+		"bundle show " + d.bundle, "bundle verify " + d.bundle, "evidence verify", "resume " + domain} {
+		fmt.Fprintf(d.Out, "  bin/outguard %s\n", c)
+	}
+	line, err := json.Marshal(d.result)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(d.Out, "\nmake demo-clean takes all of it away. This took %.0f s.\n", time.Since(d.began).Seconds())
+	fmt.Fprintf(d.Out, "demo: ok %s\n", line)
+	return nil
+}
+
+// await asks until the answer is yes or an error, for at most within.
+func (d *Demo) await(ctx context.Context, within time.Duration, what string, ask func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for {
+		if done, err := ask(); done || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waited %s for %s", within, what)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
