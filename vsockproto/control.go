@@ -108,7 +108,7 @@ func ParseBye(b []byte) (Bye, error) {
 // Ack tells the agent what the host has recorded and how far it may go on.
 type Ack struct {
 	Sequence uint64 // every frame up to this one is in the record
-	Credit   uint64 // bytes of frames that the agent may have sent in all, in this session
+	Credit   uint64 // bytes of frames that the agent may have sent since the HelloAck, in all; never shrinks
 }
 
 // AppendAck appends a as an Ack payload.

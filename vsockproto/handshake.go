@@ -25,7 +25,7 @@ type Hello struct {
 	Resume                 [16]byte // session to go on with; zero without HelloResume
 	BootNs                 uint64   // CLOCK_BOOTTIME when sent, ns
 	RealNs                 uint64   // CLOCK_REALTIME when sent, ns since 1970
-	CPUs                   uint32   // possible CPUs
+	CPUs                   uint32   // possible CPUs, 1 to MaxCPUs
 	Kernel, Build          string   // at most MaxText bytes each
 	Hooks                  []Hook
 }
@@ -90,6 +90,8 @@ func ParseHello(b []byte) (Hello, error) {
 		r.err = ErrReserved
 	case h.Flags&HelloResume == 0 && h.Resume != [16]byte{}:
 		r.err = fmt.Errorf("resume without its flag: %w", ErrReserved)
+	case h.CPUs == 0 || h.CPUs > MaxCPUs:
+		r.err = fmt.Errorf("%d cpus: %w", h.CPUs, ErrInvalid)
 	case h.MinVersion > h.MaxVersion:
 		r.err = fmt.Errorf("versions %d to %d: %w", h.MinVersion, h.MaxVersion, ErrInvalid)
 	}
@@ -160,7 +162,7 @@ type HelloAck struct {
 	Version      uint16   // the protocol version that both will speak
 	HeartbeatMs  uint32   // time between heartbeats
 	Next         uint64   // the frame sequence that the host expects next; 1 in a new session
-	Credit       uint64   // bytes of frames that the agent may have sent in all
+	Credit       uint64   // bytes of frames that the agent may send after this, on this connection
 	PolicyNumber uint64   // the policy in force on the host; a Policy frame follows
 	MAC          [32]byte // HostProof of the same two payloads
 }

@@ -47,6 +47,11 @@ type LedgerOptions struct {
 	CPUs   uint32 // of the guest; default MaxCPUs
 	Window int    // numbers that one (CPU, class) may be ahead of what is whole; default 1<<20
 	Memory int    // bytes that all windows together may take; default 8 MiB
+
+	// Join: the guest's numbers began before the ledger did. What each
+	// (CPU, class) had given out before its first record here, and its losses
+	// up to its first watermark, are not asked for.
+	Join bool
 }
 
 // Ledger proves that of every (CPU, class) each number was received exactly
@@ -56,6 +61,7 @@ type Ledger struct {
 	cpus   uint32
 	window uint64
 	budget int // bytes of windows still to be had
+	join   bool
 	rows   []account
 }
 
@@ -77,6 +83,7 @@ type account struct {
 	mark, whole, highest        uint64
 	received, lost, unaccounted uint64
 	set                         []uint64
+	joining                     bool // its past is not known: see LedgerOptions.Join
 }
 
 // firstWindow is the size in words of a window that is needed at all.
@@ -92,6 +99,7 @@ func NewLedger(o *LedgerOptions) *Ledger {
 		cpus:   min(orDefault(o.CPUs, vsockproto.MaxCPUs), vsockproto.MaxCPUs),
 		window: 64 * uint64(1<<bits.Len(uint(words-1))),
 		budget: orDefault(o.Memory, 8<<20),
+		join:   o.Join,
 	}
 }
 
@@ -101,8 +109,8 @@ func (l *Ledger) at(cpu uint32, c vsockproto.Class) *account {
 	if cpu >= l.cpus || (c != vsockproto.Critical && c != vsockproto.Bulk) {
 		return nil
 	}
-	if i := row(cpu, c); i >= len(l.rows) {
-		l.rows = append(l.rows, make([]account, i|1+1-len(l.rows))...)
+	for len(l.rows) <= row(cpu, c) {
+		l.rows = append(l.rows, account{joining: l.join})
 	}
 	return &l.rows[row(cpu, c)]
 }
@@ -119,7 +127,14 @@ func (l *Ledger) Seen(cpu uint32, c vsockproto.Class, seq uint64) error {
 	return nil
 }
 
+// joinSlack is how many numbers before the first record that was heard may
+// still come, since records arrive out of order.
+const joinSlack = 4096
+
 func (l *Ledger) enter(a *account, seq uint64) error {
+	if a.joining && a.highest == 0 && seq > joinSlack {
+		a.mark, a.whole = seq-joinSlack, seq-joinSlack
+	}
 	switch {
 	case seq <= a.mark:
 		return ErrSettled
@@ -226,6 +241,10 @@ func (l *Ledger) settle(c *vsockproto.Counter) error {
 	e.Want, e.Lost = c.Watermark-a.mark, c.Lost-a.lost
 	e.Got = a.take(c.Watermark)
 	a.lost = c.Lost
+	if a.joining {
+		a.joining = false
+		return nil
+	}
 	switch missing := e.Want - e.Got; {
 	case e.Lost < missing:
 		a.unaccounted += missing - e.Lost
@@ -290,4 +309,92 @@ func (l *Ledger) Accounts() []Account {
 		})
 	}
 	return all
+}
+
+const joiningBit = 1 << 31
+
+func bit(v bool) int {
+	if v {
+		return 1
+	}
+	return 0
+}
+
+// AppendBinary appends the ledger's state, for UnmarshalBinary.
+func (l *Ledger) AppendBinary(b []byte) []byte {
+	for i := range l.rows {
+		a := &l.rows[i]
+		if a.highest == 0 && a.mark == 0 {
+			continue
+		}
+		b = le.AppendUint32(b, uint32(i)|joiningBit*uint32(bit(a.joining)))
+		for _, v := range [...]uint64{a.mark, a.whole, a.highest, a.received, a.lost, a.unaccounted} {
+			b = le.AppendUint64(b, v)
+		}
+		for seq := a.whole + 1; seq <= a.highest; seq += 64 {
+			var w uint64
+			for k := seq; k <= min(a.highest, seq+63); k++ {
+				if a.has(k) {
+					w |= 1 << (k - seq)
+				}
+			}
+			b = le.AppendUint64(b, w)
+		}
+	}
+	return b
+}
+
+// UnmarshalBinary sets l, which is new, to a state that AppendBinary gave.
+func (l *Ledger) UnmarshalBinary(b []byte) error {
+	for len(b) > 0 {
+		if len(b) < 4+6*8 {
+			return fmt.Errorf("ledger: %w", vsockproto.ErrShort)
+		}
+		i, joining := le.Uint32(b)&^joiningBit, le.Uint32(b)&joiningBit != 0
+		a := l.at(i/2, vsockproto.Class(i%2+1))
+		if a == nil {
+			return fmt.Errorf("ledger row %d: %w", i, ErrCPU)
+		}
+		var v [6]uint64
+		for k := range v {
+			v[k] = le.Uint64(b[4+8*k:])
+		}
+		b = b[4+6*8:]
+		*a = account{mark: v[0], whole: v[1], highest: v[2], received: v[3], lost: v[4], unaccounted: v[5], joining: joining}
+		var err error
+		if b, err = l.restore(a, b); err != nil {
+			return fmt.Errorf("ledger row %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// restore sets the window's bits, from whole to highest.
+func (l *Ledger) restore(a *account, b []byte) ([]byte, error) {
+	if a.whole < a.mark {
+		return nil, vsockproto.ErrInvalid
+	}
+	if a.highest <= a.whole {
+		return b, nil
+	}
+	ahead, highest := a.highest-a.whole, a.highest
+	a.highest = a.whole // nothing to move when it grows
+	if err := l.grow(a, ahead); err != nil {
+		return nil, err
+	}
+	a.highest = highest
+	for seq := a.whole + 1; seq <= highest; seq += 64 {
+		if len(b) < 8 {
+			return nil, vsockproto.ErrShort
+		}
+		for w := le.Uint64(b); w != 0; w &= w - 1 {
+			k := seq + uint64(bits.TrailingZeros64(w))
+			if k > highest || k == a.whole+1 {
+				return nil, vsockproto.ErrInvalid
+			}
+			a.add(k)
+		}
+		b = b[8:]
+	}
+	return b, nil
 }

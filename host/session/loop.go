@@ -1,0 +1,274 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/link"
+)
+
+// ackFrames is how many frames are taken at most before an ack is sent, while
+// more are waiting.
+const ackFrames = 32
+
+// loop takes frames until the connection ends: nil after a Bye.
+func (c *conn) loop() error {
+	for {
+		f, err := c.link.Read()
+		if err != nil {
+			return c.judge(err)
+		}
+		bye, err := c.take(&f)
+		if err != nil {
+			return c.judge(err)
+		}
+		c.frames++
+		if bye || !c.link.Waiting() || c.frames >= ackFrames || c.link.Taken()-c.acked > uint64(c.m.o.Credit/4) {
+			if err := c.ack(f.Sequence); err != nil {
+				return err
+			}
+		}
+		if bye {
+			return nil
+		}
+	}
+}
+
+func (c *conn) ack(seq uint64) error {
+	c.acked, c.frames = c.link.Taken(), 0
+	return c.link.Ack(seq, c.acked+uint64(c.m.o.Credit))
+}
+
+// take checks one frame and hands on what it holds. It is on record already.
+func (c *conn) take(f *link.Frame) (bye bool, err error) {
+	v := c.v
+	v.mu.Lock()
+	c.busy = true
+	v.heard(c.at)
+	v.sess.Next = c.link.Next()
+	v.sess.Bytes += uint64(f.Length)
+	v.index = c.index
+	v.mu.Unlock()
+	if c.kept != nil {
+		c.m.report(v, finding(RuleQuota, "The VM's evidence quota is used up: frames are judged and not kept."))
+	}
+	switch f.Type {
+	case vsockproto.FrameEvents:
+		err = c.events(f.Payload)
+	case vsockproto.FrameHeartbeat:
+		err = c.heartbeat(f.Payload)
+	case vsockproto.FramePolicyAck:
+		err = c.policyAck(f.Payload)
+	default:
+		bye, err = true, c.bye(f.Payload)
+	}
+	v.mu.Lock()
+	c.busy = false
+	v.due = latest(v.due, time.Now()) // what the sink took is not the agent's silence
+	v.mu.Unlock()
+	return bye, err
+}
+
+// events checks the records one by one. Those before a bad one are judged.
+func (c *conn) events(payload []byte) error {
+	es, err := vsockproto.ParseEvents(payload)
+	if err != nil {
+		return err
+	}
+	good, count, bad := c.check(&es)
+	if count > 0 {
+		c.batch = engine.Batch{
+			VM: c.v.id, Session: c.session, Index: c.index, Received: c.at,
+			Count: count, Records: es.Records[:good],
+		}
+		if err := c.m.p.Sink.Deliver(c.ctx, &c.batch); err != nil {
+			return fmt.Errorf("deliver: %w: %w", errOurs, err)
+		}
+	}
+	return bad
+}
+
+// check returns how many bytes and records are well-formed and accounted for.
+func (c *conn) check(es *vsockproto.Events) (good, count int, err error) {
+	v := c.v
+	var unknown vsockproto.EventType
+	v.mu.Lock()
+	for rest := es.Records; len(rest) > 0; count++ {
+		if rest, err = c.event.Parse(rest); err != nil {
+			break
+		}
+		if err = v.ledger.Seen(c.event.CPU, c.event.Class, c.event.Sequence); err != nil {
+			break
+		}
+		if !c.event.Type.Known() {
+			unknown = c.event.Type
+		}
+		good = len(es.Records) - len(rest)
+	}
+	if count > 0 && err == nil {
+		v.clock.sample(c.at, c.event.BootNs)
+	}
+	v.mu.Unlock()
+	if err == nil && count != int(es.Count) {
+		err = fmt.Errorf("events: %d records where %d were announced: %w", count, es.Count, vsockproto.ErrInvalid)
+	}
+	if unknown != 0 {
+		f := finding(RuleUnknownEvent, fmt.Sprintf("The guest sent records of type %d, which this version does not know.", uint16(unknown)))
+		c.m.report(v, f)
+	}
+	return good, count, err
+}
+
+func (c *conn) heartbeat(payload []byte) error {
+	if err := vsockproto.ParseHeartbeat(payload, &c.beat); err != nil {
+		return err
+	}
+	return c.settle(&c.beat)
+}
+
+func (c *conn) settle(h *vsockproto.Heartbeat) error {
+	v := c.v
+	v.mu.Lock()
+	v.clock.sample(c.at, h.BootNs)
+	err := v.ledger.Settle(h.Counters)
+	save := c.at.Sub(v.savedAt) >= c.m.o.Save
+	v.mu.Unlock()
+	if save {
+		c.m.save(v)
+	}
+	return c.gaps(err)
+}
+
+// gaps reports what a settlement found missing. The account goes on after it;
+// anything else that it found wrong does not.
+func (c *conn) gaps(err error) error {
+	if err == nil {
+		return nil
+	}
+	all := []error{err}
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		all = j.Unwrap()
+	}
+	for _, e := range all {
+		if !errors.Is(e, link.ErrGap) {
+			return e
+		}
+	}
+	for _, e := range all {
+		c.report(accuse(RuleGap, e))
+	}
+	return nil
+}
+
+func (c *conn) policyAck(payload []byte) error {
+	a, err := vsockproto.ParsePolicyAck(payload)
+	if err != nil {
+		return err
+	}
+	v := c.v
+	v.mu.Lock()
+	known := a.Number <= v.policy.Number
+	if known && a.Reason == "" {
+		v.sess.PolicyAcked = a.Number
+	}
+	v.sess.PolicyReason = a.Reason
+	v.mu.Unlock()
+	if !known {
+		return fmt.Errorf("policy-ack of number %d: %w", a.Number, vsockproto.ErrInvalid)
+	}
+	if a.Reason != "" {
+		f := finding(RulePolicy, fmt.Sprintf("The agent refuses policy %d: %q.", a.Number, a.Reason))
+		c.report(f)
+	}
+	return nil
+}
+
+func (c *conn) bye(payload []byte) error {
+	y, err := vsockproto.ParseBye(payload)
+	if err != nil {
+		return err
+	}
+	if err := c.settle(&y.Heartbeat); err != nil {
+		return err
+	}
+	v := c.v
+	v.mu.Lock()
+	v.sess.Dead, v.reason = true, "bye: "+y.Reason
+	v.due = c.at.Add(c.m.o.Grace)
+	v.mu.Unlock()
+	c.report(finding(RuleBye, fmt.Sprintf("The agent ended its session: %q.", y.Reason)))
+	return nil
+}
+
+func (c *conn) report(f engine.Finding) {
+	f.Received = c.at
+	f.Detail["index"] = fmt.Sprint(c.index)
+	c.m.report(c.v, f)
+}
+
+// judge ends the session if the error is the agent's doing. The frame is on
+// record, so it is acked: the agent must not send it again.
+func (c *conn) judge(err error) error {
+	if errors.Is(err, errOurs) {
+		_ = c.link.Reject(vsockproto.RejectExhausted, errOurs.Error())
+		return err
+	}
+	rule := blame(err)
+	if rule == "" || c.ctx.Err() != nil {
+		return err
+	}
+	f := accuse(rule, err)
+	if c.event.Sequence != 0 {
+		f.Detail["record"] = fmt.Sprintf("cpu %d, %s, sequence %d", c.event.CPU, c.event.Class, c.event.Sequence)
+	}
+	var le *link.LedgerError
+	if errors.As(err, &le) && (rule == RuleDuplicate || rule == RuleWindow) {
+		e := &c.event
+		f.Ref = &engine.Ref{Session: c.session, Index: c.index, CPU: e.CPU, Class: uint8(e.Class), Sequence: e.Sequence}
+		f.BootNs, f.Event, f.PID, f.Comm = e.BootNs, e.Type.String(), e.TGID, comm(e.Comm[:])
+	}
+	c.v.mu.Lock()
+	c.v.sess.Dead = true
+	c.v.penalty = time.Now().Add(c.m.o.Penalty)
+	c.v.due = latest(c.v.due, c.v.penalty)
+	c.v.mu.Unlock()
+	c.report(f)
+	_ = c.ack(c.link.Next() - 1)
+	_ = c.link.Reject(vsockproto.RejectProtocol, err.Error())
+	return err
+}
+
+func comm(b []byte) string {
+	for i, ch := range b {
+		if ch == 0 {
+			return string(b[:i])
+		}
+	}
+	return string(b)
+}
+
+// leave lets go of the VM.
+func (c *conn) leave(err error) {
+	_ = c.link.Rest()
+	c.link.Close()
+	v := c.v
+	v.mu.Lock()
+	switch {
+	case c.why != "":
+		v.reason = c.why
+	case err != nil:
+		v.reason = err.Error()
+	}
+	if v.live == c {
+		v.live = nil
+	}
+	s := v.status()
+	v.mu.Unlock()
+	c.m.save(v)
+	if err := c.m.p.Recorder.Closed(&s); err != nil {
+		c.m.log.Error("record the end of a session", "vm", v.id, "err", err)
+	}
+}

@@ -1,0 +1,210 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/link"
+)
+
+// Manager holds the sessions of all VMs.
+type Manager struct {
+	p   Parts
+	o   Options
+	log *slog.Logger
+
+	mu  sync.Mutex // guards vms
+	vms map[uuid.UUID]*vm
+}
+
+// vm is what is known of one VM. Lock order: turn, mu; mu is never held while
+// reading, writing or calling a part.
+type vm struct {
+	id   uuid.UUID
+	turn chan struct{} // held while a connection takes over
+	load sync.Once
+
+	mu        sync.Mutex // guards what follows
+	renewed   bool       // the session was forgotten on purpose
+	sess      *kept
+	ledger    *link.Ledger
+	live      *conn
+	transport string
+	reason    string // why nothing is live
+	index     uint64
+	clock     clock
+	policy    vsockproto.Policy
+	repeats   map[string]*repeat
+	savedAt   time.Time
+	penalty   time.Time // no new session before
+
+	expected bool      // it is to have an agent, see Expect
+	seen     time.Time // last frame
+	due      time.Time // silence counts from here
+	domain   DomainState
+	silent   bool // found so
+	worse    bool // and found so with the highest severity
+}
+
+// New makes a manager. It starts nothing.
+func New(p Parts, o *Options) *Manager {
+	m := &Manager{p: p, o: o.defaults(), log: p.Log, vms: map[uuid.UUID]*vm{}}
+	if m.log == nil {
+		m.log = slog.Default()
+	}
+	return m
+}
+
+func (m *Manager) vm(id uuid.UUID) *vm {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v := m.vms[id]
+	if v == nil {
+		v = &vm{id: id, turn: make(chan struct{}, 1), repeats: map[string]*repeat{}, domain: DomainOff}
+		v.policy = vsockproto.Policy{Number: 1, Hooks: m.o.Policy}
+		m.vms[id] = v
+	}
+	return v
+}
+
+// known returns the VM if anything is known of it.
+func (m *Manager) known(id uuid.UUID) *vm {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.vms[id]
+}
+
+// Expect tells that a VM is enrolled: from now on its silence is a finding
+// whenever it runs. It has Options.Grace to come up.
+func (m *Manager) Expect(id uuid.UUID) {
+	v := m.vm(id)
+	m.loadOnce(v)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.expected {
+		v.expected, v.due = true, time.Now().Add(m.o.Grace)
+	}
+}
+
+// Booted tells that libvirt has seen the VM start, reboot or be reset: its
+// agent has Options.Grace to come up again.
+func (m *Manager) Booted(id uuid.UUID) {
+	v := m.vm(id)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.due, v.silent, v.worse = time.Now().Add(m.o.Grace), false, false
+}
+
+// Renew forgets the VM's session: it was reverted to an earlier state, or
+// enrolled anew. Its agent proves the key again, and the account starts where
+// that agent's numbers do. Not to be called from a Sink.
+func (m *Manager) Renew(id uuid.UUID) {
+	v := m.vm(id)
+	v.turn <- struct{}{}
+	defer func() { <-v.turn }()
+	m.loadOnce(v)
+	v.kick("renewed")
+	v.mu.Lock()
+	v.sess, v.ledger, v.renewed, v.due = nil, nil, true, time.Now().Add(m.o.Grace)
+	v.mu.Unlock()
+	if m.p.Store != nil {
+		if err := m.p.Store.Save(id, nil); err != nil {
+			m.log.Error("save session", "vm", id, "err", err)
+		}
+	}
+}
+
+// Forget drops all that is held of a VM that is no longer there. Not to be
+// called from a Sink.
+func (m *Manager) Forget(id uuid.UUID) {
+	v := m.known(id)
+	if v == nil {
+		return
+	}
+	v.turn <- struct{}{}
+	defer func() { <-v.turn }()
+	v.kick("forgotten")
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.vms, id)
+}
+
+// SetPolicy replaces the record types that the VM's agent reports, and sends
+// them to it if it is connected.
+func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType) error {
+	types = slices.Compact(slices.Sorted(slices.Values(types)))
+	v := m.vm(id)
+	v.mu.Lock()
+	v.policy = vsockproto.Policy{Number: v.policy.Number + 1, Hooks: types}
+	live := v.live
+	in := live != nil && live.in
+	v.mu.Unlock()
+	if !in {
+		return nil
+	}
+	return live.sendPolicy()
+}
+
+// Status lists every VM that was heard or is expected, by UUID.
+func (m *Manager) Status() []Status {
+	m.mu.Lock()
+	vms := make([]*vm, 0, len(m.vms))
+	for _, v := range m.vms {
+		vms = append(vms, v)
+	}
+	m.mu.Unlock()
+	slices.SortFunc(vms, func(a, b *vm) int { return bytes.Compare(a.id[:], b.id[:]) })
+	all := make([]Status, 0, len(vms))
+	for _, v := range vms {
+		v.mu.Lock()
+		if v.sess != nil || v.expected {
+			all = append(all, v.status())
+		}
+		v.mu.Unlock()
+	}
+	return all
+}
+
+// StatusOf is that of one VM; false if it was never heard and is not expected.
+func (m *Manager) StatusOf(id uuid.UUID) (Status, bool) {
+	v := m.known(id)
+	if v == nil {
+		return Status{VM: id, State: Absent}, false
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.status(), v.sess != nil || v.expected
+}
+
+// Run watches for silence until ctx ends.
+func (m *Manager) Run(ctx context.Context) error {
+	tick := time.NewTicker(m.o.Heartbeat / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			m.listen()
+		}
+	}
+}
+
+func (m *Manager) listen() {
+	m.mu.Lock()
+	vms := make([]*vm, 0, len(m.vms))
+	for _, v := range m.vms {
+		vms = append(vms, v)
+	}
+	m.mu.Unlock()
+	for _, v := range vms {
+		m.listenTo(v)
+	}
+}

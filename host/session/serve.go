@@ -1,0 +1,323 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/link"
+)
+
+// conn is one connection of a VM's agent. What is not said otherwise belongs to
+// the goroutine of Serve.
+type conn struct {
+	m    *Manager
+	v    *vm
+	ctx  context.Context
+	link *link.Host
+	done chan struct{} // closed when Serve has let go of the VM
+
+	session uuid.UUID // uuid.Nil until proven
+	at      time.Time // when the last bytes arrived
+	index   uint64    // their evidence index
+	kept    error     // ErrNotKept for them
+
+	pmu  sync.Mutex // held while a policy is sent
+	in   bool       // v.mu: the agent has been accepted
+	busy bool       // v.mu: a frame is being worked on
+	why  string     // v.mu: why another goroutine ended the connection
+
+	event  vsockproto.Event
+	beat   vsockproto.Heartbeat
+	batch  engine.Batch
+	acked  uint64 // bytes taken when the last ack was sent
+	frames int    // since then
+}
+
+// Serve speaks with whoever connected from a VM until the connection ends,
+// which it closes. Which VM that is comes from the transport. When ctx ends
+// the agent is told to come back. The error says why the connection ended; it
+// is nil after a Bye.
+func (m *Manager) Serve(ctx context.Context, nc net.Conn, id uuid.UUID, transport string) error {
+	c := &conn{m: m, v: m.vm(id), ctx: ctx, done: make(chan struct{})}
+	c.link = link.NewHost(nc, &link.HostOptions{Handshake: m.o.Handshake, Tap: c.tap})
+	defer close(c.done)
+	defer c.link.Close()
+	stop := context.AfterFunc(ctx, func() { _ = c.link.Reject(vsockproto.RejectClosing, "the monitor stops") })
+	defer stop()
+
+	m.loadOnce(c.v)
+	if err := c.greet(transport); err != nil {
+		return fmt.Errorf("serve %s: %w", id, c.refuse(err))
+	}
+	err := c.loop()
+	c.leave(err)
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", id, err)
+	}
+	return nil
+}
+
+func (m *Manager) loadOnce(v *vm) { v.load.Do(func() { m.load(v) }) }
+
+// errOurs marks what is no fault of the guest's.
+var errOurs = errors.New("the monitor cannot go on")
+
+// tap records what was received. It is the first to see it.
+func (c *conn) tap(b []byte, whole bool) error {
+	c.at = time.Now()
+	r := Received{VM: c.v.id, Session: c.session, At: c.at, Whole: whole, Raw: b}
+	r.Critical = c.session != uuid.Nil && critical(b)
+	index, err := c.m.p.Recorder.Record(&r)
+	c.index, c.kept = index, nil
+	if errors.Is(err, ErrNotKept) {
+		c.kept = err
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("record: %w: %w", errOurs, err)
+	}
+	return nil
+}
+
+// critical reports whether a frame is more than bulk. It believes nothing: what
+// it cannot walk is critical.
+func critical(raw []byte) bool {
+	if len(raw) < vsockproto.FrameHeaderSize+vsockproto.EventsHeader || vsockproto.FrameType(raw[4]) != vsockproto.FrameEvents {
+		return true
+	}
+	for rest := raw[vsockproto.FrameHeaderSize+vsockproto.EventsHeader:]; len(rest) > 0; {
+		h, err := vsockproto.ParseHeader(rest)
+		if err != nil || h.Class == vsockproto.Critical {
+			return true
+		}
+		rest = rest[h.Length:]
+	}
+	return false
+}
+
+// refusal is why a connection is not taken: what the agent is told, and the
+// finding, if there is one.
+type refusal struct {
+	code vsockproto.RejectCode
+	rule string
+	err  error
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("%s: %v", r.code, r.err) }
+func (r *refusal) Unwrap() error { return r.err }
+
+// refuse answers a failed handshake. A connection that just ends is no more
+// than that.
+func (c *conn) refuse(err error) error {
+	var r *refusal
+	if !errors.As(err, &r) {
+		rule := blame(err)
+		code := vsockproto.RejectProtocol
+		switch {
+		case errors.Is(err, errOurs):
+			code, rule = vsockproto.RejectExhausted, ""
+		case rule == "":
+			return err
+		case errors.Is(err, link.ErrProof):
+			code = vsockproto.RejectProof
+		case errors.Is(err, vsockproto.ErrVersion):
+			code, rule = vsockproto.RejectVersion, RuleVersion
+		}
+		r = &refusal{code: code, rule: rule, err: err}
+	}
+	if r.rule != "" {
+		f := accuse(r.rule, r.err)
+		f.Received = c.at
+		c.m.report(c.v, f)
+	}
+	_ = c.link.Rest()
+	_ = c.link.Reject(r.code, r.err.Error())
+	return err
+}
+
+// greet takes the handshake to its end: after it the connection is the VM's
+// live one.
+func (c *conn) greet(transport string) error {
+	hello, err := c.link.ReadHello()
+	if err != nil {
+		return err
+	}
+	came := c.at
+	key, err := c.m.p.Keys.Key(c.v.id)
+	if errors.Is(err, ErrNotEnrolled) {
+		return &refusal{vsockproto.RejectUnknown, RuleUnenrolled, err}
+	}
+	if err != nil {
+		return &refusal{vsockproto.RejectExhausted, "", err}
+	}
+	resume, secret := c.v.resumes(&hello)
+	if !resume {
+		id := uuid.New()
+		secret, err = c.link.Challenge(id, vsockproto.SecretKey, &key)
+		c.session = id
+	} else {
+		_, err = c.link.Challenge(hello.Resume, vsockproto.SecretSession, &secret)
+		c.session = hello.Resume
+	}
+	if err != nil {
+		c.session = uuid.Nil
+		return err
+	}
+	f, err := c.takeOver(&hello, came, resume, secret, transport)
+	if err != nil {
+		return err
+	}
+	if err := c.welcome(); err != nil {
+		c.leave(err)
+		return err
+	}
+	if f != nil {
+		c.m.report(c.v, *f)
+	}
+	if missing := hookList(hello.Hooks); missing != "" {
+		c.m.report(c.v, finding(RuleHooks, "Hooks that the guest's kernel has are not attached: "+missing+"."))
+	}
+	return nil
+}
+
+// takeOver makes the connection the VM's live one. The agent is not spoken to
+// while the turn is held, so that it cannot keep another one out.
+func (c *conn) takeOver(h *vsockproto.Hello, came time.Time, resume bool, secret [vsockproto.KeySize]byte, transport string) (f *engine.Finding, err error) {
+	v := c.v
+	v.turn <- struct{}{}
+	defer func() { <-v.turn }()
+	if resume {
+		err = c.goOn(h)
+	} else {
+		f, err = c.begin(h, came, secret)
+	}
+	if err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	v.live, v.transport, v.reason = c, transport, ""
+	v.heard(came)
+	v.clock.sample(came, h.BootNs)
+	v.mu.Unlock()
+	return f, nil
+}
+
+// resumes reports whether a Hello names the VM's session, and its secret.
+func (v *vm) resumes(h *vsockproto.Hello) (ok bool, secret [vsockproto.KeySize]byte) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if h.Flags&vsockproto.HelloResume == 0 || v.sess == nil || v.sess.Dead || v.sess.ID != h.Resume || v.sess.BootID != h.BootID {
+		return false, secret
+	}
+	copy(secret[:], v.sess.Secret)
+	return true, secret
+}
+
+// goOn resumes the session. Who proves its secret is the agent: the connection
+// that is still there is a stale one.
+func (c *conn) goOn(h *vsockproto.Hello) error {
+	v := c.v
+	v.kick("replaced")
+	if ok, _ := v.resumes(h); !ok { // it ended for good meanwhile
+		return &refusal{vsockproto.RejectSession, "", errors.New("the session has ended")}
+	}
+	v.mu.Lock()
+	v.sess.Resumed++
+	v.sess.Hooks = h.Hooks
+	v.mu.Unlock()
+	return nil
+}
+
+// begin starts a new session. The account of a boot goes on through all its
+// sessions, so that a second agent cannot start it afresh.
+func (c *conn) begin(h *vsockproto.Hello, came time.Time, secret [vsockproto.KeySize]byte) (again *engine.Finding, err error) {
+	v := c.v
+	v.mu.Lock()
+	same := v.sess != nil && v.sess.BootID == uuid.UUID(h.BootID)
+	busy := v.live != nil && (same || came.Sub(v.seen) < time.Duration(c.m.o.Silence)*c.m.o.Heartbeat)
+	wait := v.penalty.Sub(came)
+	v.mu.Unlock()
+	if busy {
+		return nil, &refusal{vsockproto.RejectBusy, RuleImpostor, errors.New("the VM has a live session")}
+	}
+	if wait > 0 {
+		return nil, &refusal{vsockproto.RejectExhausted, "", fmt.Errorf("no new session for %s", wait)}
+	}
+	v.kick("another boot")
+	v.mu.Lock()
+	if same {
+		f := finding(RuleRestarted, "An agent began a new session in a boot that had one: what the earlier one held is lost.")
+		f.Detail["before"] = v.sess.ID.String()
+		again = &f
+	} else {
+		// An agent that goes on with a session which we do not know, or after a
+		// revert, has numbers that did not begin with this ledger.
+		join := v.renewed || (v.sess == nil && h.Flags&vsockproto.HelloResume != 0)
+		v.ledger, v.renewed = link.NewLedger(&link.LedgerOptions{CPUs: h.CPUs, Join: join}), false
+		v.clock.reset()
+	}
+	v.sess = &kept{
+		ID: c.session, Secret: secret[:], BootID: h.BootID, Next: 1, Since: came,
+		Kernel: h.Kernel, Build: h.Build, CPUs: h.CPUs, Hooks: h.Hooks,
+	}
+	v.mu.Unlock()
+	return again, nil
+}
+
+// welcome tells the agent that it is in. The session is on record and saved
+// before the agent hears of it.
+func (c *conn) welcome() error {
+	v := c.v
+	v.mu.Lock()
+	next, number := v.sess.Next, v.policy.Number
+	s := v.status()
+	v.mu.Unlock()
+	if err := c.m.p.Recorder.Opened(&s); err != nil {
+		return fmt.Errorf("record: %w: %w", errOurs, err)
+	}
+	c.m.save(v)
+	err := c.link.Accept(&vsockproto.HelloAck{
+		HeartbeatMs: uint32(c.m.o.Heartbeat.Milliseconds()), Next: next,
+		Credit: uint64(c.m.o.Credit), PolicyNumber: number,
+	})
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	c.in = true
+	v.mu.Unlock()
+	return c.sendPolicy()
+}
+
+// sendPolicy sends the policy in force; an older one never follows a newer.
+func (c *conn) sendPolicy() error {
+	c.pmu.Lock()
+	defer c.pmu.Unlock()
+	c.v.mu.Lock()
+	p := c.v.policy
+	c.v.mu.Unlock()
+	return c.link.Policy(&p)
+}
+
+// kick ends the live connection and waits until it has let go. The caller has
+// the turn.
+func (v *vm) kick(why string) {
+	v.mu.Lock()
+	c := v.live
+	if c != nil {
+		c.why = why
+	}
+	v.mu.Unlock()
+	if c != nil {
+		c.link.Close()
+		<-c.done
+	}
+}

@@ -1,0 +1,756 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/link"
+	"github.com/outguard/outguard/vsockproto/prototest"
+)
+
+var vmID = uuid.MustParse("6f1d7f5e-3c0a-4b0e-9a53-0d8a2b0f6c11")
+
+// world is all that a Manager stands on, in memory.
+type world struct {
+	mu       sync.Mutex
+	key      map[uuid.UUID][32]byte
+	record   []entry
+	facts    []string
+	batches  []string // what was delivered, as text
+	findings []engine.Finding
+	state    DomainState
+	store    map[uuid.UUID][]byte
+	refuse   error         // what Record answers
+	gate     chan struct{} // what Deliver waits for, if it is set
+}
+
+type entry struct {
+	session uuid.UUID
+	whole   bool
+	raw     []byte
+}
+
+func newWorld() *world {
+	return &world{key: map[uuid.UUID][32]byte{vmID: prototest.Key}, state: DomainRunning, store: map[uuid.UUID][]byte{}}
+}
+
+func (w *world) manager(o *Options) *Manager {
+	return New(Parts{
+		Keys: w, Recorder: w, Sink: w, Domains: w, Store: w, Replayer: w,
+		Findings: func(f engine.Finding) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.findings = append(w.findings, f)
+		},
+		Log: slog.New(slog.DiscardHandler),
+	}, o)
+}
+
+func (w *world) Key(vm uuid.UUID) ([32]byte, error) {
+	if k, ok := w.key[vm]; ok {
+		return k, nil
+	}
+	return [32]byte{}, fmt.Errorf("%s: %w", vm, ErrNotEnrolled)
+}
+
+func (w *world) Record(r *Received) (uint64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.record = append(w.record, entry{r.Session, r.Whole, bytes.Clone(r.Raw)})
+	return uint64(len(w.record) - 1), w.refuse
+}
+
+func (w *world) Opened(s *Status) error { return w.fact("opened", s) }
+func (w *world) Closed(s *Status) error { return w.fact("closed", s) }
+
+func (w *world) fact(what string, s *Status) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.facts = append(w.facts, what+" "+string(s.State))
+	return nil
+}
+
+func (w *world) Deliver(ctx context.Context, b *engine.Batch) error {
+	w.mu.Lock()
+	gate := w.gate
+	var e vsockproto.Event
+	rest, n := b.Records, 0
+	for ; len(rest) > 0; n++ {
+		rest, _ = e.Parse(rest)
+		w.batches = append(w.batches, fmt.Sprintf("%s/%d", e.Type, e.Sequence))
+	}
+	// The batch's bytes must be on record, under its index, already.
+	if raw := w.record[b.Index].raw; !bytes.Contains(raw, b.Records) || n != b.Count || b.VM != vmID {
+		w.batches = append(w.batches, "not as recorded")
+	}
+	w.mu.Unlock()
+	if gate == nil {
+		return nil
+	}
+	select {
+	case <-gate:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (w *world) DomainState(uuid.UUID) DomainState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state
+}
+
+func (w *world) setState(s DomainState) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state = s
+}
+
+func (w *world) Save(vm uuid.UUID, b []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if b == nil {
+		delete(w.store, vm)
+		return nil
+	}
+	w.store[vm] = bytes.Clone(b)
+	return nil
+}
+
+func (w *world) Load(vm uuid.UUID) ([]byte, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.store[vm], nil
+}
+
+func (w *world) Replay(vm, session uuid.UUID, after uint64, frame func(uint64, []byte) error) error {
+	for i, e := range w.record {
+		if uint64(i) > after && e.session == session && e.whole {
+			if err := frame(uint64(i), e.raw); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// rules lists the findings so far as "rule" or "rule!" for the highest severity.
+func (w *world) rules() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []string
+	for _, f := range w.findings {
+		mark := ""
+		if f.Severity == engine.Severest {
+			mark = "!"
+		}
+		if f.VM != vmID || f.Engine != "monitor" || f.At.IsZero() || f.Reason == "" || f.Severity == 0 {
+			mark += " (incomplete)"
+		}
+		all = append(all, strings.TrimPrefix(f.Rule, "session/")+mark)
+	}
+	return strings.Join(all, " ")
+}
+
+func (w *world) delivered() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(w.batches, " ")
+}
+
+// call connects an agent to the manager until one of them ends it.
+type call struct {
+	agentEnd, hostEnd chan error
+	agent, host       net.Conn
+}
+
+func dial(ctx context.Context, m *Manager, a *prototest.Agent) *call {
+	c := &call{agentEnd: make(chan error, 1), hostEnd: make(chan error, 1)}
+	c.agent, c.host = prototest.Pipe()
+	go func() { c.agentEnd <- a.Run(ctx, c.agent) }()
+	go func() { c.hostEnd <- m.Serve(ctx, c.host, vmID, "hybrid") }()
+	return c
+}
+
+func (c *call) hangUp() {
+	c.agent.Close()
+	<-c.agentEnd
+	<-c.hostEnd
+}
+
+func send(t *testing.T, a *prototest.Agent, types ...vsockproto.EventType) {
+	t.Helper()
+	var events []*vsockproto.Event
+	for _, k := range types {
+		events = append(events, prototest.Sample(k))
+	}
+	if err := a.Send(t.Context(), events...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func settle(t *testing.T, a *prototest.Agent) {
+	t.Helper()
+	if err := a.Link().Wait(t.Context(), 4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Heartbeat(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Drained(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func want(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}
+
+func TestSessionFromHelloToBye(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.TaskNewtask, vsockproto.FileOpen)
+		send(t, a, vsockproto.FileOpen)
+		a.Lose(0, vsockproto.Bulk, 7)
+		a.Lose(1, vsockproto.Critical, 2)
+		settle(t, a)
+		s, ok := m.StatusOf(vmID)
+		if !ok || s.State != Live || s.Received != (ByClass{1, 2}) || s.Lost != (ByClass{2, 7}) || s.Missing != (ByClass{}) || s.Unsettled != 0 {
+			t.Errorf("status %+v", s)
+		}
+		if s.Kernel != "6.1.0-test" || s.BootID != (uuid.UUID{1}) || s.Transport != "hybrid" || len(s.Hooks) != 12 || s.PolicyAcked != 1 {
+			t.Errorf("status %+v", s)
+		}
+		if !s.Clock.Valid || s.Clock.Host(a.Hello().BootNs) != time.Now() {
+			t.Errorf("clock %+v says %v, it is %v", s.Clock, s.Clock.Host(a.Hello().BootNs), time.Now())
+		}
+		if err := a.Bye(t.Context(), "shutdown"); err != nil {
+			t.Error(err)
+		}
+		if err := <-c.hostEnd; err != nil {
+			t.Error(err)
+		}
+		<-c.agentEnd
+		want(t, "delivered", w.delivered(), "task_newtask/1 file_open/1 file_open/2")
+		want(t, "findings", w.rules(), "bye")
+		want(t, "facts", strings.Join(w.facts, ", "), "opened live, closed ended")
+	})
+}
+
+// TestEveryByteIsRecorded compares what the agent wrote with the record.
+func TestEveryByteIsRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		var sent bytes.Buffer
+		ac, hc := prototest.Pipe()
+		hostEnd := make(chan error, 1)
+		go func() { hostEnd <- m.Serve(t.Context(), hc, vmID, "hybrid") }()
+		go a.Run(t.Context(), tee{ac, &sent})
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		rubbish := []byte("GET / HTTP/1.1\r\nHost: outguard\r\n\r\n")
+		ac.Write(rubbish)
+		<-hostEnd
+		var got []byte
+		for _, e := range w.record {
+			got = append(got, e.raw...)
+		}
+		if !bytes.Equal(got, append(sent.Bytes(), rubbish...)) {
+			t.Errorf("%d bytes sent, %d recorded", sent.Len()+len(rubbish), len(got))
+		}
+		want(t, "findings", w.rules(), "malformed!")
+	})
+}
+
+type tee struct {
+	net.Conn
+	w io.Writer
+}
+
+func (t tee) Write(b []byte) (int, error) {
+	t.w.Write(b)
+	return t.Conn.Write(b)
+}
+
+func TestConnectionBreaksAndGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		for range 3 {
+			c := dial(t.Context(), m, a)
+			send(t, a, vsockproto.FileOpen)
+			c.hangUp()
+		}
+		c := dial(t.Context(), m, a)
+		settle(t, a)
+		if s, _ := m.StatusOf(vmID); s.Resumed != 3 || s.Received.Bulk != 3 {
+			t.Errorf("status %+v", s)
+		}
+		c.hangUp()
+		want(t, "delivered", w.delivered(), "file_open/1 file_open/2 file_open/3")
+		want(t, "findings", w.rules(), "")
+	})
+}
+
+func TestStaleConnectionIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		ac, hc := prototest.Pipe()
+		hostEnd := make(chan error, 1)
+		go func() { hostEnd <- m.Serve(t.Context(), hc, vmID, "hybrid") }()
+		go a.Run(ctx, deaf{ac}) // its end is not noticed by the host
+		<-a.Up()
+		cancel()
+		synctest.Wait()
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		if err := <-hostEnd; err == nil {
+			t.Error("the stale connection ended in order")
+		}
+		c.hangUp()
+		want(t, "findings", w.rules(), "")
+	})
+}
+
+// deaf is a connection whose Close the other side does not see.
+type deaf struct{ net.Conn }
+
+func (d deaf) Close() error { return d.SetDeadline(time.Unix(1, 0)) }
+
+func TestViolations(t *testing.T) {
+	record := func(seq uint64) []byte {
+		e := prototest.Sample(vsockproto.FileOpen)
+		e.Sequence = seq
+		b, _ := e.Append(nil)
+		return b
+	}
+	for _, c := range []struct {
+		name, rule, delivered string
+		do                    func(a *link.Agent) error
+	}{
+		{"duplicate", "duplicate!", "file_open/1", func(a *link.Agent) error {
+			return a.SendEvents(2, append(record(1), record(1)...))
+		}},
+		{"too far ahead", "window", "", func(a *link.Agent) error { return a.SendEvents(1, record(1<<40)) }},
+		{"bad record", "malformed!", "file_open/1", func(a *link.Agent) error {
+			b := append(record(1), record(2)...)
+			b[len(record(1))+6] = 9
+			return a.SendEvents(2, b)
+		}},
+		{"wrong count", "malformed!", "file_open/1", func(a *link.Agent) error { return a.SendEvents(0, record(1)) }},
+		{"account that shrinks", "account!", "", func(a *link.Agent) error {
+			for _, n := range []uint64{5, 4} {
+				if err := a.SendHeartbeat(&vsockproto.Heartbeat{Counters: []vsockproto.Counter{{Class: 1, Watermark: n, Lost: n}}}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+		{"account of more than there is", "account!", "file_open/1", func(a *link.Agent) error {
+			if err := a.SendEvents(1, record(1)); err != nil {
+				return err
+			}
+			return a.SendHeartbeat(&vsockproto.Heartbeat{Counters: []vsockproto.Counter{{Class: 2, Watermark: 1, Lost: 1}}})
+		}},
+		{"cpu that is not there", "malformed!", "", func(a *link.Agent) error {
+			return a.SendHeartbeat(&vsockproto.Heartbeat{Counters: []vsockproto.Counter{{CPU: 2, Class: 2}}})
+		}},
+		{"ack of no policy", "malformed!", "", func(a *link.Agent) error { return a.SendPolicyAck(&vsockproto.PolicyAck{Number: 99}) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				m := w.manager(nil)
+				a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+				x := dial(t.Context(), m, a)
+				<-a.Up()
+				synctest.Wait()
+				if err := c.do(a.Link()); err != nil {
+					t.Fatal(err)
+				}
+				var rejected *link.RejectError
+				if err := <-x.agentEnd; !errors.As(err, &rejected) || rejected.Code != vsockproto.RejectProtocol {
+					t.Errorf("the agent sees %v", err)
+				}
+				if err := <-x.hostEnd; err == nil {
+					t.Error("no error")
+				}
+				want(t, "findings", w.rules(), c.rule)
+				want(t, "delivered", w.delivered(), c.delivered)
+				if err := a.Drained(t.Context()); err != nil { // else it would come again
+					t.Error(err)
+				}
+
+				// The session is over, and a new one is let in after a while.
+				x = dial(t.Context(), m, a)
+				if err := <-x.agentEnd; !errors.As(err, &rejected) || rejected.Code != vsockproto.RejectExhausted {
+					t.Errorf("at once: %v", err)
+				}
+				<-x.hostEnd
+				time.Sleep(5 * time.Second)
+				x = dial(t.Context(), m, a)
+				synctest.Wait()
+				if s, _ := m.StatusOf(vmID); s.State != Live {
+					t.Errorf("after a while: %+v", s)
+				}
+				x.hangUp()
+				want(t, "findings", w.rules(), c.rule+" restarted")
+			})
+		})
+	}
+}
+
+func TestGapIsFoundAndTheSessionGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		a.Hide(0, vsockproto.Bulk, 3)
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		if s, _ := m.StatusOf(vmID); s.State != Live || s.Missing != (ByClass{Bulk: 3}) {
+			t.Errorf("status %+v", s)
+		}
+		c.hangUp()
+		want(t, "findings", w.rules(), "gap!")
+		d := w.findings[0].Detail
+		if d["want"] != "5" || d["got"] != "2" || d["lost"] != "0" || d["class"] != "bulk" {
+			t.Errorf("detail %v", d)
+		}
+	})
+}
+
+func TestSecondAgentIsAnImpostor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		<-a.Up()
+		for _, boot := range [][16]byte{{1}, {2}} { // of this boot, or so it says of another
+			b := prototest.NewAgent(&prototest.AgentOptions{BootID: boot})
+			x := dial(t.Context(), m, b)
+			var rejected *link.RejectError
+			if err := <-x.agentEnd; !errors.As(err, &rejected) || rejected.Code != vsockproto.RejectBusy {
+				t.Errorf("the second agent sees %v", err)
+			}
+			<-x.hostEnd
+			time.Sleep(11 * time.Second)
+		}
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		c.hangUp()
+		want(t, "findings", w.rules(), "impostor impostor")
+		want(t, "delivered", w.delivered(), "file_open/1")
+	})
+}
+
+func TestWhoIsNotLetIn(t *testing.T) {
+	for _, c := range []struct {
+		name, rule string
+		code       vsockproto.RejectCode
+		o          *prototest.AgentOptions
+		vm         uuid.UUID
+	}{
+		{"wrong key", "proof", vsockproto.RejectProof, &prototest.AgentOptions{Key: [32]byte{1}}, vmID},
+		{"no key", "unenrolled (incomplete)", vsockproto.RejectUnknown, nil, uuid.UUID{9}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				m := w.manager(nil)
+				ac, hc := prototest.Pipe()
+				hostEnd := make(chan error, 1)
+				go func() { hostEnd <- m.Serve(t.Context(), hc, c.vm, "hybrid") }()
+				err := prototest.NewAgent(c.o).Run(t.Context(), ac)
+				var rejected *link.RejectError
+				if !errors.As(err, &rejected) || rejected.Code != c.code {
+					t.Errorf("the agent sees %v", err)
+				}
+				if err := <-hostEnd; err == nil {
+					t.Error("no error")
+				}
+				want(t, "findings", w.rules(), c.rule)
+			})
+		})
+	}
+}
+
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		go m.Run(t.Context())
+		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+		c := dial(t.Context(), m, a)
+		<-a.Up()
+		time.Sleep(1900 * time.Millisecond)
+		want(t, "before two heartbeats", w.rules(), "")
+		time.Sleep(400 * time.Millisecond)
+		want(t, "after two", w.rules(), "silent")
+		if s, _ := m.StatusOf(vmID); s.State != Silent {
+			t.Errorf("state %s", s.State)
+		}
+		time.Sleep(3 * time.Second)
+		want(t, "after five", w.rules(), "silent silent!")
+		time.Sleep(time.Minute)
+		want(t, "long after", w.rules(), "silent silent!")
+
+		settle(t, a)
+		if s, _ := m.StatusOf(vmID); s.State != Live {
+			t.Errorf("state %s", s.State)
+		}
+		w.setState(DomainPaused)
+		time.Sleep(time.Minute)
+		want(t, "paused", w.rules(), "silent silent!")
+		w.setState(DomainRunning)
+		time.Sleep(1900 * time.Millisecond)
+		want(t, "just resumed", w.rules(), "silent silent!")
+		c.hangUp()
+		time.Sleep(time.Second)
+		want(t, "gone, and running", w.rules(), "silent silent! silent")
+		w.setState(DomainOff)
+		time.Sleep(time.Minute)
+		want(t, "off", w.rules(), "silent silent! silent")
+	})
+}
+
+func TestSlowSinkIsNotSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.gate = make(chan struct{})
+		m := w.manager(nil)
+		go m.Run(t.Context())
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		time.Sleep(time.Minute)
+		close(w.gate)
+		settle(t, a)
+		c.hangUp()
+		want(t, "findings", w.rules(), "")
+	})
+}
+
+func TestSlowSinkHoldsBackCredit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.gate = make(chan struct{})
+		m := w.manager(&Options{Credit: 512 << 10})
+		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+		dial(t.Context(), m, a)
+		go func() {
+			for range 100 {
+				send(t, a, many(100)...)
+			}
+		}()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := len(w.record); n < 3 || n > 5 { // hello, proof, policy-ack, events
+			t.Errorf("%d frames while the sink stands", n)
+		}
+		close(w.gate)
+		time.Sleep(time.Second)
+		if s, _ := m.StatusOf(vmID); s.Received.Bulk != 10000 {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+func many(n int) []vsockproto.EventType {
+	all := make([]vsockproto.EventType, n)
+	for i := range all {
+		all[i] = vsockproto.FileOpen
+	}
+	return all
+}
+
+func TestEnrolledWithoutAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		go m.Run(t.Context())
+		m.Expect(vmID)
+		time.Sleep(119 * time.Second)
+		want(t, "while it boots", w.rules(), "")
+		time.Sleep(5 * time.Second)
+		want(t, "after that", w.rules(), "absent")
+		time.Sleep(time.Hour)
+		want(t, "once", w.rules(), "absent")
+		if s := m.Status(); len(s) != 1 || s[0].State != Silent {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+// TestMonitorStartsAgain kills a monitor after what it last saved: the record
+// tells the next one the rest.
+func TestMonitorStartsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a := prototest.NewAgent(nil)
+		m := w.manager(nil)
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		kept := bytes.Clone(w.store[vmID])
+		a.Lose(0, vsockproto.Bulk, 5)
+		send(t, a, vsockproto.FileOpen, vsockproto.TaskKill)
+		if err := a.Drained(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.hangUp()
+		w.store[vmID] = kept
+
+		m = w.manager(nil)
+		m.Expect(vmID)
+		c = dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		if _, resumed := a.Welcome(); !resumed {
+			t.Error("the session was not resumed")
+		}
+		if s, _ := m.StatusOf(vmID); s.Received != (ByClass{1, 3}) || s.Lost.Bulk != 5 || s.Missing != (ByClass{}) {
+			t.Errorf("status %+v", s)
+		}
+		c.hangUp()
+		want(t, "findings", w.rules(), "")
+		want(t, "delivered", w.delivered(), "file_open/1 file_open/7 task_kill/1 file_open/8")
+	})
+}
+
+func TestMonitorCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		ac, hc := prototest.Pipe()
+		agentEnd, hostEnd := make(chan error, 1), make(chan error, 1)
+		go func() { agentEnd <- a.Run(t.Context(), ac) }()
+		go func() { hostEnd <- m.Serve(ctx, hc, vmID, "hybrid") }()
+		<-a.Up()
+		cancel()
+		var rejected *link.RejectError
+		if err := <-agentEnd; !errors.As(err, &rejected) || rejected.Code != vsockproto.RejectClosing {
+			t.Errorf("the agent sees %v", err)
+		}
+		<-hostEnd
+		want(t, "findings", w.rules(), "")
+	})
+}
+
+func TestRenewedSessionJoinsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		a.Lose(0, vsockproto.Bulk, 1<<30) // the past of a guest set back
+		m.Renew(vmID)
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		a.Hide(0, vsockproto.Bulk, 1)
+		settle(t, a)
+		c.hangUp()
+		want(t, "findings", w.rules(), "gap!")
+		want(t, "delivered", w.delivered(), fmt.Sprintf("file_open/%d", 1<<30+1))
+	})
+}
+
+func TestNothingIsJudgedThatIsNotRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+		c := dial(t.Context(), m, a)
+		<-a.Up()
+		synctest.Wait()
+		w.mu.Lock()
+		w.refuse = errors.New("disk full")
+		w.mu.Unlock()
+		send(t, a, vsockproto.FileOpen)
+		var rejected *link.RejectError
+		if err := <-c.agentEnd; !errors.As(err, &rejected) || rejected.Code != vsockproto.RejectExhausted {
+			t.Errorf("the agent sees %v", err)
+		}
+		<-c.hostEnd
+		w.refuse = fmt.Errorf("quota: %w", ErrNotKept) // on record itself: judged
+		c = dial(t.Context(), m, a)
+		if err := a.Drained(t.Context()); err != nil {
+			t.Error(err)
+		}
+		c.hangUp()
+		want(t, "delivered", w.delivered(), "file_open/1")
+		want(t, "findings", w.rules(), "quota")
+	})
+}
+
+func TestFindingsAreHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		for range 101 {
+			a := prototest.NewAgent(&prototest.AgentOptions{Key: [32]byte{1}})
+			c := dial(t.Context(), m, a)
+			<-c.agentEnd
+			<-c.hostEnd
+			time.Sleep(101 * time.Millisecond)
+		}
+		want(t, "findings", w.rules(), "proof proof")
+		want(t, "held back", w.findings[1].Detail["held_back"], "99")
+	})
+}
+
+func TestPolicyReachesTheAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		<-a.Up()
+		if err := m.SetPolicy(vmID, []vsockproto.EventType{vsockproto.TaskKill, vsockproto.FileOpen, vsockproto.FileOpen}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if p := a.Policy(); p.Number != 2 || fmt.Sprint(p.Hooks) != "[file_open task_kill]" {
+			t.Errorf("policy %+v", p)
+		}
+		if s, _ := m.StatusOf(vmID); s.Policy != 2 || s.PolicyAcked != 2 {
+			t.Errorf("status %+v", s)
+		}
+		c.hangUp()
+	})
+}

@@ -1,0 +1,140 @@
+package session
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/link"
+)
+
+// kept is a session's part that outlives its connections and the monitor.
+// vm.mu guards it.
+type kept struct {
+	ID     uuid.UUID
+	Secret []byte
+	BootID uuid.UUID
+	Dead   bool   // ended by a violation or a Bye: not to be resumed
+	Next   uint64 // frame expected next
+	Bytes  uint64
+
+	Since         time.Time
+	Resumed       uint64
+	Kernel, Build string
+	CPUs          uint32
+	Hooks         []vsockproto.Hook
+
+	PolicyAcked  uint64
+	PolicyReason string
+}
+
+const stateVersion = 1
+
+type saved struct {
+	Version int
+	Session kept
+	Index   uint64 // of the last frame that Session and Ledger know
+	Ledger  []byte
+}
+
+// save stores what the next monitor needs. Called without v.mu.
+func (m *Manager) save(v *vm) {
+	if m.p.Store == nil {
+		return
+	}
+	v.mu.Lock()
+	if v.sess == nil {
+		v.mu.Unlock()
+		return
+	}
+	v.savedAt = time.Now()
+	b, err := json.Marshal(saved{Version: stateVersion, Session: *v.sess, Index: v.index, Ledger: v.ledger.AppendBinary(nil)})
+	v.mu.Unlock()
+	if err == nil {
+		err = m.p.Store.Save(v.id, b)
+	}
+	if err != nil {
+		m.log.Error("save session", "vm", v.id, "err", err)
+	}
+}
+
+// load takes up what an earlier monitor saved and what was recorded after that.
+// A state that cannot be read is as good as none, and said so.
+func (m *Manager) load(v *vm) {
+	if m.p.Store == nil {
+		return
+	}
+	b, err := m.p.Store.Load(v.id)
+	if err != nil || b == nil {
+		if err != nil {
+			m.log.Error("load session", "vm", v.id, "err", err)
+		}
+		return
+	}
+	s, l, err := parseSaved(b)
+	if err != nil {
+		m.log.Error("load session", "vm", v.id, "err", err)
+		return
+	}
+	v.mu.Lock()
+	v.sess, v.ledger, v.index = &s.Session, l, s.Index
+	v.mu.Unlock()
+	if m.p.Replayer != nil {
+		if err := m.p.Replayer.Replay(v.id, s.Session.ID, s.Index, v.again); err != nil {
+			m.log.Error("replay session", "vm", v.id, "err", err)
+		}
+	}
+}
+
+func parseSaved(b []byte) (*saved, *link.Ledger, error) {
+	var s saved
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, nil, fmt.Errorf("saved session: %w", err)
+	}
+	if s.Version != stateVersion || s.Session.Next == 0 || len(s.Session.Secret) != vsockproto.KeySize {
+		return nil, nil, fmt.Errorf("saved session of version %d: %w", s.Version, errors.ErrUnsupported)
+	}
+	l := link.NewLedger(&link.LedgerOptions{CPUs: s.Session.CPUs})
+	if err := l.UnmarshalBinary(s.Ledger); err != nil {
+		return nil, nil, fmt.Errorf("saved session: %w", err)
+	}
+	return &s, l, nil
+}
+
+// again enters a frame that is on record and that the saved state does not
+// know. What was refused then is passed over now.
+func (v *vm) again(index uint64, raw []byte) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	h, err := vsockproto.ParseFrameHeader(raw, vsockproto.MaxFrame)
+	if err != nil || int(h.Length) != len(raw) || h.Sequence != v.sess.Next {
+		return nil
+	}
+	payload := raw[vsockproto.FrameHeaderSize:]
+	v.sess.Next++
+	v.sess.Bytes += uint64(h.Length)
+	v.index = index
+	switch h.Type {
+	case vsockproto.FrameEvents:
+		es, err := vsockproto.ParseEvents(payload)
+		for rest := es.Records; err == nil && len(rest) > 0; {
+			var rh vsockproto.Header
+			if rh, err = vsockproto.ParseHeader(rest); err == nil {
+				_ = v.ledger.Seen(rh.CPU, rh.Class, rh.Sequence)
+				rest = rest[rh.Length:]
+			}
+		}
+	case vsockproto.FrameHeartbeat:
+		var hb vsockproto.Heartbeat
+		if vsockproto.ParseHeartbeat(payload, &hb) == nil {
+			_ = v.ledger.Settle(hb.Counters)
+		}
+	case vsockproto.FrameBye:
+		v.sess.Dead = true
+	}
+	return nil
+}
