@@ -167,38 +167,10 @@ func (d *Demo) boot(ctx context.Context) error {
 	return nil
 }
 
-// learn visits until the model has seen nothing new for two rounds.
 func (d *Demo) learn(ctx context.Context) error {
-	if _, err := d.product.CLI(ctx, "model", "learn", domain); err != nil {
-		return err
-	}
-	quiet, before := 0, uint64(0)
-	for round := 0; quiet < 2; round++ {
-		if round == 20 {
-			return fmt.Errorf("the model still grows after %d rounds of the same traffic: %d points", round, before)
-		}
-		if err := service.Visit(ctx, d.guest.Port, 2); err != nil {
-			return err
-		}
-		time.Sleep(500 * time.Millisecond) // the last events are on their way
-		m, err := d.product.Model(ctx, domain)
-		if err != nil {
-			return err
-		}
-		if quiet++; m.Points != before || m.Points == 0 {
-			quiet = 0
-		}
-		before = m.Points
-	}
-	if _, err := d.product.CLI(ctx, "model", "seal", domain); err != nil {
-		return err
-	}
-	m, err := d.product.Model(ctx, domain)
+	m, err := d.product.Learn(ctx, domain, func(ctx context.Context) error { return service.Visit(ctx, d.guest.Port, 2) })
 	if err != nil {
 		return err
-	}
-	if !m.Sealed {
-		return errors.New("the model says that it is not sealed")
 	}
 	d.say("     %d security state points out of %d events, sealed", m.Points, m.Events)
 	return nil
@@ -249,20 +221,9 @@ func (d *Demo) found(ctx context.Context) error {
 
 func (d *Demo) captured(ctx context.Context) error {
 	var capture product.Order
-	err := d.await(ctx, 90*time.Second, "the capture to end", func() (bool, error) {
-		all, err := d.product.Orders(ctx, domain)
-		if err != nil {
-			return false, err
-		}
-		for _, o := range all {
-			if o.State == "failed" {
-				return false, fmt.Errorf("order %s, %s: %s", o.ID, o.Step, o.Error)
-			}
-			if o.Step == "capture" && o.State == "done" {
-				capture = o
-			}
-		}
-		return capture.ID != "", nil
+	err := d.await(ctx, 90*time.Second, "the capture to end", func() (ok bool, err error) {
+		capture, ok, err = d.product.Captured(ctx, domain)
+		return ok, err
 	})
 	if err != nil {
 		return err

@@ -15,8 +15,10 @@
 //	[!] guest state NAME WORD [WAIT]   libvirt's word for it: running, paused, "shut off"
 //	console NAME TEXT [WAIT]        wait for text on the guest's console
 //	visit NAME [ROUNDS]             the service's normal traffic, answers checked
+//	learn NAME                      open the model, visit until it is quiet, seal it
 //	attack NAME [called]            the exploit; called: it must have reached the attacker.
 //	                                Sets $ATTACK_PATH and $ATTACK_SHA256
+//	capture NAME [WAIT]             wait for a bundle not seen before; sets $BUNDLE
 //	until WAIT REGEXP PROGRAM [ARG...] run a program until its output matches
 //
 // `exec outguard ...` is this world's command line. WAIT is a Go duration. On

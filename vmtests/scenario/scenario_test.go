@@ -62,7 +62,9 @@ func (w *world) params(script string) testscript.Params {
 			"guest":   w.guest,
 			"console": w.console,
 			"visit":   w.visit,
+			"learn":   w.learn,
 			"attack":  w.attack,
+			"capture": w.capture,
 			"until":   until,
 		},
 	}
@@ -153,6 +155,31 @@ func (w *world) visit(ts *testscript.TestScript, neg bool, args []string) {
 	g := w.known(ts, args[0])
 	ts.Check(service.Wait(context.Background(), g.Port, time.Minute))
 	ts.Check(service.Visit(context.Background(), g.Port, rounds))
+}
+
+func (w *world) learn(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 1, "learn NAME")
+	g := w.known(ts, args[0])
+	m, err := w.install.Learn(context.Background(), g.Name, func(ctx context.Context) error { return service.Visit(ctx, g.Port, 2) })
+	ts.Check(err)
+	ts.Logf("%d points out of %d events", m.Points, m.Events)
+}
+
+// capture waits for a bundle that no script has been given yet.
+func (w *world) capture(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) >= 1, "capture NAME [WAIT]")
+	var dir string
+	ok := poll(wait(ts, args, 1), func() bool {
+		o, ok, err := w.install.Captured(context.Background(), args[0])
+		ts.Check(err)
+		dir = o.Bundle
+		return ok && !w.bundles[dir]
+	})
+	if !ok {
+		ts.Fatalf("no new bundle of %s", args[0])
+	}
+	w.bundles[dir] = true
+	ts.Setenv("BUNDLE", dir)
 }
 
 func (w *world) attack(ts *testscript.TestScript, neg bool, args []string) {

@@ -30,7 +30,8 @@ type world struct {
 	img     *image.Image
 	install *product.Install
 	guests  map[string]*vm.Guest
-	path    string // directory with this world's `outguard`
+	bundles map[string]bool // directories that scripts have seen
+	path    string          // directory with this world's `outguard`
 }
 
 // promised tells whether OUTGUARD_REQUIRE names a capability: what is promised
@@ -48,7 +49,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{root: root, layout: product.Under(filepath.Join(dir, "product")), guests: map[string]*vm.Guest{}, path: t.TempDir()}
+	w := &world{root: root, layout: product.Under(filepath.Join(dir, "product")), guests: map[string]*vm.Guest{}, bundles: map[string]bool{}, path: t.TempDir()}
 	if err := product.Remove(t.Context(), w.layout); err != nil { // what a killed run left
 		t.Fatal(err)
 	}
