@@ -1,8 +1,12 @@
 package vm
 
 import (
+	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -29,7 +33,7 @@ func need(t *testing.T) {
 
 func TestGuestServesAndFalls(t *testing.T) {
 	need(t)
-	img, err := image.Build(t.Context(), "/var/cache/outguard/images", nil)
+	img, err := image.Build(t.Context(), "/var/cache/outguard/images", &image.Options{Files: dialer(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +44,7 @@ func TestGuestServesAndFalls(t *testing.T) {
 	for _, c := range lab.Choices() {
 		t.Log(c)
 	}
-	g, err := lab.Define(t.Context(), Spec{Name: "outguard-test-boot", Image: img})
+	g, err := lab.Define(t.Context(), Spec{Name: "outguard-test-boot", Image: img, Cmdline: []string{"outguard.task=dial"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,11 +56,19 @@ func TestGuestServesAndFalls(t *testing.T) {
 	if err := g.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if g.hybrid() {
+		answer(t, lab, g)
+	}
 	began := time.Now()
 	if _, err := g.WaitConsole(t.Context(), "guest: up", time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("up in %s", time.Since(began))
+	if g.hybrid() {
+		if _, err := g.WaitConsole(t.Context(), `dial: host says "hello, guest"`, 30*time.Second); err != nil {
+			t.Error(err)
+		}
+	}
 	if err := service.Wait(t.Context(), g.Port, time.Minute); err != nil {
 		t.Fatal(err)
 	}
@@ -69,4 +81,49 @@ func TestGuestServesAndFalls(t *testing.T) {
 		t.Errorf("attack: %+v, %v, want a call; console:\n%s", r, err, tail(c, 20))
 	}
 	t.Logf("the attacker's program called %s after the request", time.Since(r.Sent).Round(time.Millisecond))
+}
+
+// dialer is a program for the guest that speaks to the host over vsock.
+func dialer(t *testing.T) []image.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "dial")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "testdata/dial.go")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the dialer: %v\n%s", err, out)
+	}
+	f, err := image.FromHost("/etc/tasks/dial", 0o755, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []image.File{f}
+}
+
+// answer is a host that answers one greeting on the guest's hybrid socket, as
+// a process that is not QEMU's user.
+func answer(t *testing.T, lab *Lab, g *Guest) {
+	t.Helper()
+	path := g.VsockPath() + "_6820"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	if err := os.Chown(path, -1, lab.qemu.gid); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		b := make([]byte, 5)
+		if _, err := io.ReadFull(c, b); err == nil {
+			fmt.Fprintf(c, "%s, guest", b)
+		}
+	}()
 }
