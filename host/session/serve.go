@@ -21,6 +21,7 @@ type conn struct {
 	m    *Manager
 	v    *vm
 	ctx  context.Context
+	nc   net.Conn
 	link *link.Host
 	done chan struct{} // closed when Serve has let go of the VM
 
@@ -42,11 +43,12 @@ type conn struct {
 }
 
 // Serve speaks with whoever connected from a VM until the connection ends,
-// which it closes. Which VM that is comes from the transport. When ctx ends
+// which it closes. Which VM that is comes from the transport. A connection that
+// has a method Proven() is told when its agent has proven the key. When ctx ends
 // the agent is told to come back. The error says why the connection ended; it
 // is nil after a Bye.
 func (m *Manager) Serve(ctx context.Context, nc net.Conn, id uuid.UUID, transport string) error {
-	c := &conn{m: m, v: m.vm(id), ctx: ctx, done: make(chan struct{})}
+	c := &conn{m: m, v: m.vm(id), ctx: ctx, nc: nc, done: make(chan struct{})}
 	c.link = link.NewHost(nc, &link.HostOptions{Handshake: m.o.Handshake, Tap: c.tap})
 	defer close(c.done)
 	defer c.link.Close()
@@ -170,6 +172,9 @@ func (c *conn) greet(transport string) error {
 	if err != nil {
 		c.session = uuid.Nil
 		return err
+	}
+	if p, ok := c.nc.(interface{ Proven() }); ok {
+		p.Proven()
 	}
 	f, err := c.takeOver(&hello, came, resume, secret, transport)
 	if err != nil {

@@ -1,0 +1,205 @@
+// Package listen is where guests connect: AF_VSOCK, where the peer's CID says
+// which domain speaks, and hybrid vsock, where the unix socket does. What it
+// hands on is a connection and the domain that it belongs to.
+//
+//	kernel vhost-vsock                    one listener at port 6820; peer CID -> Domains
+//	vhost-device-vsock, Firecracker, …    <dir>/<domain name>.sock_6820, one per domain
+//
+// A connection that belongs to no known domain is closed and reported. It does
+// not read from a connection: who speaks for the domain is host/session's matter.
+package listen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Transports, as they are called everywhere.
+const (
+	Vsock  = "vsock"  // AF_VSOCK through the host's kernel
+	Hybrid = "hybrid" // a unix socket per domain
+)
+
+// Serve takes a connection of a domain and returns when it has ended. When the
+// agent has proven itself, Serve calls Proven on the connection (an
+// interface{ Proven() }): from then on it no longer counts against the bounds,
+// and the handshake's time limit is off.
+type Serve func(ctx context.Context, conn net.Conn, vm uuid.UUID, transport string)
+
+// Refusal is a connection that was not taken. It is a finding.
+type Refusal struct {
+	Rule      string    // RuleStranger or RuleCrowd
+	VM        uuid.UUID // uuid.Nil for a stranger
+	Transport string
+	Peer      string // the CID, or the socket's name
+	Reason    string // one sentence for people
+	Before    int    // of the same peer and rule, not reported since the last
+}
+
+// Rules of refusals.
+const (
+	RuleStranger = "listen/stranger" // nobody knows whose connection it is
+	RuleCrowd    = "listen/crowd"    // too many connections that have proven nothing
+)
+
+// Options are a listener's; nil and zero mean the defaults.
+type Options struct {
+	PerDomain int           // connections of a domain that have proven nothing; default 4
+	Total     int           // and of all domains; default 256
+	Handshake time.Duration // for a connection to prove itself; default 15 s
+	Refused   func(Refusal) // default: logged only
+	Log       *slog.Logger  // default slog.Default()
+}
+
+// door counts who waits inside without having proven anything.
+type door struct {
+	o     Options
+	serve Serve
+
+	mu      sync.Mutex
+	waiting map[uuid.UUID]int
+	total   int
+	told    map[string]*told
+}
+
+type told struct {
+	next   time.Time
+	before int
+}
+
+func newDoor(serve Serve, o *Options) *door {
+	d := &door{serve: serve, waiting: map[uuid.UUID]int{}, told: map[string]*told{}}
+	if o != nil {
+		d.o = *o
+	}
+	if d.o.PerDomain == 0 {
+		d.o.PerDomain = 4
+	}
+	if d.o.Total == 0 {
+		d.o.Total = 256
+	}
+	if d.o.Handshake == 0 {
+		d.o.Handshake = 15 * time.Second
+	}
+	if d.o.Log == nil {
+		d.o.Log = slog.Default()
+	}
+	return d
+}
+
+// accept takes connections from l until it is closed. Each is served in a
+// goroutine of wg; whose says which domain it belongs to.
+func (d *door) accept(ctx context.Context, wg *sync.WaitGroup, l net.Listener, transport string, whose func(net.Conn) (vm uuid.UUID, peer string, err error)) error {
+	for {
+		c, err := l.Accept()
+		switch {
+		case err == nil:
+			wg.Go(func() { d.enter(ctx, c, transport, whose) })
+		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			return nil
+		default: // out of descriptors, most likely: it passes
+			d.o.Log.Error("accept", "transport", transport, "err", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+}
+
+func (d *door) enter(ctx context.Context, c net.Conn, transport string, whose func(net.Conn) (uuid.UUID, string, error)) {
+	defer c.Close()
+	vm, peer, err := whose(c)
+	if err != nil {
+		d.refuse(Refusal{
+			Rule: RuleStranger, Transport: transport, Peer: peer,
+			Reason: fmt.Sprintf("A connection by %s from %s belongs to no known domain: %v.", transport, peer, err),
+		})
+		return
+	}
+	if !d.admit(vm) {
+		d.refuse(Refusal{
+			Rule: RuleCrowd, VM: vm, Transport: transport, Peer: peer,
+			Reason: fmt.Sprintf("A connection by %s from %s was refused: too many are open that have proven nothing.", transport, peer),
+		})
+		return
+	}
+	g := &guest{Conn: c}
+	g.leave = sync.OnceFunc(func() { d.release(vm) })
+	g.late = time.AfterFunc(d.o.Handshake, func() { c.Close() })
+	defer g.Proven()
+	d.serve(ctx, g, vm, transport)
+}
+
+// guest is a connection that has a place at the door until it is proven.
+type guest struct {
+	net.Conn
+	leave func()
+	late  *time.Timer
+}
+
+// Proven gives the place free.
+func (g *guest) Proven() {
+	g.late.Stop()
+	g.leave()
+}
+
+func (d *door) admit(vm uuid.UUID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.total >= d.o.Total || d.waiting[vm] >= d.o.PerDomain {
+		return false
+	}
+	d.total++
+	d.waiting[vm]++
+	return true
+}
+
+func (d *door) release(vm uuid.UUID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.total--
+	if d.waiting[vm]--; d.waiting[vm] == 0 {
+		delete(d.waiting, vm)
+	}
+}
+
+// Refusals of one peer are told at most this often, and of so many peers.
+const (
+	tellAgain = 10 * time.Second
+	tellPeers = 1024
+)
+
+func (d *door) refuse(r Refusal) {
+	key := r.Rule + " " + r.Peer
+	now := time.Now()
+	d.mu.Lock()
+	t := d.told[key]
+	if t == nil {
+		if len(d.told) >= tellPeers {
+			clear(d.told)
+		}
+		t = &told{}
+		d.told[key] = t
+	}
+	if now.Before(t.next) {
+		t.before++
+		d.mu.Unlock()
+		return
+	}
+	r.Before = t.before
+	*t = told{next: now.Add(tellAgain)}
+	d.mu.Unlock()
+	d.o.Log.Warn("connection refused", "rule", r.Rule, "transport", r.Transport, "peer", r.Peer, "reason", r.Reason)
+	if d.o.Refused != nil {
+		d.o.Refused(r)
+	}
+}

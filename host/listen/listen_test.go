@@ -1,0 +1,227 @@
+package listen
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/vsockproto"
+)
+
+var alpha, beta = uuid.UUID{1}, uuid.UUID{2}
+
+// echo answers with whose connection it took it for.
+func echo(ctx context.Context, c net.Conn, vm uuid.UUID, transport string) {
+	io.WriteString(c, transport+" "+vm.String())
+	c.Close()
+}
+
+func quiet(refused func(Refusal)) Options {
+	return Options{Refused: refused, Log: slog.New(slog.DiscardHandler)}
+}
+
+func ask(t *testing.T, path string) string {
+	t.Helper()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestTheSocketSaysWhoSpeaks(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "vsock")
+	h := NewHybrid(dir, echo, &HybridOptions{Options: quiet(nil), Group: os.Getgid()})
+	if err := h.Add(alpha, "alpha"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	if err := h.Add(beta, "beta"); err != nil { // while it runs
+		t.Fatal(err)
+	}
+	for name, vm := range map[string]uuid.UUID{"alpha": alpha, "beta": beta} {
+		if got := ask(t, filepath.Join(dir, name+".sock_6820")); got != "hybrid "+vm.String() {
+			t.Errorf("%s: %q", name, got)
+		}
+		if s, err := os.Stat(h.Path(name)); err != nil || s.Mode().Perm() != 0o660 {
+			t.Errorf("%s: %v, %v", name, s.Mode(), err)
+		}
+	}
+	if err := h.Add(alpha, "renamed"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(h.Path("alpha")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the old name: %v", err)
+	}
+	h.Remove(beta)
+	if _, err := net.Dial("unix", h.Path("beta")); err == nil {
+		t.Error("a removed socket takes connections")
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if err := h.Add(beta, "beta"); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+func TestSocketsThatAreThere(t *testing.T) {
+	dir := t.TempDir()
+	h := NewHybrid(dir, echo, &HybridOptions{Options: quiet(nil)})
+	if err := h.Add(alpha, "alpha"); err != nil {
+		t.Fatal(err)
+	}
+	other := NewHybrid(dir, echo, nil)
+	if err := other.Add(alpha, "alpha"); !errors.Is(err, ErrInUse) {
+		t.Errorf("in use: %v", err)
+	}
+	if err := h.Add(beta, "alpha"); !errors.Is(err, os.ErrExist) {
+		t.Errorf("of another domain: %v", err)
+	}
+	h.at[alpha].ln.Close() // as if the monitor had been killed
+	if err := other.Add(alpha, "alpha"); err != nil {
+		t.Errorf("left over: %v", err)
+	}
+	for _, name := range []string{"", "../alpha", "a/b"} {
+		if err := other.Add(beta, name); !errors.Is(err, os.ErrInvalid) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	if err := other.Add(beta, strings.Repeat("x", 120)); err == nil {
+		t.Error("a path that no sockaddr can hold")
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// one is a listener that accepts what it is given.
+type one struct {
+	net.Listener
+	conns chan net.Conn
+}
+
+func (o one) Accept() (net.Conn, error) {
+	if c, ok := <-o.conns; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func TestTheUnprovenAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var refused []Refusal
+		inside := make(chan net.Conn, 100)
+		o := quiet(func(r Refusal) { refused = append(refused, r) })
+		d := newDoor(func(_ context.Context, c net.Conn, _ uuid.UUID, _ string) {
+			inside <- c
+			c.Read(make([]byte, 1))
+		}, &o)
+		l := one{conns: make(chan net.Conn)}
+		var ends []net.Conn
+		connect := func() {
+			a, b := net.Pipe()
+			ends = append(ends, a)
+			l.conns <- b
+			synctest.Wait()
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			var wg sync.WaitGroup
+			_ = d.accept(t.Context(), &wg, l, Hybrid, func(net.Conn) (uuid.UUID, string, error) { return alpha, "alpha", nil })
+			wg.Wait()
+		}()
+		for range 6 {
+			connect()
+		}
+		if len(inside) != 4 || len(refused) != 1 || refused[0].Rule != RuleCrowd || refused[0].VM != alpha {
+			t.Fatalf("%d inside, refused %+v", len(inside), refused)
+		}
+		(<-inside).(interface{ Proven() }).Proven()
+		connect()
+		if len(inside) != 4 {
+			t.Fatalf("%d inside after one has proven itself", len(inside))
+		}
+		time.Sleep(16 * time.Second) // those that proved nothing are thrown out
+		for range 4 {
+			connect()
+		}
+		if len(inside) != 8 {
+			t.Fatalf("%d inside after a while", len(inside))
+		}
+		connect()
+		if len(refused) != 2 || refused[1].Before != 1 {
+			t.Fatalf("refused %+v", refused)
+		}
+		for _, c := range ends {
+			c.Close()
+		}
+		close(l.conns)
+		<-done
+		if d.total != 0 || len(d.waiting) != 0 {
+			t.Fatalf("%d places taken", d.total)
+		}
+	})
+}
+
+type cids map[uint32]uuid.UUID
+
+func (c cids) DomainByCID(_ context.Context, cid uint32) (uuid.UUID, error) {
+	if vm, ok := c[cid]; ok {
+		return vm, nil
+	}
+	return uuid.Nil, ErrStranger
+}
+
+// TestVsockLoopback listens at AF_VSOCK and connects to itself, once as a known
+// domain and once as a stranger. It needs the kernel's vsock_loopback.
+func TestVsockLoopback(t *testing.T) {
+	dial := vsockLoopback(t)
+	refused := make(chan Refusal, 1)
+	o := quiet(func(r Refusal) { refused <- r })
+	for name, known := range map[string]cids{"known": {1: alpha}, "stranger": {}} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- NewVsock(vsockproto.Port, known, echo, &o).Run(ctx) }()
+			c := dial(t, vsockproto.Port)
+			b, _ := io.ReadAll(c)
+			c.Close()
+			if len(known) > 0 && string(b) != "vsock "+alpha.String() {
+				t.Errorf("got %q", b)
+			}
+			if len(known) == 0 {
+				if r := <-refused; r.Rule != RuleStranger || r.Peer != "CID 1" || len(b) != 0 {
+					t.Errorf("refused %+v, got %q", r, b)
+				}
+			}
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
