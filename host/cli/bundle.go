@@ -1,15 +1,23 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/safe"
+	"github.com/outguard/outguard/host/bundle"
+	"github.com/outguard/outguard/host/evidence"
 )
 
 func (a *app) bundleCmd() *cobra.Command {
-	return group(&cobra.Command{Use: "bundle", Short: "List, show and verify what was captured"}, a.bundleListCmd())
+	return group(&cobra.Command{Use: "bundle", Short: "List, show and verify what was captured"},
+		a.bundleListCmd(), a.bundleShowCmd(), a.bundleVerifyCmd())
 }
 
 func (a *app) bundleListCmd() *cobra.Command {
@@ -26,11 +34,154 @@ func (a *app) bundleListCmd() *cobra.Command {
 			return err
 		}
 		printAll(a, out.Bundles, "no bundles; `outguard capture DOMAIN` makes one",
-			[]string{"CREATED", "VM", "SIZE", "FINDINGS", "DIR"}, func(b *apipb.Bundle) []string {
-				return []string{clock(b.Created), b.Vm, size(b.Bytes), fmt.Sprint(len(b.Findings)), b.Dir}
+			[]string{"CREATED", "VM", "SIZE", "FINDING", "DIR"}, func(b *apipb.Bundle) []string {
+				return []string{clock(b.Created), b.Vm, size(b.Bytes), strings.Join(b.Findings, " "), b.Dir}
 			})
 		return nil
 	})
 	a.vmFlag(cmd, &r.Vm)
 	return cmd
+}
+
+func (a *app) bundleShowCmd() *cobra.Command {
+	return a.command(&cobra.Command{
+		Use:   "show DIR",
+		Short: "Show what a bundle says: the timeline, its parts, the evidence range",
+		Long: `Show a bundle, given as its directory or as its name among this host's bundles.
+What is shown is not verified: outguard bundle verify does that.`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeBundle,
+	}, func(_ *cobra.Command, args []string) error {
+		dir, err := a.bundleDir(args[0])
+		if err != nil {
+			return err
+		}
+		s, err := bundle.Show(dir)
+		if err != nil {
+			return readable(err)
+		}
+		if a.json {
+			return a.printJSON(s)
+		}
+		return a.showBundle(s)
+	})
+}
+
+func (a *app) showBundle(s *bundle.Shown) error {
+	m := s.Manifest
+	a.fact("bundle", s.Dir)
+	a.fact("host", m.Host)
+	a.fact("vm", m.VMName+" "+m.VM.String())
+	a.fact("finding", m.Finding)
+	a.fact("created", m.Created.Local().Format("2006-01-02 15:04:05.000"))
+	a.fact("evidence", fmt.Sprintf("records %d to %d", m.Evidence.First, m.Evidence.Next))
+	if s.Timeline != nil {
+		a.printf("\n")
+		if err := s.Timeline.WriteText(a.out); err != nil { // safe by itself
+			return err
+		}
+	}
+	a.printf("\n")
+	t := a.table("PART", "SIZE", "SHA-256")
+	for _, p := range m.Parts {
+		t.row(p.Path, size(uint64(max(p.Size, 0))), p.SHA256.String())
+	}
+	t.flush()
+	a.printf("\nverify it with: outguard bundle verify %s\n", quote(s.Dir))
+	return nil
+}
+
+func (a *app) bundleVerifyCmd() *cobra.Command {
+	var key string
+	cmd := a.command(&cobra.Command{
+		Use:   "verify DIR",
+		Short: "Hold every byte of a bundle against its manifest and this host's key",
+		Long: `Verify a bundle: the manifest's signature with this host's public key, the size
+and digest of every file, that there is no file beside them, and that the
+evidence in it verifies by itself. No monitor needs to run. A bundle that is not
+as it was written ends with exit code 3.`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeBundle,
+	}, func(cmd *cobra.Command, args []string) error {
+		dir, err := a.bundleDir(args[0])
+		if err != nil {
+			return err
+		}
+		v, err := a.verifier(key)
+		if err != nil {
+			return err
+		}
+		bar := a.progress()
+		r, err := bundle.VerifyProgress(cmd.Context(), dir, v, func(part string, done, total int64) {
+			bar.show(part, uint64(max(done, 0)), uint64(max(total, 0)))
+		})
+		bar.end()
+		if err := a.printBundleReport(&r, err); err != nil {
+			return err
+		}
+		if errors.Is(err, bundle.ErrChanged) {
+			return fmt.Errorf("%w: %w", errVerify, err)
+		}
+		return readable(err)
+	})
+	keyFlag(cmd, &key)
+	return cmd
+}
+
+func (a *app) printBundleReport(r *bundle.Report, verified error) error {
+	if a.json {
+		return a.printJSON(struct {
+			OK bool `json:"ok"`
+			*bundle.Report
+		}{verified == nil, r})
+	}
+	for _, p := range r.Problems {
+		a.printf("PROBLEM  %s\n", safe.Text(p.String()))
+	}
+	if verified == nil {
+		a.printf("ok: %d files, %s, evidence records %d to %d, signed by %s\n", r.Files, size(uint64(r.Bytes)),
+			r.Evidence.First, r.Evidence.Next, safe.Text(r.Signer))
+	}
+	return nil
+}
+
+// bundleDir takes a directory, or the name of one of this host's bundles.
+func (a *app) bundleDir(arg string) (string, error) {
+	_, err := os.Lstat(arg)
+	if err == nil || strings.ContainsRune(arg, filepath.Separator) {
+		return filepath.Abs(arg)
+	}
+	p, perr := a.paths()
+	if perr != nil {
+		return "", perr
+	}
+	dir := filepath.Join(p.State, evidence.BundlesDir, arg)
+	if _, err := os.Lstat(dir); err == nil {
+		return dir, nil
+	}
+	return "", readable(err)
+}
+
+// readable adds what to do about a file that is not there or may not be read.
+func readable(err error) error {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w; run as root or as the user outguard", err)
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w; `outguard bundle list` lists this host's bundles", err)
+	}
+	return err
+}
+
+func (a *app) completeBundle(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	p, err := a.paths()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveFilterDirs
+	}
+	dirs, err := bundle.List(filepath.Join(p.State, evidence.BundlesDir))
+	if err != nil || len(dirs) == 0 {
+		return nil, cobra.ShellCompDirectiveFilterDirs
+	}
+	return dirs, cobra.ShellCompDirectiveNoFileComp
 }

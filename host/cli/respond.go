@@ -111,5 +111,5 @@ func (a *app) orderDone(o *apipb.Order, what string) {
 }
 
 func reasonFlag(cmd *cobra.Command, to *string) {
-	cmd.Flags().StringVar(to, "reason", "", "`why`, for the journal")
+	cmd.Flags().StringVar(to, "reason", "", "why, as a `text` for the journal")
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/outguard/outguard/host/api"
 )
 
-const sinceHelp = "from `then` on: 10m, 2h, 3d ago, or 2006-01-02T15:04:05Z, or local 2006-01-02[ 15:04[:05]] or 15:04[:05]"
+const sinceHelp = "from this `time` on: 10m, 2h or 3d ago, or 2006-01-02T15:04:05Z, or local 2006-01-02[ 15:04[:05]] or 15:04[:05]"
 
 // since reads a time that people write, for the API.
 func since(s string, now time.Time) (string, error) {

@@ -47,37 +47,47 @@ func summary(e *apipb.Event) string {
 }
 
 func execSummary(e *apipb.Event) string {
-	words := []string{fileSummary(e.File)}
-	if argv := e.Exec.Argv; len(argv) > 0 {
-		words = append(words, "argv")
-		for _, w := range argv {
-			words = append(words, quote(w))
-		}
+	var argv []string
+	for _, w := range e.Exec.Argv {
+		argv = append(argv, quote(w))
 	}
 	if e.Exec.ArgvTruncated {
-		words = append(words, "…")
+		argv = append(argv, "…")
+	}
+	s := pathSummary(e.File)
+	if len(argv) > 0 {
+		s += " [" + strings.Join(argv, " ") + "]"
 	}
 	if e.Exec.Secure {
-		words = append(words, "(secure)")
+		s += " (secure)"
 	}
-	return strings.Join(words, " ")
+	return s + digestSummary(e.File)
 }
 
 func fileSummary(f *apipb.File) string {
 	if f == nil {
 		return "anonymous"
 	}
-	s := quote(f.Path)
-	if f.Path == "" {
-		s = "(no path)"
+	return pathSummary(f) + digestSummary(f)
+}
+
+func pathSummary(f *apipb.File) string {
+	s := "(no path)"
+	if f.GetPath() != "" {
+		s = quote(f.Path)
 	}
-	if len(f.PathFlags) > 0 {
+	if len(f.GetPathFlags()) > 0 {
 		s += " (" + safe.Text(strings.Join(f.PathFlags, ", ")) + ")"
 	}
-	if f.Digest != "" {
-		s += " sha256:" + safe.Text(f.Digest[:min(len(f.Digest), 12)])
-	}
 	return s
+}
+
+func digestSummary(f *apipb.File) string {
+	d := f.GetDigest()
+	if d == "" {
+		return ""
+	}
+	return " sha256:" + safe.Text(d[:min(len(d), 12)])
 }
 
 func protection(p uint32) string {
