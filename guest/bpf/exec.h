@@ -91,7 +91,7 @@ static __always_inline void report_exec(struct scratch *sc, struct linux_binprm 
 	fill_subject(&r->subject, t);
 	fill_file(&r->file, file, inode);
 	r->file.path_kind = path_kind(t);
-	r->file.digested = digest_for(file, inode, true, r->file.digest);
+	r->file.digested = digest_for(file, inode, true, true, r->file.digest);
 	r->argc = bprm->argc;
 	r->envc = bprm->envc;
 	r->secure_exec = BPF_CORE_READ_BITFIELD(bprm, secureexec);
@@ -103,8 +103,8 @@ static __always_inline void report_exec(struct scratch *sc, struct linux_binprm 
 }
 
 /*
- * Before the snapshot the agent opens the programs that run: keep their
- * digests for it. True if it is the agent that opens; that is not reported.
+ * Before the snapshot the agent maps the programs that run: keep their digests
+ * for it. True if it is the agent that maps; that is not reported.
  */
 static __always_inline bool keep_running(struct file *file, struct inode *inode, struct task_struct *t)
 {
@@ -114,14 +114,13 @@ static __always_inline bool keep_running(struct file *file, struct inode *inode,
 
 	if (!c || !is_agent(c, t))
 		return false;
-	__sync_fetch_and_add(&c->agent_opens, 1);
 	if (!c->snapshotting || (inode->i_mode & S_IFMT) != S_IFREG)
 		return true;
 	sc = bpf_task_storage_get(&scratches, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!sc || sc->busy)
 		return true;
 	sc->busy = 1;
-	if (digest_for(file, inode, true, sc->record) == DIGEST_SHA256)
+	if (digest(file, inode, sc->record) == DIGEST_SHA256)
 		bpf_map_update_elem(&running, &key, sc->record, BPF_ANY);
 	sc->busy = 0;
 	return true;

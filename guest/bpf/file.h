@@ -144,9 +144,10 @@ static __always_inline __u8 digest(struct file *file, struct inode *inode, __u8 
 /*
  * What is run is digested wherever it lies and however large it is. Otherwise:
  * regular files, not on pseudo file systems, opened to be read only (what is
- * open for writing has no settled content), up to a limit.
+ * open for writing has no settled content), up to a limit. Readable: the open
+ * is complete. Before that the kernel refuses to read the file.
  */
-static __always_inline __u8 digest_for(struct file *file, struct inode *inode, bool run, __u8 *out)
+static __always_inline __u8 digest_for(struct file *file, struct inode *inode, bool run, bool readable, __u8 *out)
 {
 	if ((inode->i_mode & S_IFMT) != S_IFREG)
 		return DIGEST_NO_FILE;
@@ -156,7 +157,7 @@ static __always_inline __u8 digest_for(struct file *file, struct inode *inode, b
 		if ((file->f_mode & (FMODE_READ | FMODE_WRITE)) != FMODE_READ || inode->i_size > DIGEST_LIMIT)
 			return DIGEST_ABSENT;
 	}
-	return digest(file, inode, out);
+	return readable ? digest(file, inode, out) : DIGEST_ABSENT;
 }
 
 /*

@@ -111,9 +111,9 @@ struct {
 
 /*
  * Digests of the programs that run at attach, by the address of their inode.
- * The agent opens each /proc/PID/exe, which file_open digests; the snapshot
+ * The agent maps each /proc/PID/exe, which mmap_file digests; the snapshot
  * takes them from here, since an iterator can neither digest nor reach inode
- * storage. Emptied after the snapshot.
+ * storage.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

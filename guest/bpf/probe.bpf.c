@@ -40,40 +40,66 @@ int BPF_PROG(bprm_committed_creds, struct linux_binprm *bprm)
 	return 0;
 }
 
+/* Whether the kernel has file_post_open, which can digest; the agent finds out. */
+const volatile bool has_post_open = false;
+
+static __always_inline void report_open(struct file *file, struct task_struct *t, bool readable)
+{
+	struct inode *inode = file->f_inode;
+	struct file_record *r;
+	struct scratch *sc;
+	__u32 at;
+
+	sc = take_scratch(t, CLASS_BULK);
+	if (!sc)
+		return;
+	r = (void *)sc->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	fill_subject(&r->subject, t);
+	fill_file(&r->file, file, inode);
+	r->file.path_kind = path_kind(t);
+	r->file.digested = digest_for(file, inode, false, readable, r->file.digest);
+	at = put_path(sc, sizeof(*r), file, t);
+	if (at <= RECORD_MAX)
+		emit(&r->header, at, FILE_OPEN, CLASS_BULK);
+	drop_scratch(sc);
+}
+
 /*
  * Hook: file_open, at every open of a file of any kind, when it is set up but
  * before its file system's own open runs. An open for writing already counts
  * as a writer then. Sleepable. May refuse; does not.
  *
  * It ends the version of a file that is opened for writing, whether or not
- * anything is to be reported.
+ * anything is to be reported. It cannot digest: the file is not readable yet.
  */
 SEC("lsm.s/file_open")
 int BPF_PROG(file_open, struct file *file, int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
-	struct inode *inode = file->f_inode;
-	struct file_record *r;
-	struct scratch *sc;
-	__u32 at;
+	struct agent_config *c = get_config();
 
 	if (file->f_mode & FMODE_WRITE)
-		end_version(inode);
-	if (keep_running(file, inode, t) || !reports(FILE_OPEN, t))
-		return ret;
-	sc = take_scratch(t, CLASS_BULK);
-	if (!sc)
-		return ret;
-	r = (void *)sc->record;
-	__builtin_memset(r, 0, sizeof(*r));
-	fill_subject(&r->subject, t);
-	fill_file(&r->file, file, inode);
-	r->file.path_kind = path_kind(t);
-	r->file.digested = digest_for(file, inode, false, r->file.digest);
-	at = put_path(sc, sizeof(*r), file, t);
-	if (at <= RECORD_MAX)
-		emit(&r->header, at, FILE_OPEN, CLASS_BULK);
-	drop_scratch(sc);
+		end_version(file->f_inode);
+	if (c && is_agent(c, t))
+		__sync_fetch_and_add(&c->agent_opens, 1);
+	else if (!has_post_open && c && (c->hooks & (1ULL << FILE_OPEN)))
+		report_open(file, t, false);
+	return ret;
+}
+
+/*
+ * Hook: file_post_open, when an open that a task asked for is complete (Linux
+ * 6.9 and later). Reports what file_open reports elsewhere, with the digest.
+ * Sleepable. May refuse; does not.
+ */
+SEC("lsm.s/file_post_open")
+int BPF_PROG(file_post_open, struct file *file, int mask, int ret)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+
+	if (reports(FILE_OPEN, t))
+		report_open(file, t, true);
 	return ret;
 }
 
@@ -89,6 +115,8 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 	struct scratch *sc;
 	__u32 at = sizeof(*r);
 
+	if (file && keep_running(file, file->f_inode, t))
+		return ret;
 	if (!reports(MMAP_FILE, t))
 		return ret;
 	sc = take_scratch(t, CLASS_BULK);
@@ -106,7 +134,7 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 		r->has_file = 1;
 		fill_file(&r->file, file, inode);
 		r->file.path_kind = path_kind(t);
-		r->file.digested = digest_for(file, inode, prot & PROT_EXEC, r->file.digest);
+		r->file.digested = digest_for(file, inode, prot & PROT_EXEC, true, r->file.digest);
 		at = put_path(sc, at, file, t);
 	}
 	if (at <= RECORD_MAX)

@@ -72,6 +72,7 @@ const (
 	ProbeProgAdopt              = "adopt"
 	ProbeProgBprmCommittedCreds = "bprm_committed_creds"
 	ProbeProgFileOpen           = "file_open"
+	ProbeProgFilePostOpen       = "file_post_open"
 	ProbeProgInodeSetattr       = "inode_setattr"
 	ProbeProgInodeSetattrIdmap  = "inode_setattr_idmap"
 	ProbeProgMmapFile           = "mmap_file"
@@ -85,6 +86,7 @@ const (
 	ProbeProgTaskKill           = "task_kill"
 	ProbeProgTaskNewtask        = "task_newtask"
 	ProbeProgTaskSnapshot       = "task_snapshot"
+	ProbeVarHasPostOpen         = "has_post_open"
 	ProbeVarSnapshotPaths       = "snapshot_paths"
 )
 
@@ -133,6 +135,7 @@ type ProbeProgramSpecs struct {
 	Adopt              *ebpf.ProgramSpec `ebpf:"adopt"`
 	BprmCommittedCreds *ebpf.ProgramSpec `ebpf:"bprm_committed_creds"`
 	FileOpen           *ebpf.ProgramSpec `ebpf:"file_open"`
+	FilePostOpen       *ebpf.ProgramSpec `ebpf:"file_post_open"`
 	InodeSetattr       *ebpf.ProgramSpec `ebpf:"inode_setattr"`
 	InodeSetattrIdmap  *ebpf.ProgramSpec `ebpf:"inode_setattr_idmap"`
 	MmapFile           *ebpf.ProgramSpec `ebpf:"mmap_file"`
@@ -167,6 +170,7 @@ type ProbeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbeVariableSpecs struct {
+	HasPostOpen   *ebpf.VariableSpec `ebpf:"has_post_open"`
 	SnapshotPaths *ebpf.VariableSpec `ebpf:"snapshot_paths"`
 }
 
@@ -219,6 +223,7 @@ func (m *ProbeMaps) Close() error {
 //
 // It can be passed to LoadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbeVariables struct {
+	HasPostOpen   *ebpf.Variable `ebpf:"has_post_open"`
 	SnapshotPaths *ebpf.Variable `ebpf:"snapshot_paths"`
 }
 
@@ -229,6 +234,7 @@ type ProbePrograms struct {
 	Adopt              *ebpf.Program `ebpf:"adopt"`
 	BprmCommittedCreds *ebpf.Program `ebpf:"bprm_committed_creds"`
 	FileOpen           *ebpf.Program `ebpf:"file_open"`
+	FilePostOpen       *ebpf.Program `ebpf:"file_post_open"`
 	InodeSetattr       *ebpf.Program `ebpf:"inode_setattr"`
 	InodeSetattrIdmap  *ebpf.Program `ebpf:"inode_setattr_idmap"`
 	MmapFile           *ebpf.Program `ebpf:"mmap_file"`
@@ -249,6 +255,7 @@ func (p *ProbePrograms) Close() error {
 		p.Adopt,
 		p.BprmCommittedCreds,
 		p.FileOpen,
+		p.FilePostOpen,
 		p.InodeSetattr,
 		p.InodeSetattrIdmap,
 		p.MmapFile,

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/guest/bpf"
 	"github.com/outguard/outguard/vsockproto"
@@ -33,7 +34,7 @@ func (l *loader) resume(s *Sensor) (bool, error) {
 		return false, nil
 	}
 	all := programs(&s.objects)
-	for _, h := range hooks {
+	for _, h := range l.hooks() {
 		got, err := l.same(h.program, all[h.program], s.objects.Counters)
 		if err != nil {
 			l.log.Info("replacing the programs of an earlier agent", "hook", h.program, "reason", err)
@@ -162,7 +163,7 @@ func (l *loader) unlink() error {
 
 func (l *loader) attach(s *Sensor) error {
 	all := programs(&s.objects)
-	for _, h := range hooks {
+	for _, h := range l.hooks() {
 		k, err := attach(all[h.program])
 		if err != nil && h.needed {
 			return fmt.Errorf("attach %s: %w", h.program, err)
@@ -183,7 +184,7 @@ func (s *Sensor) alive() error {
 	if err != nil {
 		return err
 	}
-	if err := touch("/proc/self/exe"); err != nil {
+	if err := look("/proc/self/exe"); err != nil {
 		return err
 	}
 	after, err := s.config()
@@ -198,7 +199,7 @@ func (s *Sensor) alive() error {
 }
 
 // snapshot writes a record for every task that runs. The program of each is
-// opened first, so that its digest is known: an iterator cannot compute one.
+// mapped first, so that its digest is known: an iterator cannot compute one.
 func (s *Sensor) snapshot() error {
 	exes, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
@@ -206,7 +207,7 @@ func (s *Sensor) snapshot() error {
 	}
 	for _, exe := range exes {
 		// A kernel thread has no program, and a task may be gone.
-		if err := touch(exe); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := look(exe); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -226,12 +227,18 @@ func (s *Sensor) snapshot() error {
 	return nil
 }
 
-func touch(path string) error {
+// look opens and maps a running program.
+func look(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("look at a running program: %w", err)
+		return fmt.Errorf("open a running program: %w", err)
 	}
-	return f.Close()
+	defer f.Close()
+	b, err := unix.Mmap(int(f.Fd()), 0, 1, unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return fmt.Errorf("map a running program: %w", err)
+	}
+	return unix.Munmap(b)
 }
 
 func ascending(list []vsockproto.Hook) []vsockproto.Hook {

@@ -26,7 +26,8 @@ type hook struct {
 // digest's life come before those that begin one.
 var hooks = []hook{
 	{"inode_setattr", "bpf_lsm_inode_setattr", 0, true},
-	{"file_open", "bpf_lsm_file_open", vsockproto.FileOpen, true},
+	{fileOpen, "bpf_lsm_file_open", vsockproto.FileOpen, true},
+	{postOpen, "bpf_lsm_file_post_open", 0, false},
 	{"socket_post_create", "bpf_lsm_socket_post_create", 0, false},
 	{"bprm_committed_creds", "bpf_lsm_bprm_committed_creds", vsockproto.BprmCommittedCreds, false},
 	{"mmap_file", "bpf_lsm_mmap_file", vsockproto.MmapFile, false},
@@ -41,6 +42,8 @@ var hooks = []hook{
 }
 
 const (
+	fileOpen     = "file_open"
+	postOpen     = "file_post_open"
 	setattr      = "inode_setattr"
 	setattrIDMap = "inode_setattr_idmap"
 	snapshot     = "task_snapshot"

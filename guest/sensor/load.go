@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -27,7 +28,9 @@ type loader struct {
 	pins   string
 	cpus   int
 	log    *slog.Logger
-	fresh  bool // the maps are new: links of an earlier agent lead elsewhere
+
+	postOpen bool // the kernel has file_post_open
+	fresh    bool // the maps are new: links of an earlier agent lead elsewhere
 }
 
 func (l *loader) link(program string) string { return filepath.Join(l.pins, "link_"+program) }
@@ -85,17 +88,37 @@ func (l *loader) fit(spec *ebpf.CollectionSpec, paths bool) error {
 	if err := spec.Variables["snapshot_paths"].Set(paths); err != nil {
 		return fmt.Errorf("set snapshot_paths: %w", err)
 	}
+	return l.choose(spec)
+}
+
+// choose puts aside the programs that this kernel has no hook for. Another one
+// is loaded under their names and attached nowhere.
+func (l *loader) choose(spec *ebpf.CollectionSpec) error {
 	withIDMap, err := setattrTakesIDMap(l.kernel)
 	if err != nil {
 		return err
 	}
-	// Of the two shapes one cannot be loaded here; both names stand for the other.
 	if withIDMap {
 		spec.Programs[setattr] = spec.Programs[setattrIDMap].Copy()
 	} else {
 		spec.Programs[setattrIDMap] = spec.Programs[setattr].Copy()
 	}
+	l.postOpen = describes(l.kernel, "bpf_lsm_"+postOpen)
+	if !l.postOpen {
+		spec.Programs[postOpen] = spec.Programs[fileOpen].Copy()
+	}
+	if err := spec.Variables["has_post_open"].Set(l.postOpen); err != nil {
+		return fmt.Errorf("set has_post_open: %w", err)
+	}
 	return nil
+}
+
+// hooks are those to attach on this kernel.
+func (l *loader) hooks() []hook {
+	if l.postOpen {
+		return hooks
+	}
+	return slices.DeleteFunc(slices.Clone(hooks), func(h hook) bool { return h.program == postOpen })
 }
 
 // unpin removes everything of an earlier agent: its programs end.
@@ -116,7 +139,8 @@ func (l *loader) unpin() error {
 func programs(o *bpf.ProbeObjects) map[string]*ebpf.Program {
 	return map[string]*ebpf.Program{
 		setattr:                o.InodeSetattr,
-		"file_open":            o.FileOpen,
+		fileOpen:               o.FileOpen,
+		postOpen:               o.FilePostOpen,
 		"socket_post_create":   o.SocketPostCreate,
 		"bprm_committed_creds": o.BprmCommittedCreds,
 		"mmap_file":            o.MmapFile,
