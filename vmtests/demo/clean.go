@@ -25,7 +25,7 @@ func Clean(ctx context.Context, out io.Writer) error {
 	_, err := os.Stat(dir)
 	ran := !errors.Is(err, fs.ErrNotExist)
 	if ran {
-		if err := vm.RemoveGuest(ctx, &vm.Options{Dir: dir, VsockDir: product.Default().Vsock()}, domain); err != nil {
+		if err := vm.RemoveGuest(ctx, &vm.Options{Dir: dir}, domain); err != nil {
 			return fmt.Errorf("remove the guest: %w", err)
 		}
 	}

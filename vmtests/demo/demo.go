@@ -109,7 +109,7 @@ func (d *Demo) choose(ctx context.Context) error {
 	if d.img, err = image.Build(ctx, filepath.Join(dir, "images"), &image.Options{Files: []image.File{agent}}); err != nil {
 		return err
 	}
-	d.lab, err = vm.Open(ctx, d.img, &vm.Options{Dir: dir, Cache: cache, VsockDir: product.Default().Vsock()})
+	d.lab, err = vm.Open(ctx, d.img, &vm.Options{Dir: dir, Cache: cache})
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,15 @@ func (d *Demo) enrol(ctx context.Context) (err error) {
 	if d.guest, err = d.lab.Define(ctx, vm.Spec{Name: domain, Image: d.img}); err != nil {
 		return err
 	}
-	_, err = d.product.CLI(ctx, "enroll", domain)
+	return enrol(ctx, d.product, d.guest)
+}
+
+// enrol enrols a guest and has its channel served.
+func enrol(ctx context.Context, p *product.Install, g *vm.Guest) error {
+	c, err := p.Enroll(ctx, g.Name)
+	if err == nil && c.Vhost != "" {
+		g.Serve(&vm.Channel{CID: c.CID, Control: c.Vhost, Socket: c.Socket})
+	}
 	return err
 }
 

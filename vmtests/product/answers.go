@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -123,4 +125,40 @@ func (v VM) Attached() (live bool, missing []string) {
 	}
 	slices.Sort(missing)
 	return len(v.Session.Hooks) > 0, missing
+}
+
+// Channel is how an enrolled domain reaches the monitor, as the enrolment's
+// file tells it: with the kernel's vsock there is nothing to serve.
+type Channel struct {
+	Transport     string
+	CID           uint32
+	Vhost, Socket string
+}
+
+// Enroll enrols a domain that is shut off.
+func (p *Install) Enroll(ctx context.Context, name string) (Channel, error) {
+	if _, err := p.CLI(ctx, "enroll", name); err != nil {
+		return Channel{}, err
+	}
+	files, err := filepath.Glob(filepath.Join(p.State, "enroll", "*.json"))
+	if err != nil {
+		return Channel{}, err
+	}
+	for _, path := range files {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return Channel{}, err
+		}
+		var e struct {
+			Name string
+			Channel
+		}
+		if err := json.Unmarshal(text, &e); err != nil {
+			return Channel{}, fmt.Errorf("enrolment %s: %w", path, err)
+		}
+		if e.Name == name {
+			return e.Channel, nil
+		}
+	}
+	return Channel{}, fmt.Errorf("outguard enroll %s: no enrolment in %s names it", name, filepath.Join(p.State, "enroll"))
 }

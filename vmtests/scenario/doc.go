@@ -13,6 +13,7 @@
 //	guest define NAME [WORD...]     a guest, with words for its kernel's command line
 //	guest start|stop|remove NAME
 //	[!] guest state NAME WORD [WAIT]   libvirt's word for it: running, paused, "shut off"
+//	enroll NAME                     outguard enroll, and serve the channel that it gave
 //	console NAME TEXT [WAIT]        wait for text on the guest's console
 //	visit NAME [ROUNDS]             the service's normal traffic, answers checked
 //	learn NAME                      open the model, visit until it is quiet, seal it

@@ -60,6 +60,7 @@ func (w *world) params(script string) testscript.Params {
 			},
 			"monitor": w.monitor,
 			"guest":   w.guest,
+			"enroll":  w.enroll,
 			"console": w.console,
 			"visit":   w.visit,
 			"learn":   w.learn,
@@ -114,6 +115,16 @@ func (w *world) guest(ts *testscript.TestScript, neg bool, args []string) {
 		w.state(ts, neg, g, args[2], wait(ts, args, 3))
 	default:
 		ts.Fatalf("guest %s: no such verb", verb)
+	}
+}
+
+func (w *world) enroll(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 1, "enroll NAME")
+	g := w.known(ts, args[0])
+	c, err := w.install.Enroll(context.Background(), g.Name)
+	ts.Check(err)
+	if c.Vhost != "" {
+		g.Serve(&vm.Channel{CID: c.CID, Control: c.Vhost, Socket: c.Socket})
 	}
 }
 

@@ -56,7 +56,7 @@ func newWorld(t *testing.T) *world {
 	if w.img, err = image.Build(t.Context(), filepath.Join(cache, "images"), &image.Options{Files: w.guestFiles(t)}); err != nil {
 		t.Fatal(err)
 	}
-	w.lab, err = vm.Open(t.Context(), w.img, &vm.Options{Dir: dir, Cache: cache, VsockDir: w.layout.Vsock()})
+	w.lab, err = vm.Open(t.Context(), w.img, &vm.Options{Dir: dir, Cache: cache})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ type Spec struct {
 	MemoryMiB int      // default 256
 	CPUs      int      // default 2
 	Cmdline   []string // words to add to the kernel's command line
-	NoVsock   bool     // leave the channel out
+	Channel   bool     // give it a vsock of the lab's own; else enrolling does that
 }
 
 // Guest is one domain, defined by the lab.
@@ -34,8 +34,15 @@ type Guest struct {
 	lab     *Lab
 	spec    Spec
 	dir     string
-	cid     int
 	console string
+	channel *Channel // served by a vhost-device-vsock; nil with the kernel's vsock, or none
+}
+
+// Channel is what a vhost-device-vsock is started with.
+type Channel struct {
+	CID     uint32 // the guest's address
+	Control string // socket that QEMU connects to
+	Socket  string // connections of the guest to port P of the host come to <Socket>_P
 }
 
 var nameOK = regexp.MustCompile(`^outguard-(test|demo)-[a-z0-9-]{1,40}$`)
@@ -80,7 +87,9 @@ func (g *Guest) define(ctx context.Context) error {
 	if g.Port, err = freePort(); err != nil {
 		return err
 	}
-	g.cid = 3 + g.Port // any, as long as two guests of one kernel differ
+	if g.spec.Channel && g.lab.Vsock.Name == "vhost-device-vsock" {
+		g.channel = &Channel{CID: 3, Control: filepath.Join(g.dir, "vhost.sock"), Socket: filepath.Join(g.dir, "vsock.sock")}
+	}
 	path := filepath.Join(g.dir, "domain.xml")
 	if err := os.WriteFile(path, []byte(g.xml()), 0o644); err != nil {
 		return err
@@ -89,19 +98,17 @@ func (g *Guest) define(ctx context.Context) error {
 	return err
 }
 
-// VsockPath is where the guest's hybrid vsock is: connections to port P of the
-// host come to <path>_P.
-func (g *Guest) VsockPath() string { return filepath.Join(g.lab.o.VsockDir, g.Name+".sock") }
-
-// hybrid tells that the guest's vsock is a vhost-device-vsock.
-func (g *Guest) hybrid() bool { return g.lab.Vsock.Name == "vhost-device-vsock" && !g.spec.NoVsock }
+// Serve tells the guest's channel, which somebody else put into the domain: a
+// vhost-device-vsock is started for it at the guest's next start. nil means
+// that there is none to serve.
+func (g *Guest) Serve(c *Channel) { g.channel = c }
 
 // Dir holds the guest's files.
 func (g *Guest) Dir() string { return g.dir }
 
 // Start boots the guest.
 func (g *Guest) Start(ctx context.Context) error {
-	if g.hybrid() {
+	if g.channel != nil {
 		if err := g.startVsock(ctx); err != nil {
 			return err
 		}

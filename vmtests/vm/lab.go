@@ -24,10 +24,6 @@ type Options struct {
 	Dir   string // guests' disks, consoles and sockets; default /var/lib/outguard-lab
 	Cache string // downloads and what was proven; default /var/cache/outguard
 	URI   string // libvirt; default qemu:///system
-
-	// VsockDir holds the unix sockets of hybrid vsock, where the monitor
-	// listens: <VsockDir>/<domain>.sock_<port>. Default <Dir>/vsock.
-	VsockDir string
 }
 
 func (o *Options) withDefaults() Options {
@@ -43,7 +39,6 @@ func (o *Options) withDefaults() Options {
 	set(&v.Dir, "/var/lib/outguard-lab")
 	set(&v.Cache, "/var/cache/outguard")
 	set(&v.URI, "qemu:///system")
-	set(&v.VsockDir, filepath.Join(v.Dir, "vsock"))
 	return v
 }
 
@@ -83,8 +78,7 @@ func Open(ctx context.Context, img *image.Image, o *Options) (*Lab, error) {
 	return l, l.makeDirs()
 }
 
-// makeDirs makes directories that QEMU's user can pass through, and one for
-// sockets that it may write to.
+// makeDirs makes directories that QEMU's user can pass through.
 func (l *Lab) makeDirs() error {
 	for _, d := range []string{l.o.Dir, filepath.Join(l.o.Dir, "guests")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -94,13 +88,7 @@ func (l *Lab) makeDirs() error {
 			return err
 		}
 	}
-	if _, err := os.Stat(l.o.VsockDir); err == nil {
-		return nil // the monitor's, with the rights that it needs
-	}
-	if err := os.MkdirAll(l.o.VsockDir, 0o755); err != nil {
-		return err
-	}
-	return os.Chown(l.o.VsockDir, l.qemu.uid, l.qemu.gid)
+	return nil
 }
 
 // Choices are what was picked, for a person to read.

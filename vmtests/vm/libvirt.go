@@ -11,20 +11,34 @@ import (
 	"time"
 )
 
-// userIDs is one that a process can be started as, with its main group.
-type userIDs struct{ uid, gid int }
+// userIDs is one that a process can be started as, with its groups.
+type userIDs struct {
+	uid, gid int
+	groups   []uint32
+}
 
 func lookUp(name string) (userIDs, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
 		return userIDs{}, err
 	}
-	uid, err := strconv.Atoi(u.Uid)
+	groups, err := u.GroupIds()
 	if err != nil {
 		return userIDs{}, err
 	}
-	gid, err := strconv.Atoi(u.Gid)
-	return userIDs{uid, gid}, err
+	var n []int
+	for _, s := range append([]string{u.Uid, u.Gid}, groups...) {
+		i, err := strconv.Atoi(s)
+		if err != nil {
+			return userIDs{}, fmt.Errorf("user %s: %w", name, err)
+		}
+		n = append(n, i)
+	}
+	ids := userIDs{uid: n[0], gid: n[1]}
+	for _, g := range n[2:] {
+		ids.groups = append(ids.groups, uint32(g))
+	}
+	return ids, nil
 }
 
 // libvirtPIDs are where the two daemons write theirs.

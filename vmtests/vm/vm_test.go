@@ -44,7 +44,7 @@ func TestGuestServesAndFalls(t *testing.T) {
 	for _, c := range lab.Choices() {
 		t.Log(c)
 	}
-	g, err := lab.Define(t.Context(), Spec{Name: "outguard-test-boot", Image: img, Cmdline: []string{"outguard.task=dial"}})
+	g, err := lab.Define(t.Context(), Spec{Name: "outguard-test-boot", Image: img, Channel: true, Cmdline: []string{"outguard.task=dial"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestGuestServesAndFalls(t *testing.T) {
 	if err := g.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if g.hybrid() {
+	if g.channel != nil {
 		answer(t, lab, g)
 	}
 	began := time.Now()
@@ -64,7 +64,7 @@ func TestGuestServesAndFalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("up in %s", time.Since(began))
-	if g.hybrid() {
+	if g.channel != nil {
 		if _, err := g.WaitConsole(t.Context(), `dial: host says "hello, guest"`, 30*time.Second); err != nil {
 			t.Error(err)
 		}
@@ -103,7 +103,7 @@ func dialer(t *testing.T) []image.File {
 // a process that is not QEMU's user.
 func answer(t *testing.T, lab *Lab, g *Guest) {
 	t.Helper()
-	path := g.VsockPath() + "_6820"
+	path := g.channel.Socket + "_6820"
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)

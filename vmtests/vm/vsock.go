@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,12 +28,8 @@ func pickVsock(cache string) (Choice, error) {
 	return c, nil
 }
 
-// deviceFile records the process of a guest's vhost-device-vsock. QEMU connects
-// to its control socket; the guest's connections to port P come out at
-// <VsockPath>_P.
+// deviceFile records the process of a guest's vhost-device-vsock.
 func (g *Guest) deviceFile() string { return filepath.Join(g.dir, "vsock.pid") }
-
-func (g *Guest) controlPath() string { return filepath.Join(g.dir, "vhost.sock") }
 
 // startVsock starts the device as QEMU's user, who is to reach its sockets. It
 // outlives this process, as the guest does.
@@ -40,17 +37,19 @@ func (g *Guest) startVsock(ctx context.Context) error {
 	if pid, err := RecordedRuns(g.deviceFile()); err != nil || pid != 0 {
 		return err
 	}
-	g.removeSockets()
+	if err := removeAll(g.channel.Control, g.channel.Socket); err != nil {
+		return err
+	}
 	log, err := os.OpenFile(filepath.Join(g.dir, "vsock.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(g.lab.o.Cache, "vhost-device-vsock", "current"),
-		"--guest-cid", fmt.Sprint(g.cid), "--socket", g.controlPath(), "--uds-path", g.VsockPath())
+		"--guest-cid", fmt.Sprint(g.channel.CID), "--socket", g.channel.Control, "--uds-path", g.channel.Socket)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential: &syscall.Credential{Uid: uint32(g.lab.qemu.uid), Gid: uint32(g.lab.qemu.gid)},
+		Credential: &syscall.Credential{Uid: uint32(g.lab.qemu.uid), Gid: uint32(g.lab.qemu.gid), Groups: g.lab.qemu.groups},
 		Setsid:     true,
 	}
 	if err := cmd.Start(); err != nil {
@@ -68,7 +67,7 @@ func (g *Guest) startVsock(ctx context.Context) error {
 			early = fmt.Errorf("vhost-device-vsock ended at once (%v), see %s", e, log.Name())
 		default:
 		}
-		_, err := os.Stat(g.controlPath())
+		_, err := os.Stat(g.channel.Control)
 		return err == nil || early != nil
 	})
 	return errors.Join(err, early)
@@ -76,11 +75,19 @@ func (g *Guest) startVsock(ctx context.Context) error {
 
 func (g *Guest) stopVsock(ctx context.Context) error {
 	err := StopRecorded(ctx, g.deviceFile())
-	g.removeSockets()
+	if g.channel != nil {
+		err = errors.Join(err, removeAll(g.channel.Control, g.channel.Socket))
+	}
 	return err
 }
 
-func (g *Guest) removeSockets() {
-	os.Remove(g.controlPath())
-	os.Remove(g.VsockPath())
+// removeAll removes files that may be missing.
+func removeAll(paths ...string) error {
+	var errs []error
+	for _, p := range paths {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -12,7 +12,9 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='{{if .
   <name>{{.Name}}</name>
   <memory unit='MiB'>{{.MemoryMiB}}</memory>
   <vcpu>{{.CPUs}}</vcpu>
+{{- if .Chardev}}
   <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+{{- end}}
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{{.Dir}}/vmlinuz</kernel>
@@ -59,10 +61,10 @@ func (g *Guest) xml() string {
 		"KVM": g.lab.Accelerator.Name == "kvm", "Name": g.Name, "Dir": g.dir, "Console": g.console,
 		"MemoryMiB": g.spec.MemoryMiB, "CPUs": g.spec.CPUs, "Cmdline": strings.Join(words, " "),
 		"Port": g.Port, "AppArmor": g.lab.aa,
-		"KernelVsock": g.lab.Vsock.Name == "vhost-vsock" && !g.spec.NoVsock,
+		"KernelVsock": g.lab.Vsock.Name == "vhost-vsock" && g.spec.Channel,
 	}
-	if g.hybrid() {
-		v["Chardev"] = g.controlPath()
+	if g.channel != nil {
+		v["Chardev"] = g.channel.Control
 	}
 	var b bytes.Buffer
 	if err := domainXML.Execute(&b, v); err != nil {
