@@ -168,7 +168,7 @@ func (p *Install) makeDirs() error {
 		{p.Lib, 0, 0, 0o755},
 		{p.State, monitor.uid, monitor.gid, 0o711}, // QEMU's user passes through to its key and captures
 		{p.Run, monitor.uid, monitor.gid, 0o755},
-		{p.Vsock(), monitor.uid, qemuGroup, 0o770 | fs.ModeSetgid}, // both listen here; sockets take the group
+		{p.Vsock(), monitor.uid, qemuGroup, 0o770 | fs.ModeSetgid | fs.ModeSticky}, // both make sockets here, which take the group; neither touches the other's
 	} {
 		if err := os.MkdirAll(d.path, 0o755); err != nil {
 			return err
