@@ -3,6 +3,8 @@ package api_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -247,7 +249,10 @@ func TestCaptureTellsItsProgress(t *testing.T) {
 
 func TestErrorsNameTheNextThing(t *testing.T) {
 	b := newBackend()
-	b.State = func() (*apipb.StatusResponse, error) { return nil, os.ErrNotExist }
+	b.State = func() (*apipb.StatusResponse, error) {
+		err := api.Error(connect.CodeFailedPrecondition, "start it", errors.New("no\x1b engine"))
+		return nil, errors.Join(fmt.Errorf("status: %w", err), os.ErrClosed)
+	}
 	c, _ := serve(t, b, &api.Options{MaxRequest: 1000})
 	for _, tc := range []struct {
 		name string
@@ -270,7 +275,7 @@ func TestErrorsNameTheNextThing(t *testing.T) {
 		{"a backend's error", func(ctx context.Context) error {
 			_, err := c.Status(ctx, &apipb.StatusRequest{})
 			return err
-		}, connect.CodeNotFound, "file does not exist"},
+		}, connect.CodeFailedPrecondition, "failed_precondition: status: no\\x1b engine; start it\\nfile already closed"},
 		{"a large request", func(ctx context.Context) error {
 			_, err := c.Pause(ctx, &apipb.PauseRequest{Vm: strings.Repeat("x", 2000)})
 			return err

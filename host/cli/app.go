@@ -33,10 +33,11 @@ const defaultConfig = "/etc/outguard/outguard.yaml"
 // paths is what the command line needs of the monitor's configuration; the
 // monitor validates the rest.
 type paths struct {
-	State   string `yaml:"state_dir"`
-	Run     string `yaml:"run_dir"`
-	Libvirt string `yaml:"libvirt"`
-	Listen  struct {
+	State    string `yaml:"state_dir"`
+	Run      string `yaml:"run_dir"`
+	Libvirt  string `yaml:"libvirt"`
+	Playbook string `yaml:"playbook"`
+	Listen   struct {
 		HybridDir string `yaml:"hybrid_dir"`
 	} `yaml:"listen"`
 }

@@ -113,7 +113,7 @@ func monitor() *apitest.Backend {
 	}
 	b.Add(
 		&apipb.VM{
-			Name: "web", Uuid: web.String(), State: "running", Enrolled: true, Transport: "hybrid", Findings: 2,
+			Name: "web", Uuid: web.String(), State: "running", Enrolled: true, Transport: "vhost-user", Findings: 2,
 			EvidenceBytes: 3 << 20, EvidenceNext: 104233,
 			Session: &apipb.Session{
 				Id: "00000000-0000-0000-0000-000000000009", State: "live", Started: api.FormatTime(at0),

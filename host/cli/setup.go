@@ -1,6 +1,170 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/outguard/outguard/host/api/safe"
+	"github.com/outguard/outguard/host/domain"
+)
 
 // setupCmds are the verbs that need no monitor and change this host.
-func (a *app) setupCmds() []*cobra.Command { return nil }
+func (a *app) setupCmds() []*cobra.Command {
+	return []*cobra.Command{a.enrollCmd(), a.unenrollCmd(), a.playbookCmd()}
+}
+
+func (a *app) enrollCmd() *cobra.Command {
+	var o domain.EnrollOptions
+	var transport string
+	cmd := a.command(&cobra.Command{
+		Use:   "enroll DOMAIN",
+		Short: "Give a domain a channel to the monitor and a one-time key",
+		Long: `Provision a domain that is shut off: a vsock channel for its agent, and a new
+one-time key that only root in the guest can read (through QEMU's fw_cfg, from a
+file). Then print what is left to do in the guest. It is done as root, with
+libvirtd running; no monitor needs to run. Done again it only renews the key.`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeDomain,
+	}, func(cmd *cobra.Command, args []string) error {
+		p, err := a.paths()
+		if err != nil {
+			return err
+		}
+		c := domain.New(&domain.Options{Socket: p.Libvirt})
+		defer func() { _ = c.Close() }()
+		o.Transport = domain.Transport(transport)
+		if err := p.enrollInto(cmd, c, args[0], &o); err != nil {
+			return err
+		}
+		e, err := c.Enroll(cmd.Context(), args[0], &o)
+		if err != nil {
+			return err
+		}
+		return a.printEnrolment(e)
+	})
+	f := cmd.Flags()
+	f.StringVar(&transport, "transport", "", "`how` the agent reaches the host: vsock (the kernel's) or vhost-user (vhost-device-vsock); default: vsock where /dev/vhost-vsock is")
+	f.StringVar(&o.User, "user", "", "the monitor's `user`, who may read the enrolment (default outguard)")
+	f.StringVar(&o.QEMUUser, "qemu-user", "", "QEMU's `user`, who may read the key (default: whom libvirt runs QEMU as)")
+	_ = cmd.RegisterFlagCompletionFunc("transport",
+		cobra.FixedCompletions([]cobra.Completion{string(domain.KernelVsock), string(domain.VhostUser)}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// enrollInto sets where things go. The sockets' names follow the domain's; in a
+// hybrid_dir of its own they are set here.
+func (p *paths) enrollInto(cmd *cobra.Command, c *domain.Client, name string, o *domain.EnrollOptions) error {
+	o.StateDir, o.RunDir = p.State, p.Run
+	if p.Listen.HybridDir == filepath.Join(p.Run, "vsock") {
+		return nil
+	}
+	d, err := c.Lookup(cmd.Context(), name)
+	if err != nil {
+		return err
+	}
+	base := filepath.Join(p.Listen.HybridDir, d.Name)
+	if filepath.Dir(base) != filepath.Clean(p.Listen.HybridDir) {
+		base = filepath.Join(p.Listen.HybridDir, d.UUID.String())
+	}
+	o.Vhost, o.Socket = base+".vhost", base+".sock"
+	return nil
+}
+
+// enrolment is what is printed of one: not the key.
+type enrolment struct {
+	Name      string    `json:"name"`
+	UUID      string    `json:"uuid"`
+	Transport string    `json:"transport"`
+	CID       uint32    `json:"cid"`    // 0: libvirt assigns one at each start
+	Vhost     string    `json:"vhost"`  // "" with transport vsock
+	Socket    string    `json:"socket"` // likewise
+	KeyFile   string    `json:"key_file"`
+	Enrolled  time.Time `json:"enrolled"`
+	Snippet   string    `json:"snippet"`
+}
+
+func (a *app) printEnrolment(e *domain.Enrolment) error {
+	if a.json {
+		return a.printJSON(enrolment{
+			e.Name, e.UUID.String(), string(e.Transport), e.CID, e.Vhost, e.Socket, e.KeyFile, e.Enrolled, e.Snippet(),
+		})
+	}
+	a.fact("enrolled", e.Name+" "+e.UUID.String())
+	a.fact("transport", string(e.Transport))
+	a.fact("key", e.KeyFile)
+	a.printf("\nWhat is left to do:\n")
+	a.printf("1. The monitor runs: `systemctl start outguardd`, or `outguardd` where systemd does not.\n")
+	if e.Transport == domain.VhostUser {
+		a.printf("2. Before the domain starts, its vsock device's process does, as the user that QEMU runs as:\n   %s\n", backend(e))
+	} else {
+		a.printf("2. Start the domain: virsh start %s\n", quote(e.Name))
+	}
+	a.printf("3. The agent runs in the guest; this installs it:\n\n%s\n", safeLines(e.Snippet()))
+	a.printf("`outguard vms %s` then shows the agent.\n", quote(e.Name))
+	return nil
+}
+
+// backend is the command that serves a vhost-user vsock device.
+func backend(e *domain.Enrolment) string {
+	return fmt.Sprintf("vhost-device-vsock --guest-cid %d --socket %s --uds-path %s", e.CID, quote(e.Vhost), quote(e.Socket))
+}
+
+// safeLines is text of several lines.
+func safeLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = safe.Text(l)
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (a *app) unenrollCmd() *cobra.Command {
+	return a.command(&cobra.Command{
+		Use:   "unenroll DOMAIN",
+		Short: "Take out of a domain what enroll put in, and forget its key",
+		Long: `Take the channel and the key out of a domain that is shut off, and remove its
+enrolment. What was recorded of it stays.`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeDomain,
+	}, func(cmd *cobra.Command, args []string) error {
+		p, err := a.paths()
+		if err != nil {
+			return err
+		}
+		c := domain.New(&domain.Options{Socket: p.Libvirt})
+		defer func() { _ = c.Close() }()
+		if err := c.Unenroll(cmd.Context(), args[0], &domain.EnrollOptions{StateDir: p.State, RunDir: p.Run}); err != nil {
+			return err
+		}
+		if a.json {
+			return a.printJSON(struct {
+				Unenrolled string `json:"unenrolled"`
+			}{args[0]})
+		}
+		a.printf("unenrolled: %s\n", quote(args[0]))
+		return nil
+	})
+}
+
+// completeDomain offers libvirt's domains: the monitor may not run yet.
+func (a *app) completeDomain(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	p, err := a.paths()
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	c := domain.New(&domain.Options{Socket: p.Libvirt, DialTimeout: time.Second})
+	defer func() { _ = c.Close() }()
+	ctx, cancel := contextTimeout(cmd, time.Second)
+	defer cancel()
+	all, err := c.List(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []cobra.Completion
+	for _, d := range all {
+		names = append(names, d.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

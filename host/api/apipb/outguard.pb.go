@@ -395,7 +395,7 @@ type VM struct {
 	Uuid          string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // running, paused, shut off ...
 	Enrolled      bool                   `protobuf:"varint,4,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
-	Transport     string                 `protobuf:"bytes,5,opt,name=transport,proto3" json:"transport,omitempty"` // vsock, hybrid, serial; empty: none
+	Transport     string                 `protobuf:"bytes,5,opt,name=transport,proto3" json:"transport,omitempty"` // vsock, vhost-user, serial; empty: none
 	Session       *Session               `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`     // the live or the last one; absent: never heard
 	Classes       []*ClassCount          `protobuf:"bytes,7,rep,name=classes,proto3" json:"classes,omitempty"`
 	Models        []*Model               `protobuf:"bytes,8,rep,name=models,proto3" json:"models,omitempty"`

@@ -1,0 +1,99 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/outguard/outguard/host/decide"
+)
+
+const defaultPlaybook = "/etc/outguard/playbook.yaml"
+
+func (a *app) playbookCmd() *cobra.Command {
+	return group(&cobra.Command{Use: "playbook", Short: "Show and check what follows from which finding"},
+		a.playbookShowCmd(), a.playbookCheckCmd())
+}
+
+func (a *app) playbookShowCmd() *cobra.Command {
+	var builtin bool
+	cmd := a.command(&cobra.Command{
+		Use: "show", Short: "Print the playbook that the configuration names, else the built-in one", Args: cobra.NoArgs,
+	}, func(*cobra.Command, []string) error {
+		file, text, err := a.playbook("")
+		if builtin {
+			file, text, err = "", decide.DefaultText(), nil
+		}
+		if err != nil {
+			return err
+		}
+		if a.json {
+			return a.printJSON(struct {
+				File string `json:"file"` // "": built in
+				Text string `json:"text"`
+			}{file, text})
+		}
+		a.printf("%s", safeLines(text))
+		return nil
+	})
+	cmd.Flags().BoolVar(&builtin, "builtin", false, "print the built-in one, to start from")
+	return cmd
+}
+
+func (a *app) playbookCheckCmd() *cobra.Command {
+	cmd := a.command(&cobra.Command{
+		Use: "check [FILE]", Short: "Validate a playbook; errors name line and column",
+		Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return []cobra.Completion{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
+		},
+	}, func(_ *cobra.Command, args []string) error {
+		file, text, err := a.playbook(strings.Join(args, ""))
+		if err != nil {
+			return err
+		}
+		if file == "" {
+			file = "built-in playbook"
+		}
+		p, err := decide.Parse([]byte(text))
+		if err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		if a.json {
+			return a.printJSON(struct {
+				OK    bool `json:"ok"`
+				Rules int  `json:"rules"`
+			}{true, len(p.Rules)})
+		}
+		a.printf("%s: ok, %d rules\n", quote(file), len(p.Rules))
+		return nil
+	})
+	return cmd
+}
+
+// playbook reads the named file, else the configuration's, else the one at its
+// usual place; without any it is the built-in one, and file is empty.
+func (a *app) playbook(named string) (file, text string, err error) {
+	p, err := a.paths()
+	if err != nil {
+		return "", "", err
+	}
+	file, must := named, true
+	if file == "" {
+		file = p.Playbook
+	}
+	if file == "" {
+		file, must = defaultPlaybook, false
+	}
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) && !must {
+		return "", decide.DefaultText(), nil
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("playbook: %w", err)
+	}
+	return file, string(b), nil
+}
