@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,6 +42,7 @@ type Listen struct {
 // Session bounds one VM's connection.
 type Session struct {
 	Heartbeat time.Duration `yaml:"heartbeat"` // default 1s; silence is a finding after two
+	Grace     time.Duration `yaml:"grace"`     // for a VM to boot and its agent to come up; default 2m
 	Credit    Bytes         `yaml:"credit"`    // frames under way and unjudged; default 4MiB
 }
 
@@ -135,6 +137,7 @@ func (c *Config) setDefaults() {
 	set(&c.Listen.Vsock, "auto")
 	set(&c.Listen.HybridDir, filepath.Join(c.RunDir, "vsock"))
 	set(&c.Session.Heartbeat, time.Second)
+	set(&c.Session.Grace, 2*time.Minute)
 	set(&c.Session.Credit, 4<<20)
 	set(&c.Evidence.Sync, time.Second)
 	set(&c.Evidence.Quota, 2<<30)
@@ -174,6 +177,8 @@ func (c *Config) check() (string, error) {
 		return "$.listen.vsock", fmt.Errorf("%q is none of auto, on, off", c.Listen.Vsock)
 	case c.Session.Heartbeat < 100*time.Millisecond || c.Session.Heartbeat > time.Minute:
 		return "$.session.heartbeat", fmt.Errorf("%s is not between 100ms and 1m", c.Session.Heartbeat)
+	case c.Session.Grace < 0:
+		return "$.session.grace", fmt.Errorf("%s is negative", c.Session.Grace)
 	case c.Session.Credit < 512<<10:
 		return "$.session.credit", fmt.Errorf("%d is less than two frames (512KiB)", c.Session.Credit)
 	case c.Evidence.Sync < 0:
@@ -203,6 +208,15 @@ func (c *Config) check() (string, error) {
 		return "", nil
 	}
 	return "$.log.level", fmt.Errorf("%q is none of debug, info, warn, error", c.Log.Level)
+}
+
+// LogLevel is log.level as slog's.
+func (c *Config) LogLevel() slog.Level {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(c.Log.Level)); err != nil {
+		return slog.LevelInfo // check has refused what slog does not know
+	}
+	return l
 }
 
 // at adds the line on which path stands in text, if it does.

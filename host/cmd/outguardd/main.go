@@ -1,0 +1,67 @@
+// Command outguardd is the monitor on a host.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/outguard/outguard/host/cli"
+	"github.com/outguard/outguard/host/monitor"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+const usage = `usage: outguardd [--config FILE] [--check] [--version]
+
+outguardd watches the enrolled domains of this host. It runs in the foreground
+and logs to standard error; SIGTERM stops it in order.
+
+`
+
+// run returns 0 after a stop in order, 1 on an error, 2 on wrong usage.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	fs := flag.NewFlagSet("outguardd", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	config := fs.String("config", monitor.DefaultConfigPath, "configuration `file`")
+	check := fs.Bool("check", false, "validate configuration and playbook, then exit")
+	version := fs.Bool("version", false, "print the version, then exit")
+	fs.Usage = func() { fmt.Fprint(stderr, usage); fs.PrintDefaults() }
+	if err := fs.Parse(args); err != nil || fs.NArg() > 0 {
+		if fs.NArg() > 0 {
+			fmt.Fprintf(stderr, "outguardd: unexpected argument %q\n", fs.Arg(0))
+		}
+		return 2
+	}
+	if *version {
+		fmt.Fprintln(stdout, "outguardd", cli.Version())
+		return 0
+	}
+	c, err := monitor.LoadConfig(*config)
+	if err == nil && *check {
+		err = monitor.Check(c)
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "outguardd:", err)
+		return 1
+	}
+	if *check {
+		fmt.Fprintln(stdout, *config+": ok")
+		return 0
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: c.LogLevel()}))
+	if err := monitor.New(c, cli.Version(), log).Run(ctx); err != nil {
+		log.Error("monitor stopped", "error", err)
+		return 1
+	}
+	return 0
+}

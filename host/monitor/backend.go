@@ -1,0 +1,388 @@
+package monitor
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/api"
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/bundle"
+	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/engines"
+	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/respond"
+	"github.com/outguard/outguard/host/session"
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// backend answers the API from the monitor's parts.
+type backend struct{ m *Monitor }
+
+var _ api.Backend = backend{}
+
+func (b backend) Status(ctx context.Context) (*apipb.StatusResponse, error) {
+	m := b.m
+	s := &apipb.StatusResponse{
+		Version: m.version, Started: api.FormatTime(m.started), Pid: uint32(os.Getpid()),
+		StateDir: m.cfg.StateDir, HostKey: m.key.Public, Libvirt: "qemu:///system",
+		Listeners: m.doors.names(), Playbook: playbookFile(m.cfg),
+	}
+	if _, err := m.libvirt.Version(ctx); err != nil {
+		s.LibvirtError = err.Error()
+	}
+	for _, st := range m.sessions.Status() {
+		if st.State == session.Live {
+			s.Sessions++
+		}
+	}
+	for i, e := range m.engines {
+		s.Engines = append(s.Engines, engineStatus(e.Status(), m.cfg.Engines[i].SHA256))
+	}
+	return s, nil
+}
+
+func engineStatus(s engines.Status, pin string) *apipb.Engine {
+	e := &apipb.Engine{
+		Name: s.Name, Version: s.Version, State: "running", Sha256: pin, Models: s.Models,
+		Judged: s.Records, Behind: uint64(s.Pending),
+	}
+	if s.Starts > 0 {
+		e.Restarts = s.Starts - 1
+	}
+	switch {
+	case s.CircuitOpen:
+		e.State, e.Error = "down", "it failed again and again: see outguard findings"
+	case !s.Running:
+		e.State = "starting"
+	}
+	return e
+}
+
+func (b backend) VMs(ctx context.Context) ([]*apipb.VM, error) {
+	models, err := b.Models(ctx)
+	if err != nil {
+		b.m.log.Warn("models", "error", err)
+	}
+	var out []*apipb.VM
+	for _, w := range b.m.domains.list() {
+		out = append(out, b.vm(w, models))
+	}
+	return out, nil
+}
+
+func (b backend) vm(w watched, models []api.Model) *apipb.VM {
+	v := &apipb.VM{Name: w.Name, Uuid: w.UUID.String(), State: w.State.String(), Enrolled: w.Enrolment != nil, Findings: w.Findings}
+	if w.Enrolment == nil {
+		return v
+	}
+	v.Transport = string(w.Enrolment.Transport)
+	if s, ok := b.m.sessions.StatusOf(w.UUID); ok {
+		v.Session, v.Classes = sessionStatus(&s), classCounts(&s)
+	}
+	for i := range models {
+		if models[i].VM == w.UUID {
+			v.Models = append(v.Models, api.ModelOf(&models[i]))
+		}
+	}
+	if s, err := b.m.store.Stream(w.UUID); err == nil {
+		st := s.Stats()
+		v.EvidenceBytes, v.EvidenceNext = uint64(st.Used), st.Next
+	}
+	return v
+}
+
+func sessionStatus(s *session.Status) *apipb.Session {
+	if s.Session == uuid.Nil {
+		return nil
+	}
+	out := &apipb.Session{
+		Id: s.Session.String(), State: string(s.State), Started: api.FormatTime(s.Since), LastSeen: api.FormatTime(s.LastSeen),
+		Reason: s.Reason, Kernel: s.Kernel, Build: s.Build, BootId: s.BootID.String(), Cpus: s.CPUs, Version: uint32(s.Version),
+	}
+	for _, h := range s.Hooks {
+		out.Hooks = append(out.Hooks, &apipb.Hook{Name: h.Type.String(), Available: h.Available, Attached: h.Attached, Tag: hex.EncodeToString(h.Tag[:])})
+	}
+	return out
+}
+
+func classCounts(s *session.Status) []*apipb.ClassCount {
+	return []*apipb.ClassCount{
+		{Class: vsockproto.Critical.String(), Received: s.Received.Critical, Lost: s.Lost.Critical, Missing: s.Missing.Critical},
+		{Class: vsockproto.Bulk.String(), Received: s.Received.Bulk, Lost: s.Lost.Bulk, Missing: s.Missing.Bulk},
+	}
+}
+
+// streams returns the VMs whose records q asks for.
+func (b backend) streams(q api.Query) ([]uuid.UUID, error) {
+	if q.VM != uuid.Nil {
+		return []uuid.UUID{q.VM}, nil
+	}
+	return evidence.Streams(b.m.store.Dir())
+}
+
+// read hands every record that q asks for to yield, stream after stream, and
+// with Follow all of them side by side, one call at a time.
+func (b backend) read(ctx context.Context, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
+	vms, err := b.streams(q)
+	if err != nil {
+		return err
+	}
+	if !q.Follow {
+		for _, vm := range vms {
+			if err := b.readOne(ctx, vm, q, yield); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return b.follow(ctx, vms, q, yield)
+}
+
+func (b backend) readOne(ctx context.Context, vm uuid.UUID, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
+	err := evidence.NewReader(evidence.StreamDir(b.m.store.Dir(), vm)).Read(0, 1<<63, func(r *evidence.Record) error {
+		if r.Time.Before(q.Since) {
+			return ctx.Err()
+		}
+		return errors.Join(ctx.Err(), yield(vm, r))
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (b backend) follow(ctx context.Context, vms []uuid.UUID, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	since := q.Since
+	if since.IsZero() {
+		since = time.Now()
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, vm := range vms {
+		wg.Go(func() {
+			r := evidence.NewReader(evidence.StreamDir(b.m.store.Dir(), vm))
+			err := r.Follow(ctx, 0, func(r *evidence.Record) error {
+				if r.Time.Before(since) {
+					return nil
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				return yield(vm, r)
+			})
+			if err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+func (b backend) Batches(ctx context.Context, q api.Query, yield func(*engine.Batch) error) error {
+	return b.read(ctx, q, func(vm uuid.UUID, r *evidence.Record) error {
+		if r.Kind != evidence.KindFrame {
+			return nil
+		}
+		if batch, ok := frameBatch(vm, r); ok {
+			return yield(&batch)
+		}
+		return nil
+	})
+}
+
+func (b backend) Findings(ctx context.Context, q api.Query, yield func(*engine.Finding) error) error {
+	return b.read(ctx, q, func(_ uuid.UUID, r *evidence.Record) error {
+		if r.Kind != evidence.KindFinding {
+			return nil
+		}
+		f, err := unmarshal[engine.Finding](r)
+		if err != nil {
+			return err
+		}
+		return yield(&f)
+	})
+}
+
+func (b backend) Orders(_ context.Context, q api.Query) ([]*apipb.Order, error) {
+	var out []*apipb.Order
+	err := b.m.journal.Entries(func(e respond.Entry) bool {
+		if e.Order.Given.Before(q.Since) {
+			return false
+		}
+		if q.VM == uuid.Nil || q.VM == e.Order.VM {
+			out = append(out, orderOf(e))
+		}
+		return true
+	})
+	slices.Reverse(out)
+	return out, err
+}
+
+func orderOf(e respond.Entry) *apipb.Order {
+	o := e.Order
+	p := &apipb.Order{
+		Id: o.ID.String(), Group: o.Group.String(), Vm: o.Name, Uuid: o.VM.String(), Step: string(o.Kind), State: "pending",
+		By: o.Asked, Reason: o.Reason, Rule: o.Rule, Finding: o.Finding,
+		Received: api.FormatTime(o.Received), Found: api.FormatTime(o.Found), Decided: api.FormatTime(o.Decided),
+	}
+	if r := e.Result; r != nil {
+		p.State, p.Error = string(r.Status), r.Error
+		p.Journalled, p.Started = api.FormatTime(r.Journaled), api.FormatTime(r.Started)
+		p.Effect, p.Ended = api.FormatTime(r.Effect), api.FormatTime(r.Finished)
+		p.Attempts, p.Already, p.Recovered, p.Bundle, p.Detail = uint32(r.Attempts), r.Already, r.Recovered, r.Bundle, r.Detail
+	}
+	return p
+}
+
+func (b backend) Models(ctx context.Context) ([]api.Model, error) {
+	var out []api.Model
+	var errs error
+	for _, e := range b.m.engines {
+		if !e.Status().Models {
+			continue
+		}
+		models, err := e.Models(ctx)
+		errs = errors.Join(errs, err)
+		for _, m := range models {
+			out = append(out, api.Model{Engine: e.Name(), Model: m})
+		}
+	}
+	return out, errs
+}
+
+// modeller finds the engine called name, or the only one with models.
+func (b backend) modeller(name string) (*engines.Supervisor, error) {
+	var found []*engines.Supervisor
+	for _, e := range b.m.engines {
+		if e.Name() == name || (name == "" && e.Status().Models) {
+			found = append(found, e)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, api.Error(connect.CodeFailedPrecondition, "outguardd's log says why; it is started again by itself", fmt.Errorf("no engine with models runs"))
+	case 1:
+		return found[0], nil
+	}
+	return nil, api.Error(connect.CodeInvalidArgument, "say which with --engine", fmt.Errorf("%d engines have models", len(found)))
+}
+
+func (b backend) Learn(ctx context.Context, engine string, vm uuid.UUID, by api.Caller) (api.Model, error) {
+	return b.model(ctx, engine, vm, by, "learn", (*engines.Supervisor).Learn)
+}
+
+func (b backend) Seal(ctx context.Context, engine string, vm uuid.UUID, by api.Caller) (api.Model, error) {
+	return b.model(ctx, engine, vm, by, "seal", (*engines.Supervisor).Seal)
+}
+
+func (b backend) model(ctx context.Context, name string, vm uuid.UUID, by api.Caller, what string,
+	do func(*engines.Supervisor, context.Context, uuid.UUID) (engine.Model, error)) (api.Model, error) {
+	e, err := b.modeller(name)
+	if err != nil {
+		return api.Model{}, err
+	}
+	m, err := do(e, ctx, vm)
+	if err != nil {
+		return api.Model{}, fmt.Errorf("%s %s: %w", what, b.m.domains.name(vm), err)
+	}
+	b.m.keep(vm, evidence.KindNote, time.Now(), note{"model-" + what, fmt.Sprintf("%s, by %s", e.Name(), by)})
+	return api.Model{Engine: e.Name(), Model: m}, nil
+}
+
+func (b backend) Pause(ctx context.Context, vm uuid.UUID, by api.Caller) (*apipb.Order, error) {
+	return b.order(ctx, vm, by, respond.Pause)
+}
+
+func (b backend) Resume(ctx context.Context, vm uuid.UUID, by api.Caller) (*apipb.Order, error) {
+	return b.order(ctx, vm, by, respond.Resume)
+}
+
+// Capture leaves a VM running that ran before: pause and resume are orders too.
+func (b backend) Capture(ctx context.Context, vm uuid.UUID, by api.Caller, progress func(*apipb.Progress)) (*apipb.Order, error) {
+	paused, err := b.m.libvirt.Paused(ctx, vm)
+	if err != nil {
+		return nil, libvirtError(err)
+	}
+	defer b.m.captures.watch(vm, progress)()
+	if paused {
+		return b.order(ctx, vm, by, respond.Capture)
+	}
+	if o, err := b.order(ctx, vm, by, respond.Pause); err != nil {
+		return o, err
+	}
+	o, err := b.order(ctx, vm, by, respond.Capture)
+	_, resumed := b.order(context.WithoutCancel(ctx), vm, by, respond.Resume)
+	return o, errors.Join(err, resumed)
+}
+
+func (b backend) order(ctx context.Context, vm uuid.UUID, by api.Caller, step respond.Kind) (*apipb.Order, error) {
+	orders, err := b.m.responder.Submit(ctx, respond.Request{
+		VM: vm, Name: b.m.domains.name(vm), Steps: []respond.Kind{step}, Asked: by.String(), Reason: by.Reason, Decided: time.Now(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	r, err := b.m.responder.Wait(ctx, orders[0].ID)
+	if err != nil {
+		return nil, err
+	}
+	o := orderOf(respond.Entry{Order: orders[0], Result: &r})
+	if r.Status != respond.Done {
+		err = api.Error(connect.CodeFailedPrecondition, "outguard orders --vm "+o.Vm+" shows it", fmt.Errorf("%s %s: %s", step, o.Vm, r.Error))
+	}
+	return o, err
+}
+
+func libvirtError(err error) error {
+	switch {
+	case errors.Is(err, domain.ErrUnreachable):
+		return api.Error(connect.CodeUnavailable, "start libvirtd", err)
+	case errors.Is(err, domain.ErrNotFound), errors.Is(err, domain.ErrNotRunning):
+		return api.Error(connect.CodeFailedPrecondition, "outguard vms shows each domain's state", err)
+	}
+	return err
+}
+
+func (b backend) Bundles(context.Context) ([]*apipb.Bundle, error) {
+	entries, err := os.ReadDir(b.m.bundleDir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var out []*apipb.Bundle
+	for _, e := range entries {
+		dir := filepath.Join(b.m.bundleDir(), e.Name())
+		text, err := os.ReadFile(filepath.Join(dir, bundle.ManifestName))
+		if err != nil {
+			continue // not a bundle, or not one yet
+		}
+		if man, err := bundle.ParseManifest(text); err == nil {
+			out = append(out, bundleOf(dir, man))
+		}
+	}
+	return out, nil
+}
+
+func bundleOf(dir string, man *bundle.Manifest) *apipb.Bundle {
+	b := &apipb.Bundle{Id: filepath.Base(dir), Dir: dir, Vm: man.VMName, Uuid: man.VM.String(), Created: api.FormatTime(man.Created)}
+	if man.Finding != "" {
+		b.Findings = []string{man.Finding}
+	}
+	for _, p := range man.Parts {
+		b.Bytes += uint64(p.Size)
+	}
+	return b
+}

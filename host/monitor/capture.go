@@ -1,0 +1,236 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/bundle"
+	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/respond"
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+const (
+	// lead is how much of the record before the finding's event a bundle holds.
+	lead = 2 * time.Minute
+	// capturing is where a capture's parts are written before they are bundled.
+	capturing = ".capture-"
+)
+
+// capturer makes bundles of paused VMs for respond.
+type capturer struct {
+	m *Monitor
+
+	mu       sync.Mutex
+	progress map[uuid.UUID]func(*apipb.Progress) // by VM: who waits for its capture
+}
+
+func newCapturer(m *Monitor) *capturer {
+	return &capturer{m: m, progress: map[uuid.UUID]func(*apipb.Progress){}}
+}
+
+// watch has tell told of the progress of vm's captures until the returned
+// function is called.
+func (c *capturer) watch(vm uuid.UUID, tell func(*apipb.Progress)) (stop func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.progress[vm] = tell
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.progress, vm)
+	}
+}
+
+func (c *capturer) tell(vm uuid.UUID, step string, done, total uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if tell := c.progress[vm]; tell != nil {
+		tell(&apipb.Progress{Step: step, Done: done, Total: total})
+	}
+}
+
+// subject is what a capture is about: its finding, or the order itself.
+func subject(o respond.Order) string {
+	if o.Finding != "" {
+		return o.Finding
+	}
+	return o.ID.String()
+}
+
+// Capture takes memory and disks, and packs them with the record.
+func (c *capturer) Capture(ctx context.Context, o respond.Order) (string, error) {
+	dir := filepath.Join(c.m.bundleDir(), capturing+o.ID.String())
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o711)); err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	shot, err := c.m.libvirt.Capture(ctx, o.VM, dir, &domain.CaptureOptions{Progress: func(p domain.Progress) {
+		c.tell(o.VM, p.Part, p.Done, p.Total)
+	}})
+	if err != nil {
+		return "", err
+	}
+	spec, err := c.spec(o, shot)
+	if err != nil {
+		return "", err
+	}
+	return bundle.Create(ctx, c.m.bundleDir(), spec, c.m.key)
+}
+
+// Captured finds the bundle that an earlier process finished for the order.
+func (c *capturer) Captured(_ context.Context, o respond.Order) (string, error) {
+	dirs, err := filepath.Glob(filepath.Join(c.m.bundleDir(), "*-"+subject(o)))
+	for _, dir := range dirs {
+		text, err := os.ReadFile(filepath.Join(dir, bundle.ManifestName))
+		if err != nil {
+			continue
+		}
+		if man, err := bundle.ParseManifest(text); err == nil && man.VM == o.VM && !man.Created.Before(o.Given) {
+			return dir, nil
+		}
+	}
+	return "", err
+}
+
+// spec says what the bundle of an order holds.
+func (c *capturer) spec(o respond.Order, shot *domain.Snapshot) (*bundle.Spec, error) {
+	finding, err := c.finding(o)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := c.m.store.Stream(o.VM)
+	if err != nil {
+		return nil, err
+	}
+	from, err := c.first(o)
+	if err != nil {
+		return nil, err
+	}
+	head, err := stream.SignHead()
+	if err != nil {
+		return nil, err
+	}
+	host, _ := os.Hostname()
+	entries := c.group(o)
+	s := &bundle.Spec{
+		Host: host, VM: o.VM, VMName: o.Name, Finding: subject(o), Received: o.Received,
+		Stream: stream.Dir(), From: from, To: head.Records, Timeline: c.timeline(o, finding, entries, shot),
+		Progress: func(part string, done, total int64) { c.tell(o.VM, "pack "+part, uint64(done), uint64(total)) },
+	}
+	s.Parts = parts(shot)
+	for name, v := range map[string]any{bundle.FindingPart: finding, bundle.OrdersPart: entries, "capture.json": files(shot)} {
+		text, err := json.MarshalIndent(v, "", "  ")
+		if err != nil {
+			return nil, err
+		}
+		s.Parts = append(s.Parts, bundle.Part{Path: name, Data: append(text, '\n')})
+	}
+	return s, nil
+}
+
+// parts moves the capture's files to their places in the bundle.
+func parts(shot *domain.Snapshot) []bundle.Part {
+	var out []bundle.Part
+	for _, f := range shot.Files {
+		out = append(out, bundle.Part{Path: partPath(f), Source: f.Path})
+	}
+	return out
+}
+
+func partPath(f domain.File) string {
+	switch f.Kind {
+	case "memory":
+		return bundle.MemoryPart
+	case "disk":
+		return bundle.DisksPart + "/" + strings.TrimPrefix(filepath.Base(f.Path), "disk-")
+	case "xml":
+		return bundle.DomainPart
+	}
+	return filepath.Base(f.Path)
+}
+
+// files is the capture's own account, with the paths that its files have in
+// the bundle.
+func files(shot *domain.Snapshot) *domain.Snapshot {
+	s := *shot
+	s.Files = append([]domain.File{}, shot.Files...)
+	for i := range s.Files {
+		s.Files[i].Path = partPath(s.Files[i])
+	}
+	return &s
+}
+
+// finding reads the order's finding from the record; nil for a manual order.
+func (c *capturer) finding(o respond.Order) (*engine.Finding, error) {
+	if o.Finding == "" {
+		return nil, nil
+	}
+	var found *engine.Finding
+	err := c.reader(o.VM).ReadTime(o.Found.Add(-time.Second), o.Given.Add(time.Second), func(r *evidence.Record) error {
+		if r.Kind != evidence.KindFinding {
+			return nil
+		}
+		f, err := unmarshal[engine.Finding](r)
+		if err != nil || f.ID != o.Finding {
+			return err
+		}
+		found = &f
+		return evidence.ErrStop
+	})
+	if err == nil && found == nil {
+		err = fmt.Errorf("finding %s is not on record: %w", o.Finding, fs.ErrNotExist)
+	}
+	return found, err
+}
+
+// first is the index of the first record that belongs into the bundle.
+func (c *capturer) first(o respond.Order) (uint64, error) {
+	about := o.Received
+	if about.IsZero() {
+		about = o.Given
+	}
+	reader := c.reader(o.VM)
+	first, next, err := reader.Bounds()
+	if err != nil {
+		return 0, err
+	}
+	from := next
+	err = reader.ReadTime(about.Add(-lead), time.Now().Add(time.Hour), func(r *evidence.Record) error {
+		from = r.Index
+		return evidence.ErrStop
+	})
+	return max(first, from), err
+}
+
+func (c *capturer) reader(vm uuid.UUID) *evidence.Reader {
+	return evidence.NewReader(evidence.StreamDir(c.m.store.Dir(), vm))
+}
+
+// group returns the orders of o's request so far, in their order, o last and
+// without a result.
+func (c *capturer) group(o respond.Order) []respond.Entry {
+	var out []respond.Entry
+	err := c.m.journal.Entries(func(e respond.Entry) bool {
+		if e.Order.Group == o.Group {
+			out = append([]respond.Entry{e}, out...)
+		}
+		return !e.Order.Given.Before(o.Given.Add(-time.Minute))
+	})
+	if err != nil {
+		c.m.log.Error("orders of a bundle", "order", o.ID, "error", err)
+	}
+	return out
+}

@@ -1,0 +1,213 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/listen"
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// doors are the places where guests connect.
+type doors struct {
+	m      *Monitor
+	hybrid *listen.HybridListener
+	vsock  *listen.VsockListener // nil: off
+
+	mu   sync.Mutex
+	open map[uuid.UUID]string // domain names that have a hybrid socket
+	cids map[domainRun]uint32
+}
+
+// domainRun is one run of a domain, in which its CID does not change.
+type domainRun struct {
+	vm uuid.UUID
+	id int
+}
+
+func newDoors(m *Monitor) *doors {
+	return &doors{m: m, open: map[uuid.UUID]string{}, cids: map[domainRun]uint32{}}
+}
+
+// prepare makes the listeners, and the sockets of what is enrolled already.
+func (d *doors) prepare(context.Context) error {
+	o := listen.Options{Refused: d.refused, Log: d.m.log}
+	gid, err := d.group()
+	if err != nil {
+		return err
+	}
+	d.hybrid = listen.NewHybrid(d.m.cfg.Listen.HybridDir, d.serve, &listen.HybridOptions{Options: o, Group: gid})
+	if d.m.cfg.Listen.Vsock == "on" || (d.m.cfg.Listen.Vsock == "auto" && hostVsock()) {
+		d.vsock = listen.NewVsock(vsockproto.Port, d, d.serve, &o)
+	}
+	d.update(d.m.domains.list())
+	return nil
+}
+
+// hostVsock reports whether this kernel gives guests a vsock of its own.
+func hostVsock() bool {
+	_, err := os.Stat("/dev/vhost-vsock")
+	return err == nil
+}
+
+// group is the configured one, else that of a directory that is there already,
+// 0 for none.
+func (d *doors) group() (int, error) {
+	name := d.m.cfg.Listen.HybridGroup
+	if name == "" {
+		return dirGroup(d.m.cfg.Listen.HybridDir), nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, fmt.Errorf("listen.hybrid_group: %w", err)
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+// run takes connections until ctx ends.
+func (d *doors) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.hybrid.Run(ctx) })
+	if d.vsock != nil {
+		g.Go(func() error { return d.vsock.Run(ctx) })
+	}
+	return g.Wait()
+}
+
+// update gives every enrolled domain its socket, and takes it from those that
+// are no longer.
+func (d *doors) update(list []watched) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	want := map[uuid.UUID]bool{}
+	for _, w := range list {
+		if w.Enrolment == nil || w.Enrolment.Transport != domain.VhostUser {
+			continue
+		}
+		want[w.UUID] = true
+		if d.open[w.UUID] != w.Enrolment.Name {
+			d.add(w.Enrolment)
+		}
+	}
+	for vm := range d.open {
+		if !want[vm] {
+			d.hybrid.Remove(vm)
+			delete(d.open, vm)
+		}
+	}
+}
+
+// add is tried again with the next update where it does not work; it is logged
+// each time, since the guest cannot be heard meanwhile.
+func (d *doors) add(e *domain.Enrolment) {
+	if have, want := d.hybrid.Path(e.Name), e.Listen(); have != want {
+		d.m.log.Error("enrolled for a socket elsewhere: set listen.hybrid_dir, or enroll again", "vm", e.Name, "enrolled", want, "listening", have)
+	}
+	if err := d.hybrid.Add(e.UUID, e.Name); err != nil {
+		d.m.log.Error("guest's socket", "vm", e.Name, "error", err)
+		return
+	}
+	d.open[e.UUID] = e.Name
+}
+
+// names are the places, for people.
+func (d *doors) names() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []string
+	for _, name := range d.open {
+		out = append(out, d.hybrid.Path(name))
+	}
+	slices.Sort(out)
+	if d.vsock != nil {
+		out = append(out, fmt.Sprintf("vsock port %d", vsockproto.Port))
+	}
+	return out
+}
+
+func (d *doors) serve(ctx context.Context, conn net.Conn, vm uuid.UUID, transport string) {
+	result := "accepted"
+	if err := d.m.sessions.Serve(ctx, conn, vm, transport); err != nil {
+		result = "refused"
+		d.m.log.Info("connection ended", "vm", d.m.domains.name(vm), "transport", transport, "error", err)
+	}
+	d.m.metrics.Connection(result)
+}
+
+// refused turns a connection that was not taken into a finding.
+func (d *doors) refused(r listen.Refusal) {
+	d.m.metrics.Connection(r.Rule)
+	d.m.judge.found(engine.Finding{
+		VM: r.VM, Rule: r.Rule, Severity: engine.Medium, Reason: r.Reason,
+		Detail: map[string]string{"transport": r.Transport, "peer": r.Peer, "before": strconv.Itoa(r.Before)},
+	})
+}
+
+// DomainByCID finds the running domain that libvirt gave the CID.
+func (d *doors) DomainByCID(ctx context.Context, cid uint32) (uuid.UUID, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var errs []error
+	for _, w := range d.m.domains.list() {
+		if w.Enrolment == nil || w.Enrolment.Transport != domain.KernelVsock || !w.State.Active() {
+			continue
+		}
+		have, err := d.cid(ctx, domainRun{w.UUID, w.ID})
+		if err == nil && have == cid {
+			return w.UUID, nil
+		}
+		errs = append(errs, err)
+	}
+	return uuid.Nil, errors.Join(append(errs, fmt.Errorf("CID %d: %w", cid, listen.ErrStranger))...)
+}
+
+// cid asks libvirt once for each run of a domain.
+func (d *doors) cid(ctx context.Context, r domainRun) (uint32, error) {
+	d.mu.Lock()
+	cid, ok := d.cids[r]
+	d.mu.Unlock()
+	if ok {
+		return cid, nil
+	}
+	cid, err := d.m.libvirt.CID(ctx, r.vm)
+	if err != nil {
+		return 0, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for old := range d.cids {
+		if old.vm == r.vm {
+			delete(d.cids, old)
+		}
+	}
+	d.cids[r] = cid
+	return cid, nil
+}
+
+func dirGroup(path string) int {
+	if st, err := os.Stat(path); err == nil {
+		return groupOf(st)
+	}
+	return 0
+}
+
+func groupOf(st os.FileInfo) int {
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		return int(sys.Gid)
+	}
+	return 0
+}

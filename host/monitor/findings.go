@@ -1,0 +1,216 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/decide"
+	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/respond"
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+// monitorEngine is the engine's name in findings of the host's own parts.
+const monitorEngine = "monitor"
+
+// judge turns findings into recorded decisions and orders, in the order in
+// which they come.
+type judge struct {
+	m *Monitor
+
+	mu       sync.Mutex // one finding at a time, so that the record has one order
+	playbook *decide.Playbook
+	history  decide.History
+	known    map[place]*earlier // on record from an earlier process; each is met once at most
+}
+
+// found is what every part calls with a finding: it is recorded, decided, and
+// the decision is recorded and ordered. It blocks for the record and for the
+// orders' journal, never for libvirt.
+func (j *judge) found(f engine.Finding) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	stamp(&f)
+	if e := j.again(&f); e != nil {
+		if f.ID = e.id; !e.decided {
+			j.decide(&f)
+		}
+		return
+	}
+	j.m.domains.counted(f.VM)
+	j.m.metrics.Finding(&f)
+	j.m.log.LogAttrs(context.Background(), level(f.Severity), "finding", slog.String("id", f.ID),
+		slog.String("vm", j.m.domains.name(f.VM)), slog.String("rule", f.Rule), slog.String("reason", f.Reason))
+	j.m.keep(f.VM, evidence.KindFinding, f.At, &f)
+	j.decide(&f)
+}
+
+// again returns what an earlier process had put on record of f's event, and
+// forgets it.
+func (j *judge) again(f *engine.Finding) *earlier {
+	p, ok := placeOf(f)
+	if !ok {
+		return nil
+	}
+	e := j.known[p]
+	delete(j.known, p)
+	return e
+}
+
+func (j *judge) decide(f *engine.Finding) {
+	name := j.m.domains.name(f.VM)
+	d := decide.Decide(j.playbook, j.input(f, name), j.history)
+	j.history.Note(d)
+	if d.Rule == "" {
+		return
+	}
+	j.m.keep(f.VM, evidence.KindDecision, d.At, &d)
+	j.m.metrics.Decision(d.Rule, outcome(&d))
+	if len(d.Steps) > 0 {
+		j.order(f, &d, name)
+	}
+}
+
+func (j *judge) input(f *engine.Finding, name string) decide.Input {
+	w, _ := j.m.domains.get(f.VM)
+	in := decide.Input{Finding: f, Name: name, RunSince: w.RunSince, Now: time.Now()}
+	if f.Ref != nil {
+		in.Session = f.Ref.Session
+	}
+	return in
+}
+
+func (j *judge) order(f *engine.Finding, d *decide.Decision, name string) {
+	steps := make([]respond.Kind, len(d.Steps))
+	for i, s := range d.Steps {
+		steps[i] = respond.Kind(s)
+	}
+	_, err := j.m.responder.Submit(context.Background(), respond.Request{
+		VM: f.VM, Name: name, Steps: steps, Asked: "playbook", Reason: f.Reason,
+		Finding: f.ID, Rule: d.Rule, Received: f.Received, Found: f.At, Decided: d.At,
+	})
+	if err != nil {
+		j.history.Forget(f.VM, d.Rule)
+		j.m.log.Error("order refused", "vm", name, "finding", f.ID, "error", err)
+		j.m.keep(f.VM, evidence.KindNote, time.Now(), note{"order-refused", fmt.Sprintf("finding %s: %v", f.ID, err)})
+	}
+}
+
+// settled lets a rule act again whose order came to nothing.
+func (j *judge) settled(e respond.Entry) {
+	j.m.metrics.Order(string(e.Order.Kind), string(e.Result.Status), took(e))
+	if e.Result.Status == respond.Failed && e.Order.Rule != "" {
+		go func() { // Observe must not block, and found may hold the lock
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			j.history.Forget(e.Order.VM, e.Order.Rule)
+		}()
+	}
+}
+
+func took(e respond.Entry) time.Duration {
+	from := e.Order.Given
+	if !e.Order.Decided.IsZero() {
+		from = e.Order.Decided
+	}
+	to := e.Result.Effect
+	if to.IsZero() {
+		to = e.Result.Finished
+	}
+	return to.Sub(from)
+}
+
+func outcome(d *decide.Decision) string {
+	if d.Held != "" {
+		return "held"
+	}
+	s := make([]string, len(d.Steps))
+	for i, step := range d.Steps {
+		s[i] = string(step)
+	}
+	return strings.Join(s, "+")
+}
+
+// stamp sets what the finder left to the host.
+func stamp(f *engine.Finding) {
+	if f.ID == "" {
+		f.ID = uuid.Must(uuid.NewV7()).String()
+	}
+	if f.Engine == "" {
+		f.Engine = monitorEngine
+	}
+	if f.At.IsZero() {
+		f.At = time.Now()
+	}
+}
+
+func level(s engine.Severity) slog.Level {
+	switch {
+	case s >= engine.High:
+		return slog.LevelError
+	case s >= engine.Low:
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}
+
+// note is a fact of the host's own on a VM's record.
+type note struct {
+	What string `json:"what"`
+	Text string `json:"text,omitempty"`
+}
+
+// keep appends v as JSON to the VM's record. What cannot be kept is logged and
+// counted: the monitor goes on, since a full disk must not stop a response.
+func (m *Monitor) keep(vm uuid.UUID, kind evidence.Kind, at time.Time, v any) {
+	text, err := json.Marshal(v)
+	if err == nil {
+		err = m.append(vm, kind, at, text)
+	}
+	if err != nil {
+		m.metrics.EvidenceError()
+		m.log.Error("not recorded", "vm", m.domains.name(vm), "kind", kind, "error", err)
+	}
+}
+
+func (m *Monitor) append(vm uuid.UUID, kind evidence.Kind, at time.Time, payload []byte) error {
+	s, err := m.store.Stream(vm)
+	if err != nil {
+		return err
+	}
+	_, err = s.AppendCritical(kind, at, payload)
+	return err
+}
+
+// RecordOrder puts an order on the VM's record; respond calls it before libvirt.
+func (m *Monitor) RecordOrder(o respond.Order) error {
+	return m.recordJSON(o.VM, evidence.KindOrder, o.Given, o)
+}
+
+// RecordResult puts its result there.
+func (m *Monitor) RecordResult(o respond.Order, r respond.Result) error {
+	return m.recordJSON(o.VM, evidence.KindResult, r.Finished, r)
+}
+
+func (m *Monitor) recordJSON(vm uuid.UUID, kind evidence.Kind, at time.Time, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return m.append(vm, kind, at, text)
+}
+
+// lifecycle records what libvirt says happened to an enrolled domain.
+func (m *Monitor) lifecycle(e domain.Event) {
+	if w, ok := m.domains.get(e.VM); ok && w.Enrolment != nil {
+		m.keep(e.VM, evidence.KindNote, e.At, note{"domain-" + e.Kind.String(), e.Reason})
+	}
+}

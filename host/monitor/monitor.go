@@ -1,0 +1,277 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/decide"
+	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/engines"
+	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/metrics"
+	"github.com/outguard/outguard/host/pipeline"
+	"github.com/outguard/outguard/host/respond"
+	"github.com/outguard/outguard/host/session"
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+// DefaultPlaybookPath is read where the configuration names no playbook.
+const DefaultPlaybookPath = "/etc/outguard/playbook.yaml"
+
+// Monitor is one running monitor.
+type Monitor struct {
+	cfg     *Config
+	log     *slog.Logger
+	version string
+	started time.Time
+
+	key       *evidence.Key
+	store     *evidence.Store
+	state     *state
+	journal   *respond.Journal
+	libvirt   *domain.Client
+	domains   *domains
+	metrics   *metrics.Metrics
+	judge     *judge
+	engines   []*engines.Supervisor
+	pipeline  *pipeline.Pipeline
+	sessions  *session.Manager
+	captures  *capturer
+	responder *respond.Responder
+	doors     *doors
+
+	enrolError string // what is wrong with the enrolments, as last logged
+}
+
+// New makes a monitor; it opens and starts nothing.
+func New(cfg *Config, version string, log *slog.Logger) *Monitor {
+	return &Monitor{cfg: cfg, version: version, log: log}
+}
+
+// Check validates what Run would read besides the configuration.
+func Check(cfg *Config) error {
+	_, err := loadPlaybook(cfg)
+	return err
+}
+
+func (m *Monitor) bundleDir() string { return filepath.Join(m.cfg.StateDir, evidence.BundlesDir) }
+
+func (m *Monitor) enrolDir() string { return filepath.Join(m.cfg.StateDir, "enroll") }
+
+// APISocket is where the monitor of this configuration answers.
+func (c *Config) APISocket() string { return filepath.Join(c.RunDir, "api.sock") }
+
+// playbookFile is the file in force, "" for the built-in playbook.
+func playbookFile(cfg *Config) string {
+	if cfg.Playbook != "" {
+		return cfg.Playbook
+	}
+	if _, err := os.Stat(DefaultPlaybookPath); err == nil {
+		return DefaultPlaybookPath
+	}
+	return ""
+}
+
+func loadPlaybook(cfg *Config) (*decide.Playbook, error) {
+	path := playbookFile(cfg)
+	if path == "" {
+		return decide.Default(), nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("playbook: %w", err)
+	}
+	p, err := decide.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("playbook %s: %w", path, err)
+	}
+	return p, nil
+}
+
+// Run opens everything, starts everything, and returns when ctx has ended and
+// all of it has stopped, the last received first: what was received is judged,
+// what was ordered has its result.
+func (m *Monitor) Run(ctx context.Context) (err error) {
+	m.started = time.Now()
+	if err := m.open(); err != nil {
+		return errors.Join(err, m.close())
+	}
+	defer func() { err = errors.Join(err, m.close()) }()
+	m.wire()
+	return m.stages().run(ctx, m.log)
+}
+
+// open takes hold of what is on disk.
+func (m *Monitor) open() error {
+	playbook, err := loadPlaybook(m.cfg)
+	if err != nil {
+		return err
+	}
+	m.judge = &judge{m: m, playbook: playbook, history: decide.History{}, known: map[place]*earlier{}}
+	for _, dir := range []struct {
+		path string
+		mode os.FileMode
+	}{
+		{m.cfg.StateDir, 0o711}, // QEMU's user passes through to its own files
+		{m.bundleDir(), 0o711},
+		{m.cfg.RunDir, 0o755},
+	} {
+		if err := makeDir(dir.path, dir.mode); err != nil {
+			return err
+		}
+	}
+	if m.key, err = evidence.LoadOrCreateKey(m.cfg.StateDir, hostname()); err != nil {
+		return err
+	}
+	m.store, err = evidence.Open(filepath.Join(m.cfg.StateDir, evidence.StoreDir), m.key, &evidence.Options{
+		SegmentSize: int64(m.cfg.Evidence.Segment), Quota: int64(m.cfg.Evidence.Quota),
+		SyncInterval: m.cfg.Evidence.Sync, Log: m.log,
+	})
+	if err != nil {
+		return err
+	}
+	if m.state, err = openState(filepath.Join(m.cfg.StateDir, "state.db")); err != nil {
+		return err
+	}
+	m.journal, err = respond.OpenJournal(filepath.Join(m.cfg.StateDir, "journal.db"))
+	return err
+}
+
+// makeDir makes a directory of exactly that mode. One that was there before
+// keeps what its owner gave it.
+func makeDir(path string, mode os.FileMode) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(path, mode); err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
+}
+
+func hostname() string {
+	h, err := os.Hostname()
+	if err != nil || h == "" {
+		return "host"
+	}
+	return h
+}
+
+func (m *Monitor) close() error {
+	var errs []error
+	if m.libvirt != nil {
+		errs = append(errs, m.libvirt.Close())
+	}
+	if m.journal != nil {
+		errs = append(errs, m.journal.Close())
+	}
+	if m.state != nil {
+		errs = append(errs, m.state.Close())
+	}
+	if m.store != nil {
+		errs = append(errs, m.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// wire makes the parts and joins them.
+func (m *Monitor) wire() {
+	m.metrics = metrics.New(&metrics.Options{Version: m.version})
+	m.domains = newDomains()
+	m.libvirt = domain.New(&domain.Options{Socket: m.cfg.Libvirt, Log: m.log})
+	m.captures = newCapturer(m)
+	m.responder = respond.New(m.journal, m.libvirt, m.captures, m, &respond.Options{Observe: m.judge.settled, Log: m.log})
+	m.pipeline = pipeline.New()
+	for _, e := range m.cfg.Engines {
+		m.addEngine(e)
+	}
+	m.sessions = session.New(session.Parts{
+		Keys: keys{m.domains}, Recorder: recorder{m}, Replayer: recorder{m}, Sink: sink{m},
+		Findings: m.judge.found, Domains: domainStates{m.domains}, Store: m.state, Log: m.log,
+	}, &session.Options{Heartbeat: m.cfg.Session.Heartbeat, Credit: int(m.cfg.Session.Credit), Grace: m.cfg.Session.Grace})
+	m.doors = newDoors(m)
+}
+
+func (m *Monitor) addEngine(e Engine) {
+	uid, gid, err := engineUser(e.User)
+	if err != nil {
+		m.log.Warn("engine runs under the monitor's own user", "engine", e.Name, "why", err)
+	}
+	counts := m.metrics.Engine(e.Name)
+	judged := m.pipeline.Judged(e.Name)
+	s := engines.New(engines.Config{Name: e.Name, Path: e.Path, SHA256: e.SHA256, UID: uid, GID: gid}, m.judge.found, &engines.Options{
+		Logger: m.log, Store: engines.Dir(filepath.Join(m.cfg.StateDir, "models")),
+		SocketDir: m.cfg.RunDir,
+		Judged: func(b *engine.Batch, verdict time.Time) {
+			judged(b, verdict)
+			counts.Verdict(b.Count, verdict.Sub(b.Received))
+		},
+	})
+	m.engines = append(m.engines, s)
+	m.pipeline.Add(s)
+}
+
+// engineUser is whom an engine is to run as; nil is the monitor's own user.
+func engineUser(name string) (uid, gid *uint32, err error) {
+	asked := name != ""
+	if !asked {
+		name = "outguard-engine"
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !maySetUser() {
+		return nil, nil, fmt.Errorf("no CAP_SETUID and CAP_SETGID to become %s", name)
+	}
+	id, err1 := strconv.ParseUint(u.Uid, 10, 32)
+	group, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, nil, err
+	}
+	uid32, gid32 := uint32(id), uint32(group)
+	return &uid32, &gid32, nil
+}
+
+// keys are the enrolled ones.
+type keys struct{ d *domains }
+
+func (k keys) Key(vm uuid.UUID) ([32]byte, error) {
+	w, _ := k.d.get(vm)
+	if w.Enrolment == nil {
+		return [32]byte{}, fmt.Errorf("domain %s: %w", vm, session.ErrNotEnrolled)
+	}
+	return w.Enrolment.Key, nil
+}
+
+// sink hands what is on record to the engines.
+type sink struct{ m *Monitor }
+
+func (s sink) Deliver(ctx context.Context, b *engine.Batch) error { return s.m.pipeline.Submit(ctx, b) }
+
+// domainStates is what libvirt last said.
+type domainStates struct{ d *domains }
+
+func (s domainStates) DomainState(vm uuid.UUID) session.DomainState {
+	w, ok := s.d.get(vm)
+	switch {
+	case !ok:
+		return session.DomainUnknown
+	case w.State == domain.Running:
+		return session.DomainRunning
+	case w.State == domain.Paused || w.State == domain.Suspended:
+		return session.DomainPaused
+	case w.State == domain.Unknown:
+		return session.DomainUnknown
+	}
+	return session.DomainOff
+}

@@ -1,0 +1,124 @@
+package monitor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/session"
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// A frame's record is the frame as it was received behind an envelope of the
+// host's:
+//
+//	 0         16      17     24
+//	+---------+-------+------+-------
+//	| session | flags | zero | bytes …
+//	+---------+-------+------+-------
+//
+// session is zero before the agent had proven its key. Flag bit 0: the bytes
+// are one whole frame, and not what is left of one that broke off.
+const (
+	envelopeSize  = 24
+	envelopeWhole = 1
+)
+
+func putEnvelope(e *[envelopeSize]byte, session uuid.UUID, whole bool) {
+	*e = [envelopeSize]byte{}
+	copy(e[:], session[:])
+	if whole {
+		e[16] = envelopeWhole
+	}
+}
+
+func parseEnvelope(payload []byte) (session uuid.UUID, whole bool, raw []byte, err error) {
+	if len(payload) < envelopeSize || payload[16]&^envelopeWhole != 0 || [7]byte(payload[17:24]) != [7]byte{} {
+		return uuid.Nil, false, nil, fmt.Errorf("envelope of a frame: %w", vsockproto.ErrInvalid)
+	}
+	copy(session[:], payload)
+	return session, payload[16] == envelopeWhole, payload[envelopeSize:], nil
+}
+
+// recorder puts what sessions receive on the record of their VM.
+type recorder struct{ m *Monitor }
+
+func (r recorder) Record(f *session.Received) (uint64, error) {
+	s, err := r.m.store.Stream(f.VM)
+	if err != nil {
+		return 0, err
+	}
+	var e [envelopeSize]byte
+	putEnvelope(&e, f.Session, f.Whole)
+	add := s.Append
+	if f.Critical {
+		add = s.AppendCritical
+	}
+	index, err := add(evidence.KindFrame, f.At, e[:], f.Raw)
+	counts := r.m.metrics.VM(f.VM, "")
+	if errors.Is(err, evidence.ErrQuota) {
+		counts.Refused()
+		return 0, fmt.Errorf("%w: %w", session.ErrNotKept, err)
+	}
+	if err == nil {
+		counts.Frame(len(f.Raw))
+	}
+	return index, err
+}
+
+func (r recorder) Opened(s *session.Status) error {
+	r.m.metrics.VM(s.VM, r.m.domains.name(s.VM)).SessionBegun()
+	return r.m.recordJSON(s.VM, evidence.KindOpen, time.Now(), s)
+}
+
+func (r recorder) Closed(s *session.Status) error {
+	r.m.metrics.VM(s.VM, "").SessionEnded()
+	return r.m.recordJSON(s.VM, evidence.KindClose, time.Now(), s)
+}
+
+// Replay gives a session the frames that are on record after an index.
+func (r recorder) Replay(vm, id uuid.UUID, after uint64, frame func(uint64, []byte) error) error {
+	reader := evidence.NewReader(evidence.StreamDir(r.m.store.Dir(), vm))
+	return reader.Read(after+1, 1<<63, func(rec *evidence.Record) error {
+		if rec.Kind != evidence.KindFrame {
+			return nil
+		}
+		of, whole, raw, err := parseEnvelope(rec.Payload)
+		if err != nil || !whole || of != id {
+			return err
+		}
+		return frame(rec.Index, raw)
+	})
+}
+
+// frameBatch makes of a recorded frame the batch that engines were given;
+// false for a frame without events.
+func frameBatch(vm uuid.UUID, rec *evidence.Record) (engine.Batch, bool) {
+	id, whole, raw, err := parseEnvelope(rec.Payload)
+	if err != nil || !whole || id == uuid.Nil {
+		return engine.Batch{}, false
+	}
+	h, err := vsockproto.ParseFrameHeader(raw, vsockproto.MaxFrame)
+	if err != nil || h.Type != vsockproto.FrameEvents || int(h.Length) != len(raw) {
+		return engine.Batch{}, false
+	}
+	e, err := vsockproto.ParseEvents(raw[vsockproto.FrameHeaderSize:])
+	if err != nil {
+		return engine.Batch{}, false
+	}
+	return engine.Batch{VM: vm, Session: id, Index: rec.Index, Received: rec.Time, Count: int(e.Count), Records: e.Records}, true
+}
+
+// unmarshal reads a JSON record of the host's own.
+func unmarshal[T any](rec *evidence.Record) (T, error) {
+	var v T
+	if err := json.Unmarshal(rec.Payload, &v); err != nil {
+		return v, fmt.Errorf("%s in record %d: %w", rec.Kind, rec.Index, err)
+	}
+	return v, nil
+}

@@ -1,0 +1,65 @@
+package monitor
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/outguard/outguard/host/bundle"
+	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/respond"
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+// timeline tells what happened when, from the hook to the capture.
+func (c *capturer) timeline(o respond.Order, f *engine.Finding, entries []respond.Entry, shot *domain.Snapshot) *bundle.Timeline {
+	t := &bundle.Timeline{VM: o.VM, VMName: o.Name, Finding: subject(o), Received: o.Received}
+	if f != nil {
+		c.tellFinding(t, f)
+	}
+	if o.Rule != "" {
+		t.Add(o.Decided, bundle.StepDecision, "playbook rule "+o.Rule)
+	} else {
+		t.Add(o.Decided, bundle.StepDecision, "asked for by "+o.Asked)
+	}
+	for _, e := range entries {
+		if e.Result == nil {
+			continue
+		}
+		t.Add(e.Result.Journaled, bundle.StepOrdered, string(e.Order.Kind)+", journaled and synced")
+		if e.Order.Kind == respond.Pause && e.Result.Status == respond.Done {
+			t.Add(e.Result.Effect, bundle.StepPaused, "libvirt says: paused")
+		}
+	}
+	t.Add(shot.Finished, bundle.StepCaptured, captureText(shot))
+	t.Sort()
+	return t
+}
+
+func (c *capturer) tellFinding(t *bundle.Timeline, f *engine.Finding) {
+	what := bundle.Fact{Name: "comm", Value: f.Comm}
+	path := bundle.Fact{Name: "path", Value: f.Path}
+	if s, ok := c.m.sessions.StatusOf(f.VM); ok && f.Ref != nil && s.Session == f.Ref.Session && s.Clock.Valid {
+		t.Hook = s.Clock.Host(f.BootNs)
+		t.Add(t.Hook, bundle.StepEvent, fmt.Sprintf("%s by pid %d", f.Event, f.PID), what, path)
+	}
+	if !f.Received.IsZero() {
+		t.Add(f.Received, bundle.StepReceived, "the frame with it")
+	}
+	t.Add(f.At, bundle.StepFinding, fmt.Sprintf("%s: %s", f.Engine, f.Rule), bundle.Fact{Name: "reason", Value: f.Reason})
+}
+
+func captureText(shot *domain.Snapshot) string {
+	var memory, disks int64
+	n := 0
+	for _, f := range shot.Files {
+		switch f.Kind {
+		case "memory":
+			memory += f.Size
+		case "disk":
+			disks += f.Size
+			n++
+		}
+	}
+	return fmt.Sprintf("memory %d MiB, %d disk(s) %d MiB, in %s",
+		memory>>20, n, disks>>20, shot.Finished.Sub(shot.Started).Round(time.Millisecond))
+}
