@@ -1,0 +1,16 @@
+// Package tsem is the engine that models a VM as TSEM and Quixote do: every
+// event becomes a security state point, a model is the set of points that a
+// workload has shown, and once it is sealed a point that is not in it is a
+// violation.
+//
+// The mapping is the one that Quixote's userspace computes ("quixote"), bit
+// for bit where that is defined; TASK_IDs have the kernel's form over its
+// digests. What is defined here because Quixote leaves it undefined: the port
+// of af_inet6 addresses and of socket_accept is the real one; a file that the
+// guest's kernel could not digest has a digest of its own (DigestFailed), so
+// that failing never equals anything that was learned from success; a path
+// that was cut, or is gone, or cannot be reached is no longer the plain path.
+//
+// A VM's model learns from its first event. Seal ends that; Learn begins it
+// again, and then points that came as violations are learned when seen again.
+package tsem

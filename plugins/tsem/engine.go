@@ -1,0 +1,312 @@
+package tsem
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/plugins/lineage"
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// Version is the engine's own.
+const Version = "1"
+
+// Mapping names how events become points.
+const Mapping = "quixote"
+
+// Options bound an Engine; nil and zero mean the defaults.
+type Options struct {
+	MaxPoints     int // of one model; default DefaultMaxPoints
+	MaxViolations int // findings of tsem/violation of one VM in one second; default 100
+	MaxUntrusted  int // findings of tsem/untrusted of one VM in one second; default 20
+	Lineage       lineage.Options
+}
+
+// Engine is the engine: one model and one lineage for each VM.
+type Engine struct {
+	opts Options
+
+	mu     sync.Mutex // guards what follows; held for each batch
+	vms    map[uuid.UUID]*vm
+	mapper *Mapper
+	tr     translator
+	record vsockproto.Event
+}
+
+// vm is what the engine keeps of one VM.
+type vm struct {
+	model      *Model
+	tree       *lineage.Tree
+	events     uint64
+	violations uint64
+	unknown    uint64 // records of a type without a layout
+	lastNew    time.Time
+	marks      uint64 // tasks that were judged untrusted, each numbered
+	firsts     []first
+	forensics  []Forensic
+	violating  limiter
+	untrusted  limiter
+	full       bool // said that the model is full
+}
+
+// first is the violation that made a task untrusted.
+type first struct {
+	mark uint64
+	ref  engine.Ref
+}
+
+// maxFirsts and maxForensics bound what is kept of violations.
+const (
+	maxFirsts    = 1 << 10
+	maxForensics = 1 << 10
+)
+
+// Forensic is an event that violated a model.
+type Forensic struct {
+	Ref    engine.Ref
+	BootNs uint64
+	Point  ID
+	TaskID ID
+	Name   string
+}
+
+// New makes an Engine that knows no VM yet.
+func New(opts *Options) *Engine {
+	e := &Engine{vms: map[uuid.UUID]*vm{}, mapper: NewMapper()}
+	if opts != nil {
+		e.opts = *opts
+	}
+	e.opts.MaxPoints = cmp.Or(e.opts.MaxPoints, DefaultMaxPoints)
+	e.opts.MaxViolations = cmp.Or(e.opts.MaxViolations, 100)
+	e.opts.MaxUntrusted = cmp.Or(e.opts.MaxUntrusted, 20)
+	return e
+}
+
+// Describe says what the engine is.
+func (e *Engine) Describe() engine.Description {
+	return engine.Description{Name: "tsem", Version: Version, Models: true}
+}
+
+func (e *Engine) vm(id uuid.UUID) *vm {
+	v := e.vms[id]
+	if v == nil {
+		v = e.newVM(NewModel(e.opts.MaxPoints), lineage.New(identify, &e.opts.Lineage))
+		e.vms[id] = v
+	}
+	return v
+}
+
+func (e *Engine) newVM(m *Model, tree *lineage.Tree) *vm {
+	return &vm{
+		model: m, tree: tree,
+		violating: limiter{limit: uint32(e.opts.MaxViolations)}, untrusted: limiter{limit: uint32(e.opts.MaxUntrusted)},
+	}
+}
+
+// Judge judges a batch. Its only errors would be of the engine's own making,
+// and it makes none.
+func (e *Engine) Judge(b *engine.Batch, report func(engine.Finding)) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v := e.vm(b.VM)
+	v.begin(b, report)
+	rest, n := b.Records, 0
+	for ; len(rest) > 0; n++ {
+		next, err := e.record.Parse(rest)
+		if err != nil {
+			report(undecodable(b, n, rest, err))
+			if rest = afterBad(rest); rest == nil {
+				return nil
+			}
+			continue
+		}
+		rest = next
+		e.event(v, b, report)
+	}
+	if n != b.Count {
+		report(miscounted(b, n))
+	}
+	return nil
+}
+
+// afterBad skips a record whose header is sound, nil where it is not.
+func afterBad(b []byte) []byte {
+	h, err := vsockproto.ParseHeader(b)
+	if err != nil {
+		return nil
+	}
+	return b[h.Length:]
+}
+
+// event takes e.record.
+func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
+	r := &e.record
+	v.events++
+	if !r.Type.Known() {
+		v.unknown++
+		return
+	}
+	who := v.tree.Apply(r)
+	if !modelled(r) {
+		return
+	}
+	ev := e.tr.translate(r, who, v.tree)
+	v.model.apply(ev)
+	c, err := e.mapper.Map(ev)
+	if err != nil {
+		report(unmappable(b, r, err))
+		return
+	}
+	outcome, err := v.model.Update(c.Point)
+	switch {
+	case err != nil:
+		if !v.full {
+			v.full = true
+			report(modelFull(b, r, err))
+		}
+	case outcome.Violation && !v.model.Sealed():
+		if v.model.Validate(c.Point) {
+			v.lastNew = b.Received
+		}
+	case outcome.Violation:
+		v.violation(b, r, who, &c, report)
+	case outcome.Added:
+		v.lastNew = b.Received
+	}
+}
+
+// violation reports an event that a sealed model does not know. The first of a
+// task makes it untrusted for good, with all its later children; what those do
+// after that is reported under a rule of its own.
+func (v *vm) violation(b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients, report func(engine.Finding)) {
+	v.violations++
+	at := refOf(b, r)
+	if len(v.forensics) < maxForensics {
+		v.forensics = append(v.forensics, Forensic{Ref: at, BootNs: r.BootNs, Point: c.Point, TaskID: who.ID(), Name: r.Type.String()})
+	}
+	if task := who.Task; task != nil && task.Mark != 0 {
+		if v.untrusted.take() {
+			report(v.again(b, r, who, c))
+		}
+		return
+	}
+	if who.Task != nil {
+		v.marks++
+		v.tree.Mark(who.Task, v.marks, r.BootNs)
+		if len(v.firsts) == maxFirsts {
+			v.firsts = append(v.firsts[:0], v.firsts[1:]...)
+		}
+		v.firsts = append(v.firsts, first{v.marks, at})
+	}
+	if v.violating.take() {
+		report(v.firstOf(b, r, who, c))
+	}
+}
+
+// first finds the violation of that mark.
+func (v *vm) first(mark uint64) (engine.Ref, bool) {
+	i, has := slices.BinarySearchFunc(v.firsts, mark, func(f first, m uint64) int { return cmp.Compare(f.mark, m) })
+	if !has {
+		return engine.Ref{}, false
+	}
+	return v.firsts[i].ref, true
+}
+
+// begin renews the limits with each second, and reports what they kept back.
+func (v *vm) begin(b *engine.Batch, report func(engine.Finding)) {
+	second := b.Received.Unix()
+	if n := v.violating.renew(second); n > 0 {
+		report(suppressed(b, "tsem/violation", engine.High, n))
+	}
+	if n := v.untrusted.renew(second); n > 0 {
+		report(suppressed(b, "tsem/untrusted", engine.Medium, n))
+	}
+}
+
+// limiter lets so many findings through in one second and counts the others.
+type limiter struct {
+	second     int64
+	passed     uint32
+	suppressed uint64
+	limit      uint32
+}
+
+func (l *limiter) take() bool {
+	if l.passed >= l.limit {
+		l.suppressed++
+		return false
+	}
+	l.passed++
+	return true
+}
+
+// renew begins another second and returns what the last one kept back.
+func (l *limiter) renew(second int64) uint64 {
+	if second == l.second {
+		return 0
+	}
+	n := l.suppressed
+	l.second, l.passed, l.suppressed = second, 0, 0
+	return n
+}
+
+// Models lists the models.
+func (e *Engine) Models() []engine.Model {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make([]engine.Model, 0, len(e.vms))
+	for id, v := range e.vms {
+		all = append(all, v.describe(id))
+	}
+	slices.SortFunc(all, func(a, b engine.Model) int { return slices.Compare(a.VM[:], b.VM[:]) })
+	return all
+}
+
+func (v *vm) describe(id uuid.UUID) engine.Model {
+	m := v.model
+	return engine.Model{
+		VM: id, Mapping: Mapping, Sealed: m.Sealed(), Points: uint64(len(m.Points())),
+		Events: v.events, Violations: v.violations,
+		Measurement: hexOf(m.Measurement()), State: hexOf(m.State()), LastNew: v.lastNew,
+	}
+}
+
+// Learn lets the VM's model learn, from now on or again. No task is untrusted
+// any more.
+func (e *Engine) Learn(_ context.Context, id uuid.UUID) (engine.Model, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v := e.vm(id)
+	v.model.Unseal()
+	v.tree.Unmark()
+	return v.describe(id), nil
+}
+
+// Seal ends learning.
+func (e *Engine) Seal(_ context.Context, id uuid.UUID) (engine.Model, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v := e.vms[id]
+	if v == nil {
+		return engine.Model{}, fmt.Errorf("seal: no model of %s", id)
+	}
+	v.model.Seal()
+	return v.describe(id), nil
+}
+
+// Forensics lists the events that violated the VM's model, the first ones.
+func (e *Engine) Forensics(id uuid.UUID) []Forensic {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if v := e.vms[id]; v != nil {
+		return slices.Clone(v.forensics)
+	}
+	return nil
+}

@@ -1,0 +1,241 @@
+package tsem
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+
+	"github.com/outguard/outguard/plugins/lineage"
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// Digests of files that have none, each with a meaning of its own.
+var (
+	DigestFailed = ID(sha256.Sum256([]byte("outguard: the guest's kernel could not digest the file")))
+	DigestAbsent = ID(sha256.Sum256([]byte("outguard: no digest was asked for")))
+)
+
+// pseudoFS are the file systems whose mappings TSEM does not model.
+// Source: SPEC section 2.
+var pseudoFS = map[uint32]bool{
+	0x9fa0: true, 0x62656572: true, 0x64626720: true, tmpfsMagic: true, 0x1cd1: true, // proc, sysfs, debugfs, tmpfs, devpts
+	0x42494e4d: true, 0x73636673: true, 0xf97cff8c: true, 0x43415d53: true, // binfmt_misc, securityfs, selinuxfs, smackfs
+	0x27e0eb: true, 0x63677270: true, 0x6e736673: true, 0xde5e81e4: true, // cgroup, cgroup2, nsfs, efivarfs
+}
+
+const (
+	procMagic = 0x9fa0
+	modeType  = 0o170000
+	modeFile  = 0o100000
+	protExec  = 4
+	accMode   = 3
+	sigURG    = 23
+)
+
+// modelled reports whether TSEM turns this hook call into an event.
+// Source: SPEC section 2.
+func modelled(e *vsockproto.Event) bool {
+	switch e.Type {
+	case vsockproto.FileOpen:
+		return e.File.Mode&modeType == modeFile
+	case vsockproto.MmapFile:
+		if !e.HasFile {
+			return e.Prot&protExec != 0
+		}
+		return e.File.Mode&modeType == modeFile && !pseudoFS[e.File.Magic]
+	case vsockproto.TaskKill:
+		return e.Signal != sigURG
+	case vsockproto.BprmCommittedCreds, vsockproto.SocketCreate, vsockproto.SocketBind, vsockproto.SocketConnect,
+		vsockproto.SocketListen, vsockproto.SocketAccept:
+		return true
+	}
+	return false
+}
+
+// translator turns records into events. One belongs to one engine; path is its
+// scratch space.
+type translator struct {
+	event Event
+	path  []byte
+}
+
+// translate makes the event of a record whose subject is who. The result is
+// valid until the next call.
+func (t *translator) translate(e *vsockproto.Event, who lineage.Identity, tree *lineage.Tree) *Event {
+	ev := &t.event
+	*ev = Event{Name: e.Type.String(), TaskID: who.ID()}
+	ev.COE = coeOf(&e.Subject)
+	switch e.Type {
+	case vsockproto.FileOpen:
+		t.file(e)
+		if e.File.Flags&accMode != 0 {
+			ev.File.Digest = zero // opened to be written: what is in it now is not what counts
+		}
+	case vsockproto.MmapFile:
+		if ev.HasFile = e.HasFile; e.HasFile {
+			t.file(e)
+		}
+		ev.Prot, ev.MapFlags = e.Prot, e.MapFlags
+	case vsockproto.SocketCreate:
+		s := &e.Socket
+		ev.Socket = Socket{Family: s.Family, Type: s.Type, Protocol: s.Protocol}
+		if s.Kernel {
+			ev.Socket.Kernel = 1
+		}
+	case vsockproto.SocketBind, vsockproto.SocketConnect, vsockproto.SocketAccept:
+		s := &e.Socket
+		ev.Socket = Socket{Family: s.Family, Type: s.Type, Protocol: s.Protocol, Owner: owner(s, tree)}
+		t.address(e)
+	case vsockproto.TaskKill:
+		ev.Kill = Kill{Signal: e.Signal, Target: tree.Resolve(e.Target, e.TargetExecID).ID()}
+	}
+	return ev
+}
+
+func coeOf(s *vsockproto.Subject) COE {
+	return COE{
+		UID: s.UID, EUID: s.EUID, SUID: s.SUID, GID: s.GID, EGID: s.EGID, SGID: s.SGID,
+		FSUID: s.FSUID, FSGID: s.FSGID, CapEff: s.CapEff,
+	}
+}
+
+// owner is the TASK_ID of a socket's maker; the kernel's own is zero.
+func owner(s *vsockproto.Socket, tree *lineage.Tree) ID {
+	switch {
+	case s.Owned == vsockproto.OwnerLabelled:
+		return tree.Resolve(s.Owner, s.OwnerExecID).ID()
+	case s.Kernel:
+		return ID{}
+	}
+	return lineage.UnknownID
+}
+
+func (t *translator) file(e *vsockproto.Event) {
+	f := &e.File
+	t.event.File = File{
+		Flags: f.Flags, UID: f.UID, GID: f.GID, Mode: f.Mode, Magic: f.Magic, SID: f.FSID, UUID: f.UUID,
+		PathType: pathType(f.PathKind, e.Path.Flags), Path: t.stable(e), Digest: digest(f),
+	}
+}
+
+func digest(f *vsockproto.File) ID {
+	switch f.Digested {
+	case vsockproto.DigestSHA256:
+		return f.Digest
+	case vsockproto.DigestNoFile:
+		return zero
+	case vsockproto.DigestFailed:
+		return DigestFailed
+	}
+	return DigestAbsent
+}
+
+// pathTypes are the kinds by their number and then by their tail's flags.
+var pathTypes = func() (all [4][8]string) {
+	for kind, name := range [...]string{"unknown", "root", "namespace", "chroot"} {
+		for flags := range all[kind] {
+			all[kind][flags] = name
+			for bit, word := range [...]string{"+truncated", "+unlinked", "+unreachable"} {
+				if flags>>bit&1 != 0 {
+					all[kind][flags] += word
+				}
+			}
+		}
+	}
+	return all
+}()
+
+// pathType is TSEM's word for a path, and more than that for one that is not
+// plain, so that a part never equals a whole.
+func pathType(kind vsockproto.PathKind, flags uint16) string { return pathTypes[kind&3][flags&7] }
+
+// stable is the path without what changes from one boot to the next: in the
+// file system of processes, the number of a process. Its own becomes "self".
+func (t *translator) stable(e *vsockproto.Event) []byte {
+	path := e.Path.Data
+	if e.File.Magic != procMagic {
+		return path
+	}
+	t.path = t.path[:0]
+	for len(path) > 0 {
+		slash := bytes.IndexByte(path[1:], '/') + 1
+		if slash == 0 {
+			slash = len(path)
+		}
+		t.path = appendElement(t.path, path[:slash], &e.Subject)
+		path = path[slash:]
+	}
+	return t.path
+}
+
+// appendElement appends one element of a path, its slash in front.
+func appendElement(b, element []byte, s *vsockproto.Subject) []byte {
+	n, is := number(element)
+	switch {
+	case !is:
+		return append(b, element...)
+	case n == s.TGID || n == s.PID:
+		return append(b, "/self"...)
+	}
+	return append(b, "/pid"...)
+}
+
+func number(element []byte) (n uint32, is bool) {
+	if len(element) < 2 || len(element) > 9 || element[0] != '/' {
+		return 0, false
+	}
+	for _, c := range element[1:] {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + uint32(c-'0')
+	}
+	return n, true
+}
+
+func (t *translator) address(e *vsockproto.Event) {
+	from, to := &e.Address, &t.event.Address
+	to.Family = uint32(from.Family)
+	switch to.Family {
+	case afInet, afInet6:
+		to.Port = le.Uint16(from.Port[:])
+		if e.Type == vsockproto.SocketAccept {
+			to.Port = binary.BigEndian.Uint16(from.Port[:])
+		}
+		to.IP4, to.IP6 = le.Uint32(from.Addr4[:]), from.Addr6
+		to.Flow, to.Scope = from.FlowInfo, from.Scope
+	case afUnix:
+		to.Path = t.name(e.RawAddr.Data)
+	default:
+		to.Digest = sha256.Sum256(e.RawAddr.Data)
+	}
+}
+
+// name is sun_path as text: an abstract name has @ for each NUL, another ends
+// at the first.
+func (t *translator) name(path []byte) []byte {
+	if len(path) == 0 || path[0] != 0 {
+		path, _, _ = bytes.Cut(path, []byte{0})
+		return path
+	}
+	t.path = append(t.path[:0], path...)
+	for i, c := range t.path {
+		if c == 0 {
+			t.path[i] = '@'
+		}
+	}
+	return t.path
+}
+
+// identify computes the TASK_ID of a program at its exec or snapshot; it is
+// the lineage's.
+func identify(e *vsockproto.Event, parent ID) ID {
+	var t translator
+	t.event.COE = coeOf(&e.Subject)
+	t.file(e)
+	id, err := TaskID(e.Type.String(), parent, &t.event)
+	if err != nil { // as the kernel does
+		return ID(bytes.Repeat([]byte{0xff}, len(ID{})))
+	}
+	return id
+}
