@@ -135,19 +135,25 @@ func room(dir string) (string, error) {
 	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
 	}
+	return dir, reachable(dir)
+}
+
+// reachable returns an error where QEMU, as a user of its own, could not get
+// into dir.
+func reachable(dir string) error {
 	for at := dir; ; at = filepath.Dir(at) {
 		fi, err := os.Stat(at)
 		if err != nil {
-			return "", err
+			return err
 		}
 		if !fi.IsDir() {
-			return "", fmt.Errorf("%s is no directory", at)
+			return fmt.Errorf("%s is no directory", at)
 		}
 		if fi.Mode().Perm()&0o001 == 0 {
-			return "", fmt.Errorf("QEMU's user cannot reach %s: `chmod o+x %s` (its files stay unreadable)", dir, at)
+			return fmt.Errorf("QEMU's user cannot reach %s: `chmod o+x %s` (its files stay unreadable)", dir, at)
 		}
 		if at == filepath.Dir(at) {
-			return dir, nil
+			return nil
 		}
 	}
 }

@@ -188,8 +188,15 @@ const script = `#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
-for m in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
+for m in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk qemu_fw_cfg; do
   /bin/busybox insmod /m/$m.ko 2>/dev/null
+done
+key=/sys/firmware/qemu_fw_cfg/by_name/opt/outguard/key/raw
+if [ -f $key ]; then
+  echo "key $(/bin/busybox stat -c %a $key) $(/bin/busybox od -An -v -tx1 $key | /bin/busybox tr -d ' \n')" >/dev/console
+fi
+for d in /sys/bus/virtio/devices/*; do
+  echo "virtio device $(/bin/busybox cat $d/device)" >/dev/console
 done
 i=0
 while :; do
@@ -214,7 +221,7 @@ func initramfs(t testing.TB, release, out string) {
 		t.Fatal(err)
 	}
 	run(t, "cp", "-L", box, filepath.Join(root, "bin/busybox"))
-	for _, m := range []string{"virtio/virtio_ring", "virtio/virtio", "virtio/virtio_pci_modern_dev", "virtio/virtio_pci_legacy_dev", "virtio/virtio_pci", "block/virtio_blk"} {
+	for _, m := range []string{"virtio/virtio_ring", "virtio/virtio", "virtio/virtio_pci_modern_dev", "virtio/virtio_pci_legacy_dev", "virtio/virtio_pci", "block/virtio_blk", "firmware/qemu_fw_cfg"} {
 		path := filepath.Join(modules(release), "drivers", m+".ko")
 		if _, err := os.Stat(path); err == nil { // else it is built in
 			run(t, "cp", path, filepath.Join(root, "m"))

@@ -1,0 +1,432 @@
+package domain
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	libvirt "github.com/digitalocean/go-libvirt"
+	"golang.org/x/sys/unix"
+)
+
+// EnrollOptions of Enroll and Unenroll; nil and zero mean the documented
+// defaults.
+type EnrollOptions struct {
+	StateDir  string    // default /var/lib/outguard: enroll/ and keys/ are in it
+	RunDir    string    // default /run/outguard: vsock/<domain>.vhost and .sock are in it
+	Transport Transport // default: KernelVsock where /dev/vhost-vsock is, else VhostUser
+	User      string    // who may read the enrolment; default "outguard"
+	QEMUUser  string    // who may read the key; default: whom libvirt runs QEMU as
+	Vhost     string    // default RunDir/vsock/<domain>.vhost
+	Socket    string    // default RunDir/vsock/<domain>.sock
+}
+
+// plan is Enroll's work with its options resolved.
+type plan struct {
+	EnrollOptions
+	owner, qemu ids
+}
+
+type ids struct{ uid, gid int }
+
+// Enroll provisions a domain that is shut off: a channel for its agent, and a
+// new one-time key that the guest reads from fw_cfg, as root only, and that
+// only root and QEMU's user can read on the host. It is done as root. Done
+// again it changes nothing but the key, which is a new one.
+func (c *Client) Enroll(ctx context.Context, nameOrUUID string, opts *EnrollOptions) (*Enrolment, error) {
+	e, err := c.enroll(ctx, nameOrUUID, opts)
+	if err != nil {
+		return nil, fmt.Errorf("enroll: %w", err)
+	}
+	return e, nil
+}
+
+func (c *Client) enroll(ctx context.Context, nameOrUUID string, opts *EnrollOptions) (_ *Enrolment, err error) {
+	d, text, err := c.inactive(ctx, nameOrUUID)
+	if err != nil {
+		return nil, err
+	}
+	p, err := c.plan(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := p.prepare()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	e := &Enrolment{Version: 1, UUID: d.UUID, Name: d.Name, Transport: p.Transport, KeyFile: p.keyFile(d), Enrolled: time.Now().UTC()}
+	_, _ = rand.Read(e.Key[:]) // never fails
+	if err := p.sockets(e); err != nil {
+		return nil, err
+	}
+	before, err := readEnrolment(p.file(d))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w; remove the file to enroll anew", err)
+	}
+	defined, err := provision(text, e, &before)
+	if err != nil {
+		return nil, fmt.Errorf("domain %q: %w", d.Name, err)
+	}
+	if err := e.validate(); err != nil {
+		return nil, err
+	}
+	undo, err := p.store(e)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.define(ctx, defined); err != nil {
+		return nil, errors.Join(err, undo())
+	}
+	return e, nil
+}
+
+// Unenroll takes out of a domain that is shut off what Enroll put in, and
+// removes its enrolment and its key. A domain that libvirt no longer knows is
+// forgotten by its UUID.
+func (c *Client) Unenroll(ctx context.Context, nameOrUUID string, opts *EnrollOptions) error {
+	if err := c.unenroll(ctx, nameOrUUID, opts); err != nil {
+		return fmt.Errorf("unenroll: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) unenroll(ctx context.Context, nameOrUUID string, opts *EnrollOptions) error {
+	p, err := c.plan(ctx, opts)
+	if err != nil {
+		return err
+	}
+	unlock, err := p.prepare()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d, text, err := c.inactive(ctx, nameOrUUID)
+	if errors.Is(err, ErrNotFound) {
+		return p.forget(nameOrUUID, err)
+	}
+	if err != nil {
+		return err
+	}
+	before, err := readEnrolment(p.file(d))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	bare, err := strip(text, &before)
+	if err != nil {
+		return fmt.Errorf("domain %q: %w", d.Name, err)
+	}
+	if err := c.define(ctx, bare); err != nil {
+		return err
+	}
+	return p.remove(d)
+}
+
+// forget removes what is left of a domain that is no more.
+func (p *plan) forget(nameOrUUID string, cause error) error {
+	all, _ := Enrolments(p.dir())
+	for _, e := range all {
+		if e.Name == nameOrUUID || e.UUID.String() == nameOrUUID {
+			return p.remove(Domain{UUID: e.UUID})
+		}
+	}
+	return cause
+}
+
+func (p *plan) remove(d Domain) error {
+	var errs []error
+	for _, path := range []string{p.file(d), p.keyFile(d)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// inactive returns a domain that is shut off and its description, secrets
+// included: it is to be defined again.
+func (c *Client) inactive(ctx context.Context, nameOrUUID string) (Domain, string, error) {
+	d, err := c.Lookup(ctx, nameOrUUID)
+	if err != nil {
+		if errors.Is(err, ErrNotFound) {
+			err = fmt.Errorf("%w; `virsh list --all` shows what there is", err)
+		}
+		return Domain{}, "", err
+	}
+	if d.State.Active() {
+		return Domain{}, "", fmt.Errorf("domain %q: %w; shut it down first: `virsh shutdown %s`", d.Name, ErrRunning, d.Name)
+	}
+	text, err := c.xml(ctx, d.UUID, libvirt.DomainXMLInactive|libvirt.DomainXMLSecure)
+	return d, text, err
+}
+
+func (c *Client) define(ctx context.Context, text string) error {
+	err := c.call(ctx, func(l *libvirt.Libvirt) error {
+		_, err := l.DomainDefineXMLFlags(text, 0)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("define: %w", err)
+	}
+	return nil
+}
+
+// plan resolves the options.
+func (c *Client) plan(ctx context.Context, opts *EnrollOptions) (*plan, error) {
+	p := &plan{}
+	if opts != nil {
+		p.EnrollOptions = *opts
+	}
+	for _, d := range []struct {
+		at    *string
+		value string
+	}{{&p.StateDir, "/var/lib/outguard"}, {&p.RunDir, "/run/outguard"}, {&p.User, "outguard"}} {
+		if *d.at == "" {
+			*d.at = d.value
+		}
+	}
+	if p.Transport == "" {
+		p.Transport = VhostUser
+		if _, err := os.Stat("/dev/vhost-vsock"); err == nil {
+			p.Transport = KernelVsock
+		}
+	}
+	if p.Transport != KernelVsock && p.Transport != VhostUser {
+		return nil, fmt.Errorf("transport %q is none of vsock, vhost-user", p.Transport)
+	}
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("%w: run it as root: it writes %s and files of other users", ErrPermission, p.StateDir)
+	}
+	var err error
+	if p.owner, err = userIDs(p.User); err != nil {
+		return nil, fmt.Errorf("%w; make it: `useradd --system --no-create-home --groups libvirt %s`", err, p.User)
+	}
+	if p.QEMUUser != "" {
+		p.qemu, err = userIDs(p.QEMUUser)
+	} else {
+		p.qemu, err = c.qemuIDs(ctx)
+	}
+	return p, err
+}
+
+func userIDs(name string) (ids, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return ids{}, err
+	}
+	uid, err1 := strconv.Atoi(u.Uid)
+	gid, err2 := strconv.Atoi(u.Gid)
+	return ids{uid, gid}, errors.Join(err1, err2)
+}
+
+// qemuIDs asks libvirt as whom it runs QEMU.
+func (c *Client) qemuIDs(ctx context.Context) (ids, error) {
+	var text string
+	err := c.read(ctx, func(l *libvirt.Libvirt) (err error) {
+		text, err = l.ConnectGetCapabilities()
+		return err
+	})
+	if err != nil {
+		return ids{}, fmt.Errorf("ask libvirt for QEMU's user: %w", err)
+	}
+	return parseQEMUIDs(text)
+}
+
+func parseQEMUIDs(text string) (ids, error) {
+	var caps struct {
+		Models []struct {
+			Model  string   `xml:"model"`
+			Labels []string `xml:"baselabel"`
+		} `xml:"host>secmodel"`
+	}
+	if err := xml.Unmarshal([]byte(text), &caps); err != nil {
+		return ids{}, fmt.Errorf("libvirt's capabilities: %w", err)
+	}
+	for _, m := range caps.Models {
+		for _, label := range m.Labels {
+			var got ids
+			if m.Model != "dac" {
+				continue
+			}
+			if _, err := fmt.Sscanf(label, "+%d:+%d", &got.uid, &got.gid); err == nil {
+				return got, nil
+			}
+		}
+	}
+	return ids{}, errors.New("libvirt does not say as whom it runs QEMU; name the user")
+}
+
+func (p *plan) dir() string          { return filepath.Join(p.StateDir, "enroll") }
+func (p *plan) file(d Domain) string { return filepath.Join(p.dir(), d.UUID.String()+".json") }
+func (p *plan) keyFile(d Domain) string {
+	return filepath.Join(p.StateDir, "keys", d.UUID.String()+".key")
+}
+
+// prepare makes the directories and takes the lock, so that one enrolment is
+// made at a time.
+func (p *plan) prepare() (unlock func(), err error) {
+	keys := filepath.Join(p.StateDir, "keys")
+	for _, d := range []struct {
+		path string
+		mode fs.FileMode
+		ids
+	}{{p.StateDir, 0o711, p.owner}, {p.dir(), 0o700, p.owner}, {keys, 0o711, ids{}}} {
+		if err := directory(d.path, d.mode, d.ids); err != nil {
+			return nil, err
+		}
+	}
+	if err := reachable(keys); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(keys, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// directory makes one that is missing, as its owner's; one that is there is
+// left as it is.
+func directory(path string, mode fs.FileMode, owner ids) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	err := os.Mkdir(path, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Chown(path, owner.uid, owner.gid), os.Chmod(path, mode))
+}
+
+// sockets fills in what a vhost-user channel needs.
+func (p *plan) sockets(e *Enrolment) error {
+	if p.Transport != VhostUser {
+		return nil
+	}
+	base := filepath.Join(p.RunDir, "vsock", fileName(e))
+	if e.Vhost = p.Vhost; e.Vhost == "" {
+		e.Vhost = base + ".vhost"
+	}
+	if e.Socket = p.Socket; e.Socket == "" {
+		e.Socket = base + ".sock"
+	}
+	all, _ := Enrolments(p.dir()) // a broken one holds no address that could be known
+	taken := map[uint32]bool{}
+	for i := range all {
+		switch o := &all[i]; {
+		case o.UUID == e.UUID:
+			e.CID = o.CID
+		case o.Vhost == e.Vhost || o.Socket == e.Socket:
+			return fmt.Errorf("the sockets of %q are %s and %s already", o.Name, o.Vhost, o.Socket)
+		default:
+			taken[o.CID] = true
+		}
+	}
+	for cid := uint32(3); e.CID == 0 || taken[e.CID]; cid++ {
+		e.CID = cid
+	}
+	return nil
+}
+
+// fileName is the domain's name where a socket can bear it, else its UUID.
+func fileName(e *Enrolment) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r)
+	}
+	if len(e.Name) > 48 || strings.HasPrefix(e.Name, ".") || strings.ContainsFunc(e.Name, func(r rune) bool { return !plain(r) }) {
+		return e.UUID.String()
+	}
+	return e.Name
+}
+
+// store writes key and enrolment, each whole or not at all; undo puts back
+// what was there.
+func (p *plan) store(e *Enrolment) (undo func() error, err error) {
+	b, err := json.MarshalIndent(e, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	files := []*stored{
+		{path: e.KeyFile, text: e.Key[:], mode: 0o400, ids: p.qemu},
+		{path: p.file(Domain{UUID: e.UUID}), text: append(b, '\n'), mode: 0o600, ids: p.owner},
+	}
+	undo = func() error {
+		var errs []error
+		for _, f := range files {
+			errs = append(errs, f.restore())
+		}
+		return errors.Join(errs...)
+	}
+	for _, f := range files {
+		if err := f.write(); err != nil {
+			return nil, errors.Join(err, undo())
+		}
+	}
+	return undo, nil
+}
+
+// stored is one file that is replaced.
+type stored struct {
+	path    string
+	text    []byte
+	mode    fs.FileMode
+	before  []byte
+	existed bool
+	touched bool
+	ids
+}
+
+func (f *stored) write() error {
+	var err error
+	if f.before, err = os.ReadFile(f.path); err == nil {
+		f.existed = true
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f.touched = true
+	return replace(f.path, f.text, f.mode, f.ids)
+}
+
+func (f *stored) restore() error {
+	switch {
+	case !f.touched:
+		return nil
+	case f.existed:
+		return replace(f.path, f.before, f.mode, f.ids)
+	}
+	return os.Remove(f.path)
+}
+
+// replace writes a file beside path, as its owner's and synced, and renames
+// it there. Nobody else can open it at any time.
+func replace(path string, text []byte, mode fs.FileMode, owner ids) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Chmod(mode), f.Chown(owner.uid, owner.gid), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package domain
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/outguard/outguard/host/domain/domaintest"
+)
+
+// backend returns the vhost-device-vsock binary, or skips.
+func backend(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{os.Getenv("OUTGUARD_VHOST_VSOCK"), "vhost-device-vsock", "/var/cache/outguard/vhost-device-vsock/current"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	domaintest.Require(t, false, "no vhost-device-vsock (OUTGUARD_VHOST_VSOCK names it)")
+	return ""
+}
+
+// serve runs a backend for an enrolment, as QEMU's user, until the test ends.
+func serve(t *testing.T, binary string, e *Enrolment) {
+	t.Helper()
+	dir := filepath.Dir(e.Vhost)
+	if out, err := exec.Command("sh", "-c", `mkdir -p "$1" && chown libvirt-qemu: "$1" && cp -L "$2" "$1/backend"`, "sh", dir, binary).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	user, err := userIDs("libvirt-qemu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(filepath.Join(dir, "backend"), "--guest-cid", fmt.Sprint(e.CID), "--socket", e.Vhost, "--uds-path", e.Socket)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(user.uid), Gid: uint32(user.gid)}}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for range 200 {
+		if _, err := os.Stat(e.Vhost); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("the backend did not come up")
+}
+
+// TestEnroll enrols a domain twice, boots it, has it read its key and show
+// its vsock device, captures it, which no migration could, and unenrols it.
+func TestEnroll(t *testing.T) {
+	binary := backend(t)
+	g := domaintest.Start(t, domaintest.Config{Off: true, Disks: []string{"raw"}})
+	c, ctx := client(t), t.Context()
+	before := g.Virsh(t, "dumpxml")
+	opts := &EnrollOptions{StateDir: filepath.Join(g.Dir, "state"), RunDir: filepath.Join(g.Dir, "run"), Transport: VhostUser, User: "nobody"}
+	first, err := c.Enroll(ctx, g.Name, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	once := g.Virsh(t, "dumpxml")
+	e, err := c.Enroll(ctx, g.UUID.String(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if twice := g.Virsh(t, "dumpxml"); twice != once {
+		t.Errorf("enrolling twice changed the domain:\n%s\nto\n%s", once, twice)
+	}
+	if e.Key == first.Key || e.CID != first.CID || e.Socket != first.Socket {
+		t.Errorf("the key must change and nothing else: %+v, %+v", first, e)
+	}
+	list, err := Enrolments(filepath.Join(opts.StateDir, "enroll"))
+	if err != nil || len(list) != 1 || list[0].Key != e.Key || list[0].UUID != g.UUID {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	for path, want := range map[string]string{
+		e.KeyFile: "libvirt-qemu 400",
+		filepath.Join(opts.StateDir, "enroll", g.UUID.String()+".json"): "nobody 600",
+		filepath.Join(opts.StateDir, "enroll"):                          "nobody 700",
+		filepath.Join(opts.StateDir, "keys"):                            "root 711",
+	} {
+		out, _ := exec.Command("stat", "-c", "%U %a", path).Output()
+		if got := strings.TrimSpace(string(out)); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+
+	serve(t, binary, e)
+	g.Boot(t)
+	console, _ := os.ReadFile(g.Log)
+	if m := regexp.MustCompile(`key (\d+) ([0-9a-f]+)`).FindStringSubmatch(string(console)); m == nil || m[1] != "400" || m[2] != hex.EncodeToString(e.Key[:]) {
+		t.Errorf("the guest's key: %q", m)
+	}
+	if !strings.Contains(string(console), "virtio device 0x0013") {
+		t.Errorf("the guest has no vsock device:\n%s", console)
+	}
+	if _, err := c.Enroll(ctx, g.Name, opts); !errors.Is(err, ErrRunning) || !strings.Contains(err.Error(), "virsh shutdown") {
+		t.Errorf("while it runs: %v", err)
+	}
+	if err := c.Pause(ctx, g.UUID); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Capture(ctx, g.UUID, filepath.Join(g.Dir, "capture"), nil)
+	if err != nil {
+		t.Fatalf("with a vhost-user device: %v", err)
+	}
+	checkPair(t, g, s, 1)
+
+	g.Virsh(t, "destroy")
+	if err := c.Unenroll(ctx, g.Name, opts); err != nil {
+		t.Fatal(err)
+	}
+	if after := g.Virsh(t, "dumpxml"); after != before {
+		t.Errorf("unenrolling leaves something:\n%s\nwas\n%s", after, before)
+	}
+	for _, d := range []string{"enroll", "keys"} {
+		left, _ := filepath.Glob(filepath.Join(opts.StateDir, d, "[^.]*"))
+		if len(left) != 0 {
+			t.Errorf("left: %v", left)
+		}
+	}
+}
+
+func TestEnrollRefuses(t *testing.T) {
+	g := domaintest.Start(t, domaintest.Config{Off: true})
+	c, ctx := client(t), t.Context()
+	opts := EnrollOptions{StateDir: filepath.Join(g.Dir, "state"), RunDir: filepath.Join(g.Dir, "run"), Transport: VhostUser, User: "nobody"}
+	before := g.Virsh(t, "dumpxml")
+	for _, c2 := range []struct {
+		want, domain string
+		edit         func(*EnrollOptions)
+	}{
+		{"no such domain", "respond-test-none", func(*EnrollOptions) {}},
+		{"useradd --system", g.Name, func(o *EnrollOptions) { o.User = "outguard-test-none" }},
+		{"none of vsock, vhost-user", g.Name, func(o *EnrollOptions) { o.Transport = "pigeon" }},
+		{"absolute path", g.Name, func(o *EnrollOptions) { o.Vhost = "/" + strings.Repeat("a", 120) }},
+	} {
+		o := opts
+		c2.edit(&o)
+		if _, err := c.Enroll(ctx, c2.domain, &o); err == nil || !strings.Contains(err.Error(), c2.want) {
+			t.Errorf("got %v, want %q", err, c2.want)
+		}
+	}
+	closed := opts
+	closed.StateDir = filepath.Join(g.Dir, "closed", "state")
+	if err := os.Mkdir(filepath.Dir(closed.StateDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Enroll(ctx, g.Name, &closed); err == nil || !strings.Contains(err.Error(), "chmod o+x") {
+		t.Errorf("where QEMU cannot go: %v", err)
+	}
+	if after := g.Virsh(t, "dumpxml"); after != before {
+		t.Error("a refused enrolment changed the domain")
+	}
+	if list, err := Enrolments(filepath.Join(opts.StateDir, "enroll")); len(list) != 0 || err != nil {
+		t.Errorf("a refused enrolment left %v, %v", list, err)
+	}
+}

@@ -1,0 +1,221 @@
+package domain
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Transport is how a guest's agent reaches the host.
+type Transport string
+
+// The transports.
+const (
+	KernelVsock Transport = "vsock"      // /dev/vhost-vsock: AF_VSOCK on both sides
+	VhostUser   Transport = "vhost-user" // a vhost-device-vsock process: unix sockets on the host
+)
+
+// AgentPort is the vsock port that an agent connects to.
+const AgentPort = 6820
+
+// Key is a domain's one-time key; it prints as "(key)".
+type Key [32]byte
+
+func (Key) String() string   { return "(key)" }
+func (Key) GoString() string { return "(key)" }
+
+// MarshalText writes the key as hex.
+func (k Key) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, k[:]), nil }
+
+// UnmarshalText reads 64 hex digits.
+func (k *Key) UnmarshalText(b []byte) error {
+	if len(b) != 2*len(k) {
+		return fmt.Errorf("a key has %d hex digits, not %d", 2*len(k), len(b))
+	}
+	_, err := hex.Decode(k[:], b)
+	return err
+}
+
+// Enrolment is what the monitor knows of a domain that it watches. It is the
+// file enroll/<uuid>.json in the state directory, readable by the monitor's
+// user only.
+type Enrolment struct {
+	Version   int       `json:"version"` // 1
+	UUID      uuid.UUID `json:"uuid"`
+	Name      string    `json:"name"` // when it was enrolled
+	Transport Transport `json:"transport"`
+	// CID is the guest's address where the backend must be told it (vhost-user);
+	// libvirt assigns that of kernel vsock at each start: ask Client.CID.
+	CID      uint32    `json:"cid,omitempty"`
+	Vhost    string    `json:"vhost,omitempty"`  // socket on which the backend serves QEMU
+	Socket   string    `json:"socket,omitempty"` // the backend's base path; the agent arrives at Listen()
+	KeyFile  string    `json:"key_file"`         // what QEMU gives the guest
+	Key      Key       `json:"key"`
+	Enrolled time.Time `json:"enrolled"`
+	Added    []string  `json:"added,omitempty"` // what Unenroll takes out again, beside the key
+}
+
+// Listen is the unix socket at which this guest's agent arrives, "" with
+// kernel vsock.
+func (e *Enrolment) Listen() string {
+	if e.Socket == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s_%d", e.Socket, AgentPort)
+}
+
+// Snippet is what has to be done in the guest, as a shell script for its root.
+func (e *Enrolment) Snippet() string {
+	return `# In the guest ` + printable(e.Name) + `, as root, with the file outguard-agent at hand:
+install -D -m 0755 outguard-agent /usr/local/sbin/outguard-agent
+printf '%s\n' qemu_fw_cfg vmw_vsock_virtio_transport >/etc/modules-load.d/outguard.conf
+# The kernel needs BPF among its security modules; on Debian:
+mkdir -p /etc/default/grub.d
+echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX lsm=landlock,lockdown,yama,integrity,bpf"' >/etc/default/grub.d/outguard.cfg
+update-grub
+cat >/etc/systemd/system/outguard-agent.service <<'END'
+[Unit]
+Description=Outguard agent
+DefaultDependencies=no
+After=systemd-modules-load.service
+Before=sysinit.target
+[Service]
+ExecStart=/usr/local/sbin/outguard-agent
+Restart=always
+RestartSec=1
+[Install]
+WantedBy=sysinit.target
+END
+systemctl enable outguard-agent.service
+reboot
+`
+}
+
+// printable keeps a name from being more than a word in a comment.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+const (
+	maxEnrolment  = 16 << 10
+	maxEnrolments = 100_000
+)
+
+// Enrolments reads the enrolments in dir, sorted by name. A file that is not
+// one, or not whole, is an error that names it; the others are returned
+// beside it. A directory that is not there holds none.
+func Enrolments(dir string) ([]Enrolment, error) {
+	f, err := os.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read enrolments: %w", err)
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(maxEnrolments + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read enrolments: %w", err)
+	}
+	if len(names) > maxEnrolments {
+		return nil, fmt.Errorf("read enrolments: more than %d files in %s", maxEnrolments, dir)
+	}
+	slices.Sort(names)
+	var out []Enrolment
+	var errs []error
+	for _, name := range names {
+		if !strings.HasSuffix(name, ".json") || strings.HasPrefix(name, ".") {
+			continue
+		}
+		e, err := readEnrolment(filepath.Join(dir, name))
+		switch {
+		case errors.Is(err, os.ErrNotExist): // taken away meanwhile
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			out = append(out, e)
+		}
+	}
+	slices.SortFunc(out, func(a, b Enrolment) int { return strings.Compare(a.Name, b.Name) })
+	return out, errors.Join(errs...)
+}
+
+func readEnrolment(path string) (Enrolment, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Enrolment{}, fmt.Errorf("read enrolment: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxEnrolment+1))
+	if err == nil && len(b) > maxEnrolment {
+		err = fmt.Errorf("larger than %d bytes", maxEnrolment)
+	}
+	var e Enrolment
+	if err == nil {
+		e, err = parseEnrolment(b)
+	}
+	if err == nil && e.UUID.String()+".json" != filepath.Base(path) {
+		err = errors.New("its name is not its domain's UUID")
+	}
+	if err != nil {
+		return Enrolment{}, fmt.Errorf("enrolment %s: %w", path, err)
+	}
+	return e, nil
+}
+
+// parseEnrolment reads and validates one enrolment.
+func parseEnrolment(b []byte) (Enrolment, error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	var e Enrolment
+	if err := d.Decode(&e); err != nil {
+		return Enrolment{}, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return Enrolment{}, errors.New("something follows the object")
+	}
+	return e, e.validate()
+}
+
+func (e *Enrolment) validate() error {
+	switch {
+	case e.Version != 1:
+		return fmt.Errorf("version %d, this program knows 1", e.Version)
+	case e.UUID == uuid.Nil:
+		return errors.New("no UUID")
+	case e.Name == "":
+		return errors.New("no name")
+	case e.Key == Key{}:
+		return errors.New("no key")
+	case e.Transport == KernelVsock && e.Vhost == "" && e.Socket == "":
+		return nil
+	case e.Transport != VhostUser:
+		return fmt.Errorf("transport %q with these fields is none of vsock, vhost-user", e.Transport)
+	case e.CID < 3 || e.CID == ^uint32(0):
+		return fmt.Errorf("CID %d is reserved", e.CID)
+	}
+	for _, path := range []string{e.Vhost, e.Listen()} {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path || len(path) > maxSocketPath {
+			return fmt.Errorf("socket %q: an absolute path of at most %d bytes is needed", path, maxSocketPath)
+		}
+	}
+	return nil
+}
+
+// maxSocketPath is what sockaddr_un holds, with its end.
+const maxSocketPath = 107
