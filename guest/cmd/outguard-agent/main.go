@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Outguard-agent forwards what the kernel of this virtual machine sees to the
+// host. It has no configuration of its own beyond where its key and its channel
+// are; what it reports is the host's to say.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/guest/control"
+	"github.com/outguard/outguard/guest/sensor"
+	"github.com/outguard/outguard/guest/uplink"
+	"github.com/outguard/outguard/vsockproto/link"
+)
+
+const defaultKey = "/sys/firmware/qemu_fw_cfg/by_name/opt/outguard/key/raw"
+
+// version is set by the linker.
+var version = "development"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is the whole program: 0 after an orderly end, 1 after a failure, 2 for
+// arguments that make no sense.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("outguard-agent", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	key := flags.String("key", defaultKey, "file with the 32 bytes of the key that outguard enroll made")
+	channel := flags.String("channel", "vsock:2:6820", "where the host listens: vsock:CID:PORT or unix:PATH")
+	show := flags.Bool("version", false, "say which version this is, and end")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "outguard-agent: unexpected argument %q\n", flags.Arg(0))
+		return 2
+	case *show:
+		fmt.Fprintf(stdout, "outguard-agent %s %s\n", version, runtime.Version())
+		return 0
+	}
+	dial, err := dialer(*channel)
+	if err != nil {
+		fmt.Fprintln(stderr, "outguard-agent:", err)
+		return 2
+	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if err := serve(ctx, *key, dial, log); err != nil {
+		fmt.Fprintln(stderr, "outguard-agent:", err)
+		return 1
+	}
+	return 0
+}
+
+func serve(ctx context.Context, keyFile string, dial dialFunc, log *slog.Logger) (err error) {
+	settle()
+	key, err := readKey(keyFile)
+	if err != nil {
+		return err
+	}
+	s, err := sensor.Open(&sensor.Options{Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	log.Info("attached", "version", version, "taken_over", s.Resumed(), "hooks", len(s.Hooks()))
+
+	me, err := introduce(s)
+	if err != nil {
+		return err
+	}
+	agent := link.NewAgent(key, nil)
+	if err := restore(agent, s); err != nil {
+		return err
+	}
+	return uplink.New(uplink.Config{
+		Link:     agent,
+		Source:   s,
+		Policies: control.New(s),
+		Dial:     dial,
+		Hello:    me.hello,
+		Clock:    clock,
+		Save:     func(st link.State) error { return s.Save(packState(st)) },
+	}, &uplink.Options{Log: log}).Run(ctx)
+}
+
+// settle makes the runtime small. With one P a goroutine in a system call that
+// the kernel holds up could stop all the others.
+func settle() {
+	if runtime.GOMAXPROCS(0) < 2 {
+		runtime.GOMAXPROCS(2)
+	}
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(16 << 20)
+}

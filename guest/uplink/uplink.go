@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package uplink carries the guest's events to the host, in order. It drops
+// nothing: while it may not send, the records stay in the kernel's rings, and
+// what these could not take is in the programs' own account.
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/link"
+)
+
+// Source hands over records in an order in which no record comes before the
+// start of its task, and keeps the account. All but Wake belong to Run.
+type Source interface {
+	// Batch appends whole records to b within its capacity and counts them.
+	Batch(b []byte) (records []byte, count int, err error)
+	// Wait returns when there are records, after Wake, or after d.
+	Wait(d time.Duration) error
+	Wake() error
+	// Mark takes the counters; once Batch has handed over everything from
+	// before, Settled reports true and Counters tells them.
+	Mark() error
+	Settled() bool
+	Counters(to []vsockproto.Counter) []vsockproto.Counter
+}
+
+// Policies puts into force what the host asks for.
+type Policies interface {
+	Begin() // a new session
+	Apply(vsockproto.Policy) vsockproto.PolicyAck
+}
+
+// Config is what an uplink needs.
+type Config struct {
+	Link     *link.Agent
+	Source   Source
+	Policies Policies
+	Dial     func(context.Context) (net.Conn, error)
+	Hello    func() *vsockproto.Hello // what the agent says of itself, with the time of now
+	Clock    func() (bootNs, realNs uint64)
+	Save     func(link.State) error // keeps a session for the next agent of this boot
+}
+
+// Options are an uplink's; nil and zero mean the defaults.
+type Options struct {
+	Log      *slog.Logger  // default: nothing is logged
+	MinDelay time.Duration // before the first attempt to connect again, doubled by each; default 100 ms
+	MaxDelay time.Duration // default 5 s
+	Drain    time.Duration // for the last records and Bye at the end of Run; default 5 s
+}
+
+const (
+	batchSize = 64 << 10
+	// Events never take the last room, so that a sign of life finds some. A
+	// host that grants less than minRoom at a time gets signs of life only.
+	reserve = 8 << 10
+	minRoom = batchSize + vsockproto.EventsHeader + reserve
+)
+
+// Uplink is one agent's way to its host.
+type Uplink struct {
+	Config
+	log      *slog.Logger
+	minDelay time.Duration
+	maxDelay time.Duration
+	drain    time.Duration
+
+	buf      []byte // a batch that was read and not yet sent
+	count    int
+	marked   time.Time // when the mark for the next heartbeat was taken; zero: not yet
+	lastBeat time.Time
+	counters []vsockproto.Counter
+
+	mu      sync.Mutex            // guards what follows
+	beat    time.Duration         // between heartbeats, as the host asked
+	fresh   bool                  // welcomed since the last heartbeat
+	answers *vsockproto.PolicyAck // not yet sent
+}
+
+// New makes an uplink. It starts nothing.
+func New(c Config, o *Options) *Uplink {
+	if o == nil {
+		o = &Options{}
+	}
+	u := &Uplink{
+		Config:   c,
+		log:      o.Log,
+		minDelay: or(o.MinDelay, 100*time.Millisecond),
+		maxDelay: or(o.MaxDelay, 5*time.Second),
+		drain:    or(o.Drain, 5*time.Second),
+		buf:      make([]byte, 0, batchSize),
+		beat:     time.Second,
+	}
+	if u.log == nil {
+		u.log = slog.New(slog.DiscardHandler)
+	}
+	return u
+}
+
+func or(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return d
+}
+
+// Run connects, and connects again, and carries events until ctx ends; then it
+// sends what is left and Bye, if the host can be reached. The error is the
+// source's: a connection that fails is logged and made anew.
+func (u *Uplink) Run(ctx context.Context) error {
+	linkCtx, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
+	var wg sync.WaitGroup
+	wg.Go(func() { u.connect(ctx, linkCtx) })
+	wake := context.AfterFunc(ctx, func() { u.Source.Wake() })
+	defer wake()
+
+	err := u.carry(ctx)
+	if err == nil {
+		err = u.finish(linkCtx)
+	}
+	hangUp()
+	wg.Wait()
+	return err
+}
+
+// connect keeps a connection up. No new one is made after ctx; the one that is
+// up then lasts until link ends.
+func (u *Uplink) connect(ctx, link context.Context) {
+	delay := u.minDelay
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := u.connectOnce(ctx, link)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > u.maxDelay {
+			delay = u.minDelay
+		}
+		u.log.Warn("no connection to the host", "error", err, "next", delay)
+		pause(ctx, delay)
+		delay = min(2*delay, u.maxDelay)
+	}
+}
+
+func (u *Uplink) connectOnce(ctx, link context.Context) error {
+	conn, err := u.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	return u.Link.Run(link, conn, u.Hello(), handler{u})
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// handler takes what the host sends.
+type handler struct{ u *Uplink }
+
+func (h handler) Welcome(ack vsockproto.HelloAck, resumed bool) {
+	u := h.u
+	if !resumed {
+		u.Policies.Begin()
+	}
+	if state, ok := u.Link.State(); ok {
+		if err := u.Save(state); err != nil {
+			u.log.Warn("a restart will not go on with this session", "error", err)
+		}
+	}
+	u.mu.Lock()
+	u.beat, u.fresh = time.Duration(ack.HeartbeatMs)*time.Millisecond, true
+	u.mu.Unlock()
+	u.log.Info("connected", "resumed", resumed, "next_frame", ack.Next, "credit", ack.Credit, "heartbeat_ms", ack.HeartbeatMs)
+	u.wake()
+}
+
+func (h handler) Policy(p vsockproto.Policy) {
+	ack := h.u.Policies.Apply(p)
+	h.u.log.Info("policy", "number", p.Number, "hooks", len(p.Hooks), "refused", ack.Reason)
+	h.u.mu.Lock()
+	h.u.answers = &ack
+	h.u.mu.Unlock()
+	h.u.wake()
+}
+
+func (u *Uplink) wake() {
+	if err := u.Source.Wake(); err != nil {
+		u.log.Warn("wake the reader", "error", err)
+	}
+}
+
+// carry moves records and signs of life until ctx ends.
+func (u *Uplink) carry(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := u.answer(); err != nil {
+			return err
+		}
+		if err := u.pulse(); err != nil {
+			return err
+		}
+		moved, err := u.move()
+		if err != nil {
+			return err
+		}
+		if moved {
+			continue
+		}
+		if err := u.rest(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rest waits for something to do: for room if a batch could not go, for records
+// otherwise, and no longer than to the next heartbeat.
+func (u *Uplink) rest(ctx context.Context) error {
+	left := time.Until(u.nextBeat())
+	if u.Link.Room() >= minRoom {
+		return u.Source.Wait(max(left, 0))
+	}
+	if left <= 0 {
+		left = u.interval() // due, and no room for it either
+	}
+	ctx, cancel := context.WithTimeout(ctx, left)
+	defer cancel()
+	_ = u.Link.Wait(ctx, minRoom) // its only error is that of ctx, and the caller looks
+	return nil
+}
+
+func (u *Uplink) interval() time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.beat
+}
+
+func (u *Uplink) nextBeat() time.Time {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.fresh {
+		return time.Time{}
+	}
+	return u.lastBeat.Add(u.beat)
+}
+
+// move sends one batch. It reads one only if there is room for it, so that
+// what cannot go yet stays in the rings.
+func (u *Uplink) move() (bool, error) {
+	if u.count == 0 {
+		if u.Link.Room() < minRoom {
+			return false, nil
+		}
+		var err error
+		if u.buf, u.count, err = u.Source.Batch(u.buf[:0]); err != nil {
+			return false, fmt.Errorf("read events: %w", err)
+		}
+		if u.count == 0 {
+			return false, nil
+		}
+	}
+	switch err := u.Link.SendEvents(u.count, u.buf); {
+	case errors.Is(err, link.ErrNoRoom):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("send events: %w", err)
+	}
+	u.count = 0
+	return true, nil
+}
+
+// pulse takes a mark when a heartbeat is due, and sends the heartbeat when
+// everything from before the mark has been sent. If that takes longer than to
+// the next one, a heartbeat goes out with the account as it was before.
+func (u *Uplink) pulse() error {
+	now := time.Now()
+	if u.marked.IsZero() {
+		if now.Before(u.nextBeat()) {
+			return nil
+		}
+		if err := u.Source.Mark(); err != nil {
+			return fmt.Errorf("take counters: %w", err)
+		}
+		u.marked = now
+	}
+	settled := u.count == 0 && u.Source.Settled()
+	if !settled && now.Sub(u.marked) < u.interval() {
+		return nil
+	}
+	err := u.Link.SendHeartbeat(u.account())
+	if errors.Is(err, link.ErrNoRoom) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("send heartbeat: %w", err)
+	}
+	u.marked = now
+	if settled {
+		u.marked = time.Time{}
+	}
+	u.beaten(now)
+	return nil
+}
+
+func (u *Uplink) beaten(now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.lastBeat, u.fresh = now, false
+}
+
+func (u *Uplink) account() *vsockproto.Heartbeat {
+	u.counters = u.Source.Counters(u.counters[:0])
+	boot, real := u.Clock()
+	return &vsockproto.Heartbeat{BootNs: boot, RealNs: real, Counters: u.counters}
+}
+
+// answer sends what is owed for a policy.
+func (u *Uplink) answer() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.answers == nil {
+		return nil
+	}
+	err := u.Link.SendPolicyAck(u.answers)
+	switch {
+	case errors.Is(err, link.ErrNoRoom):
+		return nil
+	case err != nil:
+		return fmt.Errorf("send policy ack: %w", err)
+	}
+	u.answers = nil
+	return nil
+}
+
+// finish sends everything up to now and Bye, and waits until the host has
+// recorded it, if it can be reached in time.
+func (u *Uplink) finish(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, u.drain)
+	defer cancel()
+	if err := u.Source.Mark(); err != nil {
+		return fmt.Errorf("take counters: %w", err)
+	}
+	for u.count != 0 || !u.Source.Settled() {
+		moved, err := u.move()
+		if err != nil {
+			return err
+		}
+		if !moved && u.Link.Wait(ctx, minRoom) != nil {
+			u.log.Warn("the host cannot be reached; what it has not seen stays in the kernel")
+			return nil
+		}
+	}
+	if err := u.Link.SendBye(&vsockproto.Bye{Heartbeat: *u.account(), Reason: "stopped"}); err != nil {
+		u.log.Warn("no bye", "error", err)
+		return nil
+	}
+	if err := u.Link.Drained(ctx); err != nil {
+		u.log.Warn("the host has not confirmed the end", "error", err)
+	}
+	return nil
+}
