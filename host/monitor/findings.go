@@ -65,7 +65,12 @@ func (j *judge) again(f *engine.Finding) *earlier {
 	return e
 }
 
+// decide asks the playbook, which acts on VMs: a finding of the host's own is
+// only recorded.
 func (j *judge) decide(f *engine.Finding) {
+	if f.VM == uuid.Nil {
+		return
+	}
 	name := j.m.domains.name(f.VM)
 	d := decide.Decide(j.playbook, j.input(f, name), j.history)
 	j.history.Note(d)

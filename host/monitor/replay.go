@@ -46,8 +46,13 @@ func (m *Monitor) replay(ctx context.Context) error {
 		return nil
 	}
 	for _, vm := range vms {
+		if vm == uuid.Nil { // the host's own: no frames
+			continue
+		}
 		for _, e := range m.engines {
-			err = errors.Join(err, m.replayOne(ctx, vm, e))
+			if one := m.replayOne(ctx, vm, e); !errors.Is(one, fs.ErrNotExist) { // a stream without a record yet
+				err = errors.Join(err, one)
+			}
 		}
 	}
 	return err
