@@ -34,7 +34,7 @@ func (p *Install) StartMonitor(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command("setpriv", "--reuid=outguard", "--regid=outguard", "--groups=outguard,libvirt",
+	cmd := exec.Command("setpriv", "--reuid=outguard", "--regid=outguard", "--groups=outguard,libvirt,outguard-engine",
 		"--inh-caps="+capabilities, "--ambient-caps="+capabilities, "--bounding-set="+capabilities,
 		filepath.Join(p.Lib, "outguardd"), "--config", p.ConfigFile())
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
