@@ -22,6 +22,10 @@ import (
 type Backend interface {
 	Status(ctx context.Context) (*apipb.StatusResponse, error)
 
+	// Names returns the name of every domain that the monitor knows, from
+	// memory: an order finds its VM by it, also while an engine or libvirt hangs.
+	Names(ctx context.Context) (map[uuid.UUID]string, error)
+
 	// VMs returns every domain that the monitor knows, in any order.
 	VMs(ctx context.Context) ([]*apipb.VM, error)
 

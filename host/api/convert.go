@@ -233,11 +233,3 @@ func uuidText(id uuid.UUID) string {
 	}
 	return id.String()
 }
-
-func uuidOf(text string) uuid.UUID {
-	id, err := uuid.Parse(text)
-	if err != nil {
-		return uuid.Nil
-	}
-	return id
-}

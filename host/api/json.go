@@ -2,7 +2,6 @@ package api
 
 import (
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -71,7 +70,7 @@ func appendMap(b []byte, f protoreflect.FieldDescriptor, m protoreflect.Map) []b
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(appendString(b, k), ':')
+		b = append(safe.AppendString(b, k), ':')
 		b = appendValue(b, f.MapValue(), m.Get(protoreflect.ValueOfString(k).MapKey()))
 	}
 	return append(b, '}')
@@ -82,9 +81,9 @@ func appendValue(b []byte, f protoreflect.FieldDescriptor, v protoreflect.Value)
 	case protoreflect.MessageKind:
 		return appendMessage(b, v.Message())
 	case protoreflect.StringKind:
-		return appendString(b, v.String())
+		return safe.AppendString(b, v.String())
 	case protoreflect.BytesKind:
-		return appendString(b, base64.StdEncoding.EncodeToString(v.Bytes()))
+		return safe.AppendString(b, base64.StdEncoding.EncodeToString(v.Bytes()))
 	case protoreflect.BoolKind:
 		return strconv.AppendBool(b, v.Bool())
 	case protoreflect.Uint32Kind, protoreflect.Uint64Kind:
@@ -92,14 +91,6 @@ func appendValue(b []byte, f protoreflect.FieldDescriptor, v protoreflect.Value)
 	}
 	// The service has no other kinds; a test goes through all of its messages.
 	panic(fmt.Sprintf("field %s: kind %s", f.FullName(), f.Kind()))
-}
-
-func appendString(b []byte, s string) []byte {
-	quoted, err := json.Marshal(s)
-	if err != nil { // not of a string
-		panic(err)
-	}
-	return safe.JSON(b, quoted)
 }
 
 // jsonCodec answers curl with the same JSON that the command line prints, and

@@ -7,13 +7,12 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/host/api/safe"
 )
 
 // names remembers domain names, which libvirt may change, for nameAge.
 type names struct {
-	list func(context.Context) ([]*apipb.VM, error)
+	list func(context.Context) (map[uuid.UUID]string, error)
 
 	mu   sync.Mutex // guards what follows; held while list runs, so that it runs once
 	at   time.Time
@@ -33,15 +32,13 @@ func (n *names) of(ctx context.Context, id uuid.UUID) string {
 // refresh keeps the old names where the new ones cannot be had.
 func (n *names) refresh(ctx context.Context) {
 	n.at = time.Now()
-	vms, err := n.list(ctx)
+	all, err := n.list(ctx)
 	if err != nil {
 		return
 	}
-	byID := make(map[uuid.UUID]string, len(vms))
-	for _, v := range vms {
-		if id, err := uuid.Parse(v.Uuid); err == nil {
-			byID[id] = safe.Text(v.Name)
-		}
+	byID := make(map[uuid.UUID]string, len(all))
+	for id, name := range all {
+		byID[id] = safe.Text(name)
 	}
 	n.byID = byID
 }

@@ -59,7 +59,7 @@ type Server struct {
 func New(b Backend, opts *Options) *Server {
 	s := &Server{backend: b, opts: opts.withDefaults()}
 	s.streams = make(chan struct{}, s.opts.MaxStreams)
-	s.names.list = b.VMs
+	s.names.list = b.Names
 	mux := http.NewServeMux()
 	mux.Handle(apipbconnect.NewOutguardHandler(&service{s},
 		connect.WithReadMaxBytes(s.opts.MaxRequest),

@@ -101,8 +101,9 @@ func paths(t *testing.T, c apipbconnect.OutguardClient, r *apipb.EventsRequest) 
 	defer func() { _ = s.Close() }()
 	var out []string
 	for s.Receive() {
-		e := s.Msg().Event
-		out = append(out, e.Vm+":"+e.GetFile().GetPath())
+		for _, e := range s.Msg().Events {
+			out = append(out, e.Vm+":"+e.GetFile().GetPath())
+		}
 	}
 	if err := s.Err(); err != nil {
 		t.Fatal(err)
@@ -151,7 +152,9 @@ func TestEventsThatDoNotDecodeAreShown(t *testing.T) {
 	defer func() { _ = s.Close() }()
 	var types []string
 	for s.Receive() {
-		types = append(types, s.Msg().Event.Type)
+		for _, e := range s.Msg().Events {
+			types = append(types, e.Type)
+		}
 	}
 	if got := strings.Join(types, " "); s.Err() != nil || got != "file_open undecodable file_open" {
 		t.Errorf("%s, %v", got, s.Err())
@@ -169,11 +172,11 @@ func TestFollowGoesOnWithWhatArrives(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()
-	if !s.Receive() || s.Msg().Event.File.Path != "/old" {
+	if !s.Receive() || s.Msg().Events[0].File.Path != "/old" {
 		t.Fatalf("%v, %v", s.Msg(), s.Err())
 	}
 	b.Add(batch(t, web, 2, open(1, "/new")))
-	if !s.Receive() || s.Msg().Event.File.Path != "/new" {
+	if !s.Receive() || s.Msg().Events[0].File.Path != "/new" {
 		t.Fatalf("%v, %v", s.Msg(), s.Err())
 	}
 }

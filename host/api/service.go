@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/safe"
 )
 
 // service is the generated interface's implementation.
@@ -214,18 +215,17 @@ func (s *Server) resolve(ctx context.Context, vm string) (uuid.UUID, error) {
 	if vm == "" {
 		return uuid.Nil, invalid("outguard vms lists the domains", "no VM is named")
 	}
-	vms, err := s.backend.VMs(ctx)
+	all, err := s.backend.Names(ctx)
 	if err != nil {
 		return uuid.Nil, err
 	}
-	for _, v := range vms {
-		if v.Name == vm {
-			return uuid.Parse(v.Uuid)
+	for id, name := range all {
+		if name == vm || safe.Text(name) == vm {
+			return id, nil
 		}
 	}
-	id, err := uuid.Parse(vm)
-	for _, v := range vms {
-		if err == nil && v.Uuid == id.String() {
+	if id, err := uuid.Parse(vm); err == nil {
+		if _, ok := all[id]; ok {
 			return id, nil
 		}
 	}

@@ -26,17 +26,56 @@ func (s *service) Events(ctx context.Context, r *apipb.EventsRequest, out *conne
 		return err
 	}
 	return s.stream(ctx, func(ctx context.Context) error {
-		send := limited(r.Limit, func(e *apipb.Event) error {
-			e.Vm = s.names.of(ctx, uuidOf(e.Uuid))
-			return s.send(ctx, func() error { return out.Send(&apipb.EventsResponse{Event: e}) })
+		g := &eventGroup{limit: r.Limit, send: func(events []*apipb.Event) error {
+			return s.send(ctx, func() error { return out.Send(&apipb.EventsResponse{Events: events}) })
+		}}
+		return s.backend.Batches(ctx, q, func(b *engine.Batch) error {
+			name := s.names.of(ctx, b.VM)
+			err := eachEvent(b, &filter, func(e *apipb.Event) error { e.Vm = name; return g.add(e) })
+			if err != nil {
+				return err
+			}
+			return g.flush()
 		})
-		return s.backend.Batches(ctx, q, func(b *engine.Batch) error { return eachEvent(b, &filter, send) })
 	})
 }
 
-// eachEvent sends those records of b that match. What does not decode is sent
-// as such unless the caller asked for particular events.
-func eachEvent(b *engine.Batch, filter *eventFilter, send func(*apipb.Event) error) error {
+// eventGroup sends the events of a batch together, at most maxGroup at a time,
+// and ends with errLimit after limit of them.
+type eventGroup struct {
+	limit, sent uint64
+	events      []*apipb.Event
+	send        func([]*apipb.Event) error
+}
+
+const maxGroup = 256
+
+func (g *eventGroup) add(e *apipb.Event) error {
+	g.events = append(g.events, e)
+	if g.sent++; g.sent == g.limit {
+		if err := g.flush(); err != nil {
+			return err
+		}
+		return errLimit
+	}
+	if len(g.events) == maxGroup {
+		return g.flush()
+	}
+	return nil
+}
+
+func (g *eventGroup) flush() error {
+	if len(g.events) == 0 {
+		return nil
+	}
+	err := g.send(g.events)
+	g.events = g.events[:0]
+	return err
+}
+
+// eachEvent hands on those records of b that match. What does not decode is
+// handed on as such unless the caller asked for particular events.
+func eachEvent(b *engine.Batch, filter *eventFilter, emit func(*apipb.Event) error) error {
 	var e vsockproto.Event
 	for rest := b.Records; len(rest) > 0; {
 		next, err := e.Parse(rest)
@@ -44,10 +83,10 @@ func eachEvent(b *engine.Batch, filter *eventFilter, send func(*apipb.Event) err
 			if !filter.all() {
 				return nil
 			}
-			return send(undecodable(b, rest, err))
+			return emit(undecodable(b, rest, err))
 		}
 		if filter.match(&e) {
-			if err := send(EventOf(b, &e)); err != nil {
+			if err := emit(EventOf(b, &e)); err != nil {
 				return err
 			}
 		}

@@ -37,7 +37,9 @@ was done.`,
 			return err
 		}
 		return receive(cmd.Context(), a, s, r.Follow, func(m *apipb.EventsResponse) {
-			a.print(m.Event, func() { a.printf("%s\n", eventLine(m.Event)) })
+			for _, e := range m.Events {
+				a.print(e, func() { a.printf("%s\n", eventLine(e)) })
+			}
 		})
 	})
 	f := cmd.Flags()
@@ -52,7 +54,7 @@ was done.`,
 	return cmd
 }
 
-// receive prints a stream. One that follows is flushed line by line, and
+// receive prints a stream. One that follows is flushed as it comes, and
 // interrupting it is how it ends.
 func receive[M any](ctx context.Context, a *app, s *connect.ServerStreamForClient[M], follow bool, print func(*M)) error {
 	defer func() { _ = s.Close() }()

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -28,7 +29,7 @@ head and seal, with this host's public key. DIR is a whole store or one VM's
 stream in it; by default it is this host's store. No monitor needs to run; one
 may.`,
 		Args: cobra.MaximumNArgs(1), ValidArgsFunction: completeDir,
-	}, func(_ *cobra.Command, args []string) error {
+	}, func(cmd *cobra.Command, args []string) error {
 		p, err := a.paths()
 		if err != nil {
 			return err
@@ -41,7 +42,7 @@ may.`,
 		if err != nil {
 			return err
 		}
-		return a.verifyEvidence(dir, v)
+		return a.verifyEvidence(cmd.Context(), dir, v)
 	})
 	keyFlag(cmd, &key)
 	return cmd
@@ -72,8 +73,8 @@ func (a *app) verifier(file string) (note.Verifier, error) {
 	return v, err
 }
 
-func (a *app) verifyEvidence(dir string, v note.Verifier) error {
-	reports, err := verifyAny(dir, v)
+func (a *app) verifyEvidence(ctx context.Context, dir string, v note.Verifier) error {
+	reports, err := a.verifyAny(ctx, dir, v)
 	for i := range reports {
 		r := &reports[i]
 		if a.json {
@@ -101,21 +102,38 @@ func (a *app) verifyEvidence(dir string, v note.Verifier) error {
 }
 
 // verifyAny takes a store, whose folders are named by UUIDs, or one stream.
-func verifyAny(dir string, v note.Verifier) ([]evidence.Report, error) {
+func (a *app) verifyAny(ctx context.Context, dir string, v note.Verifier) ([]evidence.Report, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
+	var streams []string
 	for _, e := range entries {
 		if _, err := uuid.Parse(e.Name()); err == nil && e.IsDir() {
-			return evidence.VerifyStore(dir, v)
-		}
-		if strings.Contains(e.Name(), ".seg") {
-			r, err := evidence.Verify(dir, v)
-			return []evidence.Report{r}, err
+			streams = append(streams, filepath.Join(dir, e.Name()))
+		} else if strings.Contains(e.Name(), ".seg") {
+			streams = []string{dir}
+			break
 		}
 	}
-	return nil, nil
+	return a.verifyStreams(ctx, streams, v)
+}
+
+// verifyStreams goes on after one that is corrupt, so that all of them are told.
+func (a *app) verifyStreams(ctx context.Context, dirs []string, v note.Verifier) ([]evidence.Report, error) {
+	bar := a.progress()
+	defer bar.end()
+	var all []evidence.Report
+	var errs []error
+	for i, dir := range dirs {
+		if err := ctx.Err(); err != nil {
+			return all, err
+		}
+		bar.say(fmt.Sprintf("verifying stream %d of %d", i+1, len(dirs)))
+		r, err := evidence.Verify(dir, v)
+		all, errs = append(all, r), append(errs, err)
+	}
+	return all, errors.Join(errs...)
 }
 
 func (a *app) evidenceLine(r *evidence.Report) {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -29,11 +30,13 @@ func (a *app) print(m proto.Message, human func()) {
 
 // printJSON writes what is no message of the API.
 func (a *app) printJSON(v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
 		return err
 	}
-	_, _ = a.out.Write(append(safe.JSON(nil, b), '\n'))
+	_, _ = a.out.Write(safe.JSON(nil, b.Bytes()))
 	return nil
 }
 
@@ -162,15 +165,19 @@ func (a *app) progress() *progress {
 }
 
 func (p *progress) show(step string, done, total uint64) {
+	if total > 0 {
+		p.say(fmt.Sprintf("%s: %3d%% of %s", step, done*100/total, size(total)))
+	} else {
+		p.say(fmt.Sprintf("%s: %s", step, size(done)))
+	}
+}
+
+func (p *progress) say(text string) {
 	if !p.tty {
 		return
 	}
 	p.drawn = true
-	text := fmt.Sprintf("%s: %s", safe.Text(step), size(done))
-	if total > 0 {
-		text = fmt.Sprintf("%s: %3d%% of %s", safe.Text(step), done*100/total, size(total))
-	}
-	_, _ = fmt.Fprintf(p.a.err, "\r\x1b[K%s", text)
+	_, _ = fmt.Fprintf(p.a.err, "\r\x1b[K%s", safe.Text(text))
 }
 
 func (p *progress) end() {

@@ -95,14 +95,17 @@ func (a *app) printEnrolment(e *domain.Enrolment) error {
 	a.fact("enrolled", e.Name+" "+e.UUID.String())
 	a.fact("transport", string(e.Transport))
 	a.fact("key", e.KeyFile)
+	next := 2
+	if e.Transport == domain.VhostUser {
+		next++
+	}
 	a.printf("\nWhat is left to do:\n")
 	a.printf("1. The monitor runs: `systemctl start outguardd`, or `outguardd` where systemd does not.\n")
 	if e.Transport == domain.VhostUser {
-		a.printf("2. Before the domain starts, its vsock device's process does, as the user that QEMU runs as:\n   %s\n", backend(e))
-	} else {
-		a.printf("2. Start the domain: virsh start %s\n", quote(e.Name))
+		a.printf("2. The process of its vsock device runs before the domain does, as QEMU's user:\n   %s\n", backend(e))
 	}
-	a.printf("3. The agent runs in the guest; this installs it:\n\n%s\n", safeLines(e.Snippet()))
+	a.printf("%d. The domain starts: virsh start %s\n", next, quote(e.Name))
+	a.printf("%d. The agent runs in the guest; this installs it:\n\n%s\n", next+1, safeLines(e.Snippet()))
 	a.printf("`outguard vms %s` then shows the agent.\n", quote(e.Name))
 	return nil
 }

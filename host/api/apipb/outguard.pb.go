@@ -869,7 +869,7 @@ func (x *EventsRequest) GetLimit() uint64 {
 
 type EventsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Event         *Event                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	Events        []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"` // never empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -904,9 +904,9 @@ func (*EventsResponse) Descriptor() ([]byte, []int) {
 	return file_outguard_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *EventsResponse) GetEvent() *Event {
+func (x *EventsResponse) GetEvents() []*Event {
 	if x != nil {
-		return x.Event
+		return x.Events
 	}
 	return nil
 }
@@ -3795,9 +3795,9 @@ const file_outguard_proto_rawDesc = "" +
 	"\x03pid\x18\x04 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04path\x18\x05 \x01(\tR\x04path\x12\x14\n" +
 	"\x05types\x18\x06 \x03(\tR\x05types\x12\x14\n" +
-	"\x05limit\x18\a \x01(\x04R\x05limit\":\n" +
-	"\x0eEventsResponse\x12(\n" +
-	"\x05event\x18\x01 \x01(\v2\x12.outguard.v1.EventR\x05event\"\x9e\x05\n" +
+	"\x05limit\x18\a \x01(\x04R\x05limit\"<\n" +
+	"\x0eEventsResponse\x12*\n" +
+	"\x06events\x18\x01 \x03(\v2\x12.outguard.v1.EventR\x06events\"\x9e\x05\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x18\n" +
@@ -4133,7 +4133,7 @@ var file_outguard_proto_depIdxs = []int32{
 	8,  // 3: outguard.v1.VM.classes:type_name -> outguard.v1.ClassCount
 	31, // 4: outguard.v1.VM.models:type_name -> outguard.v1.Model
 	7,  // 5: outguard.v1.Session.hooks:type_name -> outguard.v1.Hook
-	11, // 6: outguard.v1.EventsResponse.event:type_name -> outguard.v1.Event
+	11, // 6: outguard.v1.EventsResponse.events:type_name -> outguard.v1.Event
 	13, // 7: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
 	15, // 8: outguard.v1.Event.exec:type_name -> outguard.v1.Exec
 	14, // 9: outguard.v1.Event.file:type_name -> outguard.v1.File

@@ -86,6 +86,17 @@ func (b *Backend) Status(context.Context) (*apipb.StatusResponse, error) {
 	}, nil
 }
 
+// Names implements api.Backend.
+func (b *Backend) Names(context.Context) (map[uuid.UUID]string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := map[uuid.UUID]string{}
+	for _, v := range b.vms {
+		out[uuid.MustParse(v.Uuid)] = v.Name
+	}
+	return out, nil
+}
+
 // VMs implements api.Backend.
 func (b *Backend) VMs(context.Context) ([]*apipb.VM, error) {
 	b.mu.Lock()

@@ -56,28 +56,55 @@ func Unquote(s string) ([]byte, error) {
 	return out, nil
 }
 
+// AppendString appends s to dst as a JSON string in which every character that
+// is not printable stands as \uXXXX. Bytes that are no UTF-8 become U+FFFD.
+func AppendString(dst []byte, s string) []byte {
+	dst = append(dst, '"')
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		switch {
+		case r == '"' || r == '\\':
+			dst = append(dst, '\\', byte(r))
+		case r == '\n':
+			dst = append(dst, `\n`...)
+		case r == '\t':
+			dst = append(dst, `\t`...)
+		default:
+			dst = appendRune(dst, r, s[:n])
+		}
+		s = s[n:]
+	}
+	return append(dst, '"')
+}
+
 // JSON appends src, a JSON text, to dst with every character that is not
 // printable as \uXXXX. Such characters stand only inside JSON's strings, where
-// the escape means the same.
+// the escape means the same; JSON's own white space stays.
 func JSON(dst, src []byte) []byte {
 	for len(src) > 0 {
-		r, n := utf8.DecodeRune(src)
-		switch {
-		case r < utf8.RuneSelf && r != 0x7f:
-			dst = append(dst, src[0])
-		case r == utf8.RuneError && n == 1:
-			dst = append(dst, `\ufffd`...)
-		case strconv.IsPrint(r):
-			dst = append(dst, src[:n]...)
-		case r > 0xffff:
-			r -= 0x10000
-			dst = fmt.Appendf(dst, `\u%04x\u%04x`, 0xd800+(r>>10), 0xdc00+(r&0x3ff))
-		default:
-			dst = fmt.Appendf(dst, `\u%04x`, r)
+		if src[0] == '\n' || src[0] == '\t' || src[0] == '\r' {
+			dst, src = append(dst, src[0]), src[1:]
+			continue
 		}
+		r, n := utf8.DecodeRune(src)
+		dst = appendRune(dst, r, string(src[:n]))
 		src = src[n:]
 	}
 	return dst
+}
+
+// appendRune appends r, which stood as text, or its escape in JSON.
+func appendRune(dst []byte, r rune, text string) []byte {
+	switch {
+	case r == utf8.RuneError && len(text) == 1:
+		return append(dst, `\ufffd`...)
+	case strconv.IsPrint(r):
+		return append(dst, text...)
+	case r > 0xffff:
+		r -= 0x10000
+		return fmt.Appendf(dst, `\u%04x\u%04x`, 0xd800+(r>>10), 0xdc00+(r&0x3ff))
+	}
+	return fmt.Appendf(dst, `\u%04x`, r)
 }
 
 func clean(s string) bool {

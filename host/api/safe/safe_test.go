@@ -62,6 +62,14 @@ func TestJSON(t *testing.T) {
 	}
 }
 
+func TestAppendString(t *testing.T) {
+	in := "<a&b>\"\\\n\t\r\x00\x7f\u009b\u202e\U000e0041é\xff"
+	want := `"<a&b>\"\\\n\t\u000d\u0000\u007f\u009b\u202e\udb40\udc41é\ufffd"`
+	if got := string(safe.AppendString(nil, in)); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 func TestNothingToDoAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { safe.Text("/usr/bin/größe"); safe.Quote("/usr/bin/größe") }); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -110,5 +118,9 @@ func checkJSON(t *testing.T, s string) {
 	}
 	if err := json.Unmarshal(out, &got); err != nil || got != want || !harmless(string(out)) {
 		t.Fatalf("JSON %q says %q, %v, want %q", out, got, err, want)
+	}
+	out = safe.AppendString(nil, s)
+	if err := json.Unmarshal(out, &got); err != nil || got != want || !harmless(string(out)) {
+		t.Fatalf("string %q says %q, %v, want %q", out, got, err, want)
 	}
 }
