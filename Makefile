@@ -4,7 +4,7 @@ SHELL       := /bin/sh
 GO          ?= go
 GIT         := git -c safe.directory='*'
 VERSION     := $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS     := -s -w -X main.version=$(VERSION)
+LDFLAGS     := -s -w -X main.version=$(VERSION) -X github.com/outguard/outguard/host/version.linked=$(VERSION)
 GOBUILD     := $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 PROMISED    := libvirt,qemu,vsock-loopback
 FUZZTIME    ?= 30s

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -113,27 +112,6 @@ func TestSizesAndDurations(t *testing.T) {
 	} {
 		if got := duration(d); got != want {
 			t.Errorf("duration(%d) = %s, want %s", d, got, want)
-		}
-	}
-}
-
-func TestVersionOf(t *testing.T) {
-	vcs := func(v string, s ...debug.BuildSetting) *debug.BuildInfo {
-		return &debug.BuildInfo{Main: debug.Module{Version: v}, Settings: s}
-	}
-	revision := debug.BuildSetting{Key: "vcs.revision", Value: "0123456789abcdef"}
-	modified := debug.BuildSetting{Key: "vcs.modified", Value: "true"}
-	for _, tc := range []struct {
-		info *debug.BuildInfo
-		want string
-	}{
-		{vcs("v1.2.3"), "v1.2.3"},
-		{vcs("(devel)"), "devel"},
-		{vcs("", revision), "devel-0123456789ab"},
-		{vcs("(devel)", revision, modified), "devel-0123456789ab-dirty"},
-	} {
-		if got := versionOf(tc.info); got != tc.want {
-			t.Errorf("%+v: %s, want %s", tc.info, got, tc.want)
 		}
 	}
 }

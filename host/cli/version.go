@@ -1,50 +1,13 @@
 package cli
 
 import (
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/version"
 )
-
-// version is set by the linker:
-//
-//	-ldflags "-X github.com/outguard/outguard/host/cli.version=v1.2.3"
-var version string
-
-// Version is what this binary was built from: as the linker was told, else as
-// the module proxy or version control says, else "devel".
-func Version() string {
-	if version != "" {
-		return version
-	}
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "devel"
-	}
-	return versionOf(info)
-}
-
-func versionOf(info *debug.BuildInfo) string {
-	if v := info.Main.Version; v != "" && v != "(devel)" {
-		return v
-	}
-	revision, modified := "", ""
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			revision = s.Value[:min(len(s.Value), 12)]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			modified = "-dirty"
-		}
-	}
-	if revision == "" {
-		return "devel"
-	}
-	return "devel-" + revision + modified
-}
 
 func (a *app) versionCmd() *cobra.Command {
 	return a.command(&cobra.Command{
@@ -64,9 +27,9 @@ func (a *app) versionCmd() *cobra.Command {
 			return a.printJSON(struct {
 				Outguard  string `json:"outguard"`
 				Outguardd string `json:"outguardd"` // "": not running
-			}{Version(), running})
+			}{version.String(), running})
 		}
-		a.printf("outguard   %s\n", Version())
+		a.printf("outguard   %s\n", version.String())
 		if running == "" {
 			running = "not running"
 		}

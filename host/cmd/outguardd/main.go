@@ -11,8 +11,8 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/outguard/outguard/host/cli"
 	"github.com/outguard/outguard/host/monitor"
+	"github.com/outguard/outguard/host/version"
 )
 
 func main() {
@@ -34,7 +34,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs.SetOutput(stderr)
 	config := fs.String("config", monitor.DefaultConfigPath, "configuration `file`")
 	check := fs.Bool("check", false, "validate configuration and playbook, then exit")
-	version := fs.Bool("version", false, "print the version, then exit")
+	show := fs.Bool("version", false, "print the version, then exit")
 	fs.Usage = func() { fmt.Fprint(stderr, usage); fs.PrintDefaults() }
 	if err := fs.Parse(args); err != nil || fs.NArg() > 0 {
 		if fs.NArg() > 0 {
@@ -42,8 +42,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 		return 2
 	}
-	if *version {
-		fmt.Fprintln(stdout, "outguardd", cli.Version())
+	if *show {
+		fmt.Fprintln(stdout, "outguardd", version.String())
 		return 0
 	}
 	c, err := monitor.LoadConfig(*config)
@@ -59,7 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: c.LogLevel()}))
-	if err := monitor.New(c, cli.Version(), log).Run(ctx); err != nil {
+	if err := monitor.New(c, version.String(), log).Run(ctx); err != nil {
 		log.Error("monitor stopped", "error", err)
 		return 1
 	}
