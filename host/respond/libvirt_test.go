@@ -1,0 +1,102 @@
+package respond
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/domain/domaintest"
+)
+
+// bundler captures with libvirt into a directory of the order's.
+type bundler struct {
+	c       *domain.Client
+	dir     string
+	entered func() // called when a capture begins
+}
+
+func (b *bundler) Capture(ctx context.Context, o Order) (string, error) {
+	dir := filepath.Join(b.dir, o.ID.String())
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	if b.entered != nil {
+		b.entered()
+	}
+	s, err := b.c.Capture(ctx, o.VM, dir, nil)
+	if err != nil {
+		return "", err
+	}
+	if len(s.Files) != 3 {
+		return "", errors.New("files are missing")
+	}
+	return dir, os.WriteFile(filepath.Join(dir, "whole"), nil, 0o600)
+}
+
+func (b *bundler) Captured(_ context.Context, o Order) (string, error) {
+	dir := filepath.Join(b.dir, o.ID.String())
+	if _, err := os.Stat(filepath.Join(dir, "whole")); err != nil {
+		return "", nil
+	}
+	return dir, nil
+}
+
+// TestRealVM has orders carried out on a guest, the process's end and the
+// next one's start in the middle of a capture included.
+func TestRealVM(t *testing.T) {
+	g := domaintest.Start(t, domaintest.Config{Disks: []string{"raw"}})
+	c := domain.New(nil)
+	t.Cleanup(func() { _ = c.Close() })
+	path := filepath.Join(t.TempDir(), "journal.db")
+	j := reopen(t, path)
+	entered := make(chan struct{}, 1)
+	b := &bundler{c: c, dir: g.Dir, entered: func() { entered <- struct{}{} }}
+	r := New(j, c, b, nil, nil)
+	stop := run(t, r)
+	orders := submit(t, r, g.UUID, Log, Pause, Capture, Resume)
+	if res := wait(t, r, orders[1]); res.Status != Done {
+		t.Fatalf("%+v", res)
+	}
+	if p, err := c.Paused(t.Context(), g.UUID); !p || err != nil {
+		t.Errorf("paused %t, %v", p, err)
+	}
+	<-entered
+	time.Sleep(100 * time.Millisecond)
+	stop()
+	if left, _ := os.ReadDir(filepath.Join(g.Dir, orders[2].ID.String())); len(left) != 0 {
+		t.Errorf("the interrupted capture left %v", left)
+	}
+	_ = j.Close()
+
+	j = reopen(t, path)
+	b.entered = nil
+	r = New(j, c, b, nil, nil)
+	run(t, r)
+	res := wait(t, r, orders[2])
+	if res.Status != Done || !res.Recovered || res.Bundle == "" {
+		t.Errorf("%+v", res)
+	}
+	wait(t, r, orders[3])
+	t.Logf("captured in %s", res.Effect.Sub(res.Started))
+
+	g.Virsh(t, "destroy")
+	began := time.Now()
+	if res := wait(t, r, submit(t, r, g.UUID, Pause)[0]); res.Status != Failed || !strings.Contains(res.Error, "not running") || time.Since(began) > 2*time.Second {
+		t.Errorf("pause of a VM that is off: %+v after %s", res, time.Since(began))
+	}
+}
+
+func TestNoLibvirtd(t *testing.T) {
+	c := domain.New(&domain.Options{Socket: filepath.Join(t.TempDir(), "none")})
+	defer c.Close()
+	r := New(journal(t), c, nil, nil, &Options{PauseWithin: 200 * time.Millisecond})
+	run(t, r)
+	if res := wait(t, r, submit(t, r, vm1, Pause)[0]); res.Status != Failed || !strings.Contains(res.Error, "virtlogd -d && libvirtd -d") || res.Attempts < 2 {
+		t.Errorf("%+v", res)
+	}
+}
