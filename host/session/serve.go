@@ -308,6 +308,7 @@ func (c *conn) sendPolicy() error {
 	defer c.pmu.Unlock()
 	c.v.mu.Lock()
 	p := c.v.policy
+	c.v.sess.Policy = p.Number
 	c.v.mu.Unlock()
 	return c.link.Policy(&p)
 }

@@ -28,6 +28,7 @@ type kept struct {
 	CPUs          uint32
 	Hooks         []vsockproto.Hook
 
+	Policy       uint64 // number last sent
 	PolicyAcked  uint64
 	PolicyReason string
 }
@@ -69,7 +70,7 @@ func (m *Manager) load(v *vm) {
 		return
 	}
 	b, err := m.p.Store.Load(v.id)
-	if err != nil || b == nil {
+	if err != nil || len(b) == 0 {
 		if err != nil {
 			m.log.Error("load session", "vm", v.id, "err", err)
 		}
@@ -82,6 +83,7 @@ func (m *Manager) load(v *vm) {
 	}
 	v.mu.Lock()
 	v.sess, v.ledger, v.index = &s.Session, l, s.Index
+	v.policy.Number = s.Session.Policy + 1 // ours may be another than the earlier monitor's
 	v.mu.Unlock()
 	if m.p.Replayer != nil {
 		if err := m.p.Replayer.Replay(v.id, s.Session.ID, s.Index, v.again); err != nil {
