@@ -2,6 +2,7 @@ package tsem
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -51,7 +52,7 @@ func (v *vm) firstOf(b *engine.Batch, r *vsockproto.Event, who lineage.Identity,
 func (v *vm) again(b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients) engine.Finding {
 	f := about(b, r)
 	f.Rule, f.Severity, f.Technique = RuleUntrusted, engine.Medium, technique(r)
-	f.Reason = fmt.Sprintf("%s, untrusted already, %s, which the model has not seen.", v.actor(r, who), deed(r, v.tree))
+	f.Reason = fmt.Sprintf("%s %s, which the model has not seen; it was untrusted already.", v.actor(r, who), deed(r, v.tree))
 	f.Detail = v.detail(r, who, c)
 	if ref, has := v.first(who.Task.Mark); has {
 		f.Detail["first"] = fmt.Sprintf("%s/%d cpu %d class %d sequence %d", ref.Session, ref.Index, ref.CPU, ref.Class, ref.Sequence)
@@ -60,26 +61,29 @@ func (v *vm) again(b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c
 	return f
 }
 
-// actor says who did it: the program, its pid, and whose child it is. Of an
-// exec it is the one who started the new program.
+// actor says who did it: the program, its pid, and what made it. Of an exec it
+// is the program that the new one came from.
 func (v *vm) actor(r *vsockproto.Event, who lineage.Identity) string {
-	chain := v.tree.Ancestry(who.Task)
+	from := parentProgram(v.tree.Ancestry(who.Task), who.Program)
+	if r.Type == vsockproto.BprmCommittedCreds {
+		return cmp.Or(from, "a program of unknown history")
+	}
 	name := quote(comm(r))
-	if p := who.Program.Path; p != "" && r.Type != vsockproto.BprmCommittedCreds {
+	if p := who.Program.Path; p != "" {
 		name = quote(p)
 	}
-	text := fmt.Sprintf("%s (pid %d)", name, r.TGID)
-	if parent := parentProgram(chain, who.Program); parent != "" {
-		text += ", made by " + quote(parent) + ","
+	if from != "" {
+		return fmt.Sprintf("%s (pid %d, from %s)", name, r.TGID, from)
 	}
-	return text
+	return fmt.Sprintf("%s (pid %d)", name, r.TGID)
 }
 
-// parentProgram is the path of the nearest ancestor that runs another program.
+// parentProgram is the quoted path of the nearest ancestor that runs another
+// program.
 func parentProgram(chain []*lineage.Task, not *lineage.Program) string {
 	for _, t := range chain {
 		if p := t.Program(); p != not && p.Path != "" {
-			return p.Path
+			return quote(p.Path)
 		}
 	}
 	return ""
@@ -90,7 +94,7 @@ func deed(r *vsockproto.Event, tree *lineage.Tree) string {
 	path := quote(string(r.Path.Data))
 	switch r.Type {
 	case vsockproto.BprmCommittedCreds:
-		return "ran " + path
+		return fmt.Sprintf("ran %s (pid %d)", path, r.TGID)
 	case vsockproto.FileOpen:
 		return openWord(r.File.Flags) + " " + path
 	case vsockproto.MmapFile:

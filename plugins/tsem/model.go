@@ -27,8 +27,7 @@ type Model struct {
 	forensics  uint64 // and while it was
 	overflow   uint64 // points for which there was no room
 
-	state      ID // valid while stateOf is the number of points
-	stateOf    int
+	state      ID // valid while stateKnown
 	stateKnown bool
 }
 
