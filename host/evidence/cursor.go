@@ -59,68 +59,101 @@ func (c *cursor) close() {
 	}
 }
 
-// open starts reading a segment. What follows another must go on where that
-// one ended.
+// open goes over to a segment, which must go on where the one before it ended.
+// On an error the cursor stays where it is.
 func (c *cursor) open(seg segmentFile, index uint64) error {
-	c.close()
-	c.seg, c.offset = seg, 0
-	var err error
-	path := filepath.Join(c.dir, seg.name)
-	var at *block
-	if seg.sealed {
-		c.src, at, err = openSealed(path, index)
-	} else {
-		c.src, err = openPlain(path)
+	src, h, offset, err := openSegment(filepath.Join(c.dir, seg.name), seg, index)
+	if err == nil {
+		err = c.continues(h)
 	}
 	if err != nil {
-		return c.broken(seg.first, err)
-	}
-	if at != nil && at.offset != 0 {
-		return c.enter(segmentHeader{at.stream, at.first, at.before}, int64(at.offset))
-	}
-	b, err := c.src.peek(segmentHeaderSize)
-	if err != nil && err != io.EOF {
-		return c.broken(seg.first, err)
-	}
-	if err == io.EOF && !seg.sealed {
-		return c.corrupt(seg.first, "segment header cut off", true)
-	}
-	h, err := parseSegmentHeader(b)
-	if err != nil {
-		return c.corrupt(seg.first, err.Error(), false)
-	}
-	if h.first != seg.first {
-		return c.corrupt(seg.first, fmt.Sprintf("header says first record %d", h.first), false)
-	}
-	c.src.advance(segmentHeaderSize)
-	return c.enter(h, segmentHeaderSize)
-}
-
-func (c *cursor) enter(h segmentHeader, offset int64) error {
-	switch {
-	case !c.opened && h.first == 0 && h.before != genesis(h.stream):
-		return c.corrupt(h.first, "the chain does not start at its genesis", false)
-	case c.opened && h.stream != c.stream:
-		return c.corrupt(h.first, "segment of another stream", false)
-	case c.opened && h.first != c.next:
-		return c.corrupt(c.next, fmt.Sprintf("segment starts at record %d, want %d", h.first, c.next), false)
-	case c.opened && h.before != c.chain.last:
-		return c.corrupt(h.first, "segment does not continue the chain", false)
+		if src != nil {
+			src.Close()
+		}
+		index := seg.first
+		if c.opened {
+			index = c.next
+		}
+		return atSegment(seg, index, err)
 	}
 	if !c.opened {
 		c.stream, c.next, c.chain, c.opened = h.stream, h.first, newChain(h.before), true
 	}
-	c.offset = offset
+	c.close()
+	c.seg, c.src, c.offset = seg, src, offset
 	return nil
 }
 
-// broken passes a missing file and an I/O error on, and makes all else
+// openSegment opens a segment and stands at its first record or, in a sealed
+// one, at the first of the block that holds index.
+func openSegment(path string, seg segmentFile, index uint64) (source, segmentHeader, int64, error) {
+	var src source
+	if seg.sealed {
+		s, err := openSealed(path, index)
+		if err != nil {
+			return nil, segmentHeader{}, 0, err
+		}
+		if at := s.t.blocks[s.i]; at.offset != 0 {
+			return s, segmentHeader{at.stream, at.first, at.before}, int64(at.offset), nil
+		}
+		src = s
+	} else {
+		s, err := openPlain(path)
+		if err != nil {
+			return nil, segmentHeader{}, 0, err
+		}
+		src = s
+	}
+	b, err := src.peek(segmentHeaderSize)
+	if err == io.EOF && !seg.sealed {
+		err = errHeaderTorn
+	}
+	if err != nil {
+		return src, segmentHeader{}, 0, err
+	}
+	h, err := parseSegmentHeader(b)
+	if err == nil && h.first != seg.first {
+		err = fmt.Errorf("header says first record %d", h.first)
+	}
+	src.advance(segmentHeaderSize)
+	return src, h, segmentHeaderSize, err
+}
+
+var errHeaderTorn = errors.New("segment header cut off")
+
+// continues holds a segment's header against what was read before it.
+func (c *cursor) continues(h segmentHeader) error {
+	switch {
+	case !c.opened && h.first == 0 && h.before != genesis(h.stream):
+		return errors.New("the chain does not start at its genesis")
+	case c.opened && h.stream != c.stream:
+		return fmt.Errorf("segment of another stream, %s", h.stream)
+	case c.opened && h.first != c.next:
+		return fmt.Errorf("segment starts at record %d, want %d", h.first, c.next)
+	case c.opened && h.before != c.chain.last:
+		return errors.New("segment does not continue the chain")
+	}
+	return nil
+}
+
+// atSegment passes a missing file and an I/O error on, and makes all else
 // corruption.
-func (c *cursor) broken(index uint64, err error) error {
+func atSegment(seg segmentFile, index uint64, err error) error {
+	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+		return fmt.Errorf("segment %s: %w", seg.name, err)
+	}
+	e := CorruptError{Segment: seg.name, Index: index, Reason: err.Error()}
+	if err == errHeaderTorn {
+		return &tornError{e}
+	}
+	return &e
+}
+
+func (c *cursor) broken(err error) error {
 	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
 		return fmt.Errorf("segment %s: %w", c.seg.name, err)
 	}
-	return c.corrupt(index, err.Error(), false)
+	return c.corrupt(c.next, err.Error(), false)
 }
 
 type tornError struct{ CorruptError }
@@ -151,7 +184,7 @@ func (c *cursor) step() (*Record, error) {
 	case err == io.EOF:
 		return nil, c.short()
 	case err != nil:
-		return nil, c.broken(c.next, err)
+		return nil, c.broken(err)
 	}
 	h, err := parseRecordHeader(b, c.next)
 	if err != nil {
@@ -161,7 +194,7 @@ func (c *cursor) step() (*Record, error) {
 	if err == io.EOF {
 		return nil, c.short()
 	} else if err != nil {
-		return nil, c.broken(c.next, err)
+		return nil, c.broken(err)
 	}
 	return c.take(h, b)
 }

@@ -79,15 +79,8 @@ func (e *exporter) record(c *cursor, rec *Record) error {
 			return err
 		}
 	}
-	n := len(rec.Payload) + recordOverhead
-	h := recordHeader{length: uint32(n), kind: rec.Kind, index: rec.Index, time: rec.Time.UnixNano()}
-	if rec.Critical {
-		h.flags = flagCritical
-	}
-	var head [recordHeaderSize]byte
-	h.put(head[:])
-	e.buf = append(append(append(e.buf, head[:]...), rec.Payload...), rec.Chain[:checkSize]...)
-	e.size += int64(n)
+	e.buf = rec.append(e.buf)
+	e.size += int64(len(rec.Payload) + recordOverhead)
 	if len(e.buf) < readAhead {
 		return nil
 	}

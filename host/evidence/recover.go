@@ -22,11 +22,11 @@ type Recovery struct {
 	Reason  string `json:"reason"`
 }
 
-func openStream(dir string, id uuid.UUID, key *Key, opts Options) (*Stream, error) {
+func openStream(dir string, id uuid.UUID, key *Key, opts Options, full func()) (*Stream, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err
 	}
-	s := &Stream{dir: dir, id: id, signer: key, opts: opts, headTime: opts.Now()}
+	s := &Stream{dir: dir, id: id, signer: key, opts: opts, full: full, headTime: opts.Now()}
 	cuts, err := s.recover(key)
 	if err != nil {
 		return nil, err
@@ -130,16 +130,13 @@ func (s *Stream) reopen(c *cursor) error {
 // cut sets aside everything from the bad record on, unless a signed head after
 // it says that it was on disk: then it was not a crash, and bad is the error.
 func (s *Stream) cut(c *cursor, l listing, bad *CorruptError, key *Key) ([]Recovery, error) {
-	if c.seg.sealed {
-		return nil, bad
-	}
 	var cuts []Recovery
 	offset := bad.Offset
 	for _, seg := range l.segments {
-		if seg.first < c.seg.first {
+		switch {
+		case len(cuts) == 0 && seg.name != bad.Segment:
 			continue
-		}
-		if seg.first > c.seg.first {
+		case len(cuts) > 0:
 			offset = 0
 		}
 		r, err := s.examine(seg, offset, bad, key)
@@ -147,6 +144,9 @@ func (s *Stream) cut(c *cursor, l listing, bad *CorruptError, key *Key) ([]Recov
 			return nil, err
 		}
 		cuts = append(cuts, r)
+	}
+	if len(cuts) == 0 {
+		return nil, bad
 	}
 	return s.setAside(c, cuts)
 }

@@ -2,8 +2,8 @@ package evidence
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,13 +60,21 @@ func list(dir string) (listing, error) {
 		}
 		return strings.Compare(b.name, a.name) // sealed first
 	})
-	l.segments = slices.CompactFunc(l.segments, func(a, b segmentFile) bool {
-		if a.first == b.first {
-			l.leftover = append(l.leftover, b.name)
-		}
-		return a.first == b.first
-	})
+	l.dedup()
 	return l, nil
+}
+
+// dedup takes the plain one of each pair out; the sealed one stands first.
+func (l *listing) dedup() {
+	all := l.segments
+	l.segments = nil
+	for i, s := range all {
+		if i > 0 && s.first == all[i-1].first {
+			l.leftover = append(l.leftover, s.name)
+			continue
+		}
+		l.segments = append(l.segments, s)
+	}
 }
 
 func (l *listing) add(e os.DirEntry) {
@@ -118,4 +126,5 @@ func Streams(store string) ([]uuid.UUID, error) {
 // StreamDir is the directory of a VM's stream in a store.
 func StreamDir(store string, vm uuid.UUID) string { return filepath.Join(store, vm.String()) }
 
-var errNoStream = errors.New("no evidence there")
+// errNoStream is also fs.ErrNotExist: the stream has no record yet.
+var errNoStream = fmt.Errorf("no evidence there: %w", fs.ErrNotExist)

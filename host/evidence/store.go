@@ -59,6 +59,7 @@ type Store struct {
 	signer *Key
 	opts   Options
 	lock   *os.File
+	full   chan struct{} // wakes the sealer
 
 	mu      sync.Mutex // guards what follows
 	streams map[uuid.UUID]*Stream
@@ -82,7 +83,8 @@ func Open(dir string, key *Key, opts *Options) (*Store, error) {
 		lock.Close()
 		return nil, fmt.Errorf("open %s: %w", dir, ErrInUse)
 	}
-	return &Store{dir: dir, signer: key, opts: opts.withDefaults(), lock: lock, streams: map[uuid.UUID]*Stream{}}, nil
+	return &Store{dir: dir, signer: key, opts: opts.withDefaults(), lock: lock,
+		full: make(chan struct{}, 1), streams: map[uuid.UUID]*Stream{}}, nil
 }
 
 // Dir is the store's directory.
@@ -101,11 +103,12 @@ func (s *Store) Stream(vm uuid.UUID) (*Stream, error) {
 	if st := s.streams[vm]; st != nil {
 		return st, nil
 	}
-	st, err := openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts)
+	st, err := openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.wakeSealer)
 	if err != nil {
 		return nil, fmt.Errorf("open stream %s: %w", vm, err)
 	}
 	s.streams[vm] = st
+	s.wakeSealer()
 	return st, nil
 }
 

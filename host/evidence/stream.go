@@ -24,6 +24,7 @@ type Stream struct {
 	id     uuid.UUID
 	signer note.Signer
 	opts   Options
+	full   func() // called when a segment is full; does not block
 
 	syncMu sync.Mutex // one Sync at a time; taken before mu
 
@@ -212,7 +213,7 @@ func (s *Stream) rotate() error {
 	}
 	s.retired = append(s.retired, s.f)
 	s.use(f, seg, segmentHeaderSize)
-	s.used += segmentHeaderSize
+	s.full()
 	return nil
 }
 
@@ -228,6 +229,7 @@ func (s *Stream) create() (*os.File, segmentFile, error) {
 	if _, err := f.Write(segmentHeader{s.id, s.next, s.chain.last}.append(nil)); err != nil {
 		return nil, seg, errors.Join(err, os.Remove(f.Name()), f.Close())
 	}
+	s.used += segmentHeaderSize
 	return f, seg, nil
 }
 

@@ -17,9 +17,10 @@ type Report struct {
 	Dir       string            `json:"dir"`
 	Stream    uuid.UUID         `json:"stream"`
 	Segments  int               `json:"segments"`
-	First     uint64            `json:"first"` // index of the first record
-	Next      uint64            `json:"next"`  // index after the last
-	Bytes     int64             `json:"bytes"` // of plain segments
+	Sealed    int               `json:"sealed"` // of them
+	First     uint64            `json:"first"`  // index of the first record
+	Next      uint64            `json:"next"`   // index after the last
+	Bytes     int64             `json:"bytes"`  // of plain segments
 	Kinds     map[string]uint64 `json:"kinds,omitempty"`
 	Earliest  time.Time         `json:"earliest,omitzero"`
 	Latest    time.Time         `json:"latest,omitzero"`
@@ -90,6 +91,7 @@ type walk struct {
 	patience time.Duration // with a record that is being written
 	c        cursor
 	r        Report
+	sealed   *trailer // of the segment that is read, if it is sealed
 }
 
 func (w *walk) run() error {
@@ -123,32 +125,68 @@ func (w *walk) records() error {
 	var torn time.Time
 	for {
 		rec, err := w.c.record()
-		if w.c.seg != seg {
+		if w.c.seg != seg { // rec is the first of another segment
 			seg = w.c.seg
 			w.r.Segments++
-			if err := w.seal(); err != nil {
+			if err := errors.Join(w.sealEnd(), w.seal()); err != nil {
 				return err
 			}
 		}
-		if err == io.EOF {
-			return nil
-		}
-		if isTorn(err) && w.c.src != nil { // perhaps a writer is at it
-			if torn.IsZero() {
-				torn = time.Now()
-			}
-			if time.Since(torn) < w.patience {
-				time.Sleep(10 * time.Millisecond)
-				continue
-			}
-		}
-		if err != nil {
+		switch {
+		case err == io.EOF:
+			return w.sealEnd()
+		case isTorn(err) && w.wait(&torn):
+			continue
+		case err != nil:
 			return err
 		}
 		torn = time.Time{}
 		if err := w.record(rec); err != nil {
 			return err
 		}
+	}
+}
+
+// wait gives a writer time to finish its record.
+func (w *walk) wait(since *time.Time) bool {
+	if since.IsZero() {
+		*since = time.Now()
+	}
+	if w.patience == 0 || time.Since(*since) > w.patience {
+		return false
+	}
+	time.Sleep(10 * time.Millisecond)
+	return true
+}
+
+// seal verifies the seal of the segment that was just opened, if it has one.
+func (w *walk) seal() error {
+	s, ok := w.c.src.(*sealedSource)
+	if !ok {
+		return nil
+	}
+	w.r.Sealed++
+	w.sealed = s.t
+	err := s.t.verify(s.f, w.v)
+	if err == nil && s.t.seal.stream != w.r.Stream {
+		err = fmt.Errorf("seal of stream %s", s.t.seal.stream)
+	}
+	if err != nil {
+		return &CorruptError{Segment: w.c.seg.name, Index: w.c.seg.first, Reason: err.Error()}
+	}
+	return nil
+}
+
+// sealEnd holds the end of a sealed segment against its seal.
+func (w *walk) sealEnd() error {
+	t := w.sealed
+	w.sealed = nil
+	if t == nil || t.seal.next == w.r.Next && t.seal.chain == w.r.Chain {
+		return nil
+	}
+	return &CorruptError{
+		Segment: segmentName(t.seal.first, true), Index: w.r.Next,
+		Reason: fmt.Sprintf("seal says that it ends at record %d, chain %s", t.seal.next, t.seal.chain),
 	}
 }
 
