@@ -47,7 +47,6 @@ const (
 	setattr      = "inode_setattr"
 	setattrIDMap = "inode_setattr_idmap"
 	snapshot     = "task_snapshot"
-	adopt        = "adopt"
 )
 
 // describes reports whether the kernel has what a hook stands for.

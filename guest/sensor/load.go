@@ -68,10 +68,34 @@ func (l *loader) tryLoad(o *bpf.ProbeObjects, paths bool) error {
 		return err
 	}
 	l.fresh = !exists(filepath.Join(l.pins, "counters"))
-	return spec.LoadAndAssign(o, &ebpf.CollectionOptions{
+	options := &ebpf.CollectionOptions{
 		Maps:     ebpf.MapOptions{PinPath: l.pins},
 		Programs: ebpf.ProgramOptions{KernelTypes: l.kernel},
-	})
+	}
+	if err := runAdopt(spec, options); err != nil {
+		return err
+	}
+	return spec.LoadAndAssign(o, options)
+}
+
+// runAdopt makes the programs know this process as the agent. It comes first:
+// those of an earlier agent may be running, and loading takes a while.
+func runAdopt(spec *ebpf.CollectionSpec, options *ebpf.CollectionOptions) error {
+	var o struct {
+		Adopt *ebpf.Program `ebpf:"adopt"`
+	}
+	if err := spec.LoadAndAssign(&o, options); err != nil {
+		return err
+	}
+	defer o.Adopt.Close()
+	ret, err := o.Adopt.Run(&ebpf.RunOptions{})
+	if err == nil && ret != 0 {
+		err = fmt.Errorf("result %d: %w", ret, errors.ErrUnsupported)
+	}
+	if err != nil {
+		return fmt.Errorf("make the programs know the agent: %w", err)
+	}
+	return nil
 }
 
 // fit sizes the maps, says which may be shared, and picks the shape of a hook
@@ -153,7 +177,6 @@ func programs(o *bpf.ProbeObjects) map[string]*ebpf.Program {
 		"task_newtask":         o.TaskNewtask,
 		"sched_process_exit":   o.SchedProcessExit,
 		snapshot:               o.TaskSnapshot,
-		adopt:                  o.Adopt,
 	}
 }
 

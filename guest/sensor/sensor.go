@@ -93,9 +93,6 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 	if err := l.load(&s.objects); err != nil {
 		return err
 	}
-	if err := s.adopt(); err != nil {
-		return err
-	}
 	if s.resumed, err = l.resume(s); err != nil {
 		return err
 	}
@@ -108,18 +105,6 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 		return err
 	}
 	return s.listen()
-}
-
-// adopt makes the programs know this process as the agent.
-func (s *Sensor) adopt() error {
-	ret, err := s.objects.Adopt.Run(&ebpf.RunOptions{})
-	if err == nil && ret != 0 {
-		err = fmt.Errorf("result %d: %w", ret, errors.ErrUnsupported)
-	}
-	if err != nil {
-		return fmt.Errorf("make the programs know the agent: %w", err)
-	}
-	return nil
 }
 
 func (s *Sensor) listen() error {

@@ -80,6 +80,8 @@ func serve(ctx context.Context, keyFile string, dial dialFunc, log *slog.Logger)
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	runtime.GC()         // gives up the kernel's types, which were needed to load
+	debug.FreeOSMemory() // and what they took
 	log.Info("attached", "version", version, "taken_over", s.Resumed(), "hooks", len(s.Hooks()))
 
 	me, err := introduce(s)
