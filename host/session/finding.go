@@ -31,6 +31,7 @@ const (
 	RuleHooks        = "session/hooks"         // hooks that the kernel has are not attached
 	RulePolicy       = "session/policy"        // the agent refuses the policy
 	RuleQuota        = "session/quota"         // frames were judged and not kept
+	RuleUnsettled    = "session/unsettled"     // records that are never accounted for
 	RuleVersion      = "session/version"       // no protocol version in common
 )
 
@@ -39,13 +40,13 @@ var severities = map[string]engine.Severity{
 	RuleMalformed: engine.Severest, RuleOrder: engine.Severest, RuleCredit: engine.High, RuleWindow: engine.High,
 	RuleProof: engine.High, RuleImpostor: engine.High, RuleRestarted: engine.Medium, RuleUnenrolled: engine.Medium,
 	RuleSilent: engine.High, RuleAbsent: engine.Medium, RuleBye: engine.Low, RuleUnknownEvent: engine.Low,
-	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleVersion: engine.Medium,
+	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleUnsettled: engine.High, RuleVersion: engine.Medium,
 }
 
 // techniques are the ATT&CK ids of what an attacker would be doing.
 var techniques = map[string]string{
 	RuleGap: "T1562.006", RuleDuplicate: "T1562.006", RuleAccount: "T1562.006",
-	RuleSilent: "T1562.001", RuleBye: "T1562.001", RuleHooks: "T1562.001",
+	RuleUnsettled: "T1562.006", RuleSilent: "T1562.001", RuleBye: "T1562.001", RuleHooks: "T1562.001",
 }
 
 // repeat holds back a rule's findings of one VM, so that a guest cannot flood

@@ -129,13 +129,22 @@ func (c *conn) heartbeat(payload []byte) error {
 	return c.settle(&c.beat)
 }
 
+// overdueBeats is how many heartbeats may leave the watermark of a (CPU, class)
+// where it is although records above it have come: a guest that never settles
+// would never be found out.
+const overdueBeats = 30
+
 func (c *conn) settle(h *vsockproto.Heartbeat) error {
 	v := c.v
 	v.mu.Lock()
 	v.clock.sample(c.at, h.BootNs)
 	err := v.ledger.Settle(h.Counters)
 	save := c.at.Sub(v.savedAt) >= c.m.o.Save
+	cpu, class, overdue := v.ledger.Overdue(overdueBeats)
 	v.mu.Unlock()
+	if overdue {
+		c.report(finding(RuleUnsettled, fmt.Sprintf("The guest has not accounted for its %s records of CPU %d for %d heartbeats.", class, cpu, overdueBeats)))
+	}
 	if save {
 		c.m.save(v)
 	}
@@ -170,15 +179,11 @@ func (c *conn) policyAck(payload []byte) error {
 	}
 	v := c.v
 	v.mu.Lock()
-	known := a.Number <= v.policy.Number
-	if known && a.Reason == "" {
+	if a.Reason == "" && a.Number <= v.policy.Number { // else of a monitor before us
 		v.sess.PolicyAcked = a.Number
 	}
 	v.sess.PolicyReason = a.Reason
 	v.mu.Unlock()
-	if !known {
-		return fmt.Errorf("policy-ack of number %d: %w", a.Number, vsockproto.ErrInvalid)
-	}
 	if a.Reason != "" {
 		f := finding(RulePolicy, fmt.Sprintf("The agent refuses policy %d: %q.", a.Number, a.Reason))
 		c.report(f)
@@ -196,7 +201,7 @@ func (c *conn) bye(payload []byte) error {
 	}
 	v := c.v
 	v.mu.Lock()
-	v.sess.Dead, v.reason = true, "bye: "+y.Reason
+	v.sess.Dead, v.sess.Bye, v.reason = true, true, "bye: "+y.Reason
 	v.due = c.at.Add(c.m.o.Grace)
 	v.mu.Unlock()
 	c.report(finding(RuleBye, fmt.Sprintf("The agent ended its session: %q.", y.Reason)))

@@ -258,11 +258,12 @@ func (c *conn) begin(h *vsockproto.Hello, came time.Time, secret [vsockproto.Key
 	}
 	v.kick("another boot")
 	v.mu.Lock()
-	if same {
+	if same && !v.sess.Bye {
 		f := finding(RuleRestarted, "An agent began a new session in a boot that had one: what the earlier one held is lost.")
 		f.Detail["before"] = v.sess.ID.String()
 		again = &f
-	} else {
+	}
+	if !same {
 		// An agent that goes on with a session which we do not know, or after a
 		// revert, has numbers that did not begin with this ledger.
 		join := v.renewed || (v.sess == nil && h.Flags&vsockproto.HelloResume != 0)

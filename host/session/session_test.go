@@ -383,7 +383,6 @@ func TestViolations(t *testing.T) {
 		{"cpu that is not there", "malformed!", "", func(a *link.Agent) error {
 			return a.SendHeartbeat(&vsockproto.Heartbeat{Counters: []vsockproto.Counter{{CPU: 2, Class: 2}}})
 		}},
-		{"ack of no policy", "malformed!", "", func(a *link.Agent) error { return a.SendPolicyAck(&vsockproto.PolicyAck{Number: 99}) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -449,6 +448,45 @@ func TestGapIsFoundAndTheSessionGoesOn(t *testing.T) {
 		if d["want"] != "5" || d["got"] != "2" || d["lost"] != "0" || d["class"] != "bulk" {
 			t.Errorf("detail %v", d)
 		}
+	})
+}
+
+func TestWhoNeverSettlesIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		for i := range 31 {
+			want(t, fmt.Sprintf("after %d heartbeats", i), w.rules(), "")
+			if err := a.Link().SendHeartbeat(&vsockproto.Heartbeat{}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		c.hangUp()
+		want(t, "findings", w.rules(), "unsettled")
+	})
+}
+
+func TestAgentThatEndedInOrderMayStartAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		if err := a.Bye(t.Context(), "upgrade"); err != nil {
+			t.Fatal(err)
+		}
+		<-c.agentEnd
+		c = dial(t.Context(), m, a) // its numbers go on
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		c.hangUp()
+		want(t, "findings", w.rules(), "bye")
+		want(t, "delivered", w.delivered(), "file_open/1 file_open/2")
 	})
 }
 

@@ -19,6 +19,7 @@ type kept struct {
 	Secret []byte
 	BootID uuid.UUID
 	Dead   bool   // ended by a violation or a Bye: not to be resumed
+	Bye    bool   // ended in order: nothing was held
 	Next   uint64 // frame expected next
 	Bytes  uint64
 
@@ -136,7 +137,7 @@ func (v *vm) again(index uint64, raw []byte) error {
 			_ = v.ledger.Settle(hb.Counters)
 		}
 	case vsockproto.FrameBye:
-		v.sess.Dead = true
+		v.sess.Dead, v.sess.Bye = true, true
 	}
 	return nil
 }

@@ -62,6 +62,7 @@ type Ledger struct {
 	window uint64
 	budget int // bytes of windows still to be had
 	join   bool
+	round  uint64 // settlements
 	rows   []account
 }
 
@@ -83,7 +84,8 @@ type account struct {
 	mark, whole, highest        uint64
 	received, lost, unaccounted uint64
 	set                         []uint64
-	joining                     bool // its past is not known: see LedgerOptions.Join
+	since                       uint64 // settlement after which it has waited for one that moves its watermark
+	joining                     bool   // its past is not known: see LedgerOptions.Join
 }
 
 // firstWindow is the size in words of a window that is needed at all.
@@ -152,6 +154,9 @@ func (l *Ledger) enter(a *account, seq uint64) error {
 		return ErrDuplicate
 	}
 	a.received++
+	if a.highest <= a.mark {
+		a.since = l.round
+	}
 	a.highest = max(a.highest, seq)
 	return nil
 }
@@ -218,6 +223,7 @@ func (a *account) advance() {
 // all counters; the error joins one *LedgerError for each that does not hold.
 func (l *Ledger) Settle(counters []vsockproto.Counter) error {
 	var errs []error
+	l.round++
 	for i := range counters {
 		if err := l.settle(&counters[i]); err != nil {
 			errs = append(errs, err)
@@ -239,6 +245,9 @@ func (l *Ledger) settle(c *vsockproto.Counter) error {
 		return e.because()
 	}
 	e.Want, e.Lost = c.Watermark-a.mark, c.Lost-a.lost
+	if c.Watermark > a.mark {
+		a.since = l.round
+	}
 	e.Got = a.take(c.Watermark)
 	a.lost = c.Lost
 	if a.joining {
@@ -293,6 +302,18 @@ func (l *Ledger) Unsettled() uint64 {
 		n += l.rows[i].highest - min(l.rows[i].highest, l.rows[i].mark)
 	}
 	return n
+}
+
+// Overdue finds a (CPU, class) that has waited for more than so many
+// settlements for one that moves its watermark, though it has records above it.
+func (l *Ledger) Overdue(settlements uint64) (cpu uint32, c vsockproto.Class, ok bool) {
+	for i := range l.rows {
+		a := &l.rows[i]
+		if a.highest > a.mark && l.round-a.since > settlements {
+			return uint32(i / 2), vsockproto.Class(i%2 + 1), true
+		}
+	}
+	return 0, 0, false
 }
 
 // Accounts lists every (CPU, class) of which anything was heard.
@@ -360,7 +381,7 @@ func (l *Ledger) UnmarshalBinary(b []byte) error {
 			v[k] = le.Uint64(b[4+8*k:])
 		}
 		b = b[4+6*8:]
-		*a = account{mark: v[0], whole: v[1], highest: v[2], received: v[3], lost: v[4], unaccounted: v[5], joining: joining}
+		*a = account{since: l.round, mark: v[0], whole: v[1], highest: v[2], received: v[3], lost: v[4], unaccounted: v[5], joining: joining}
 		var err error
 		if b, err = l.restore(a, b); err != nil {
 			return fmt.Errorf("ledger row %d: %w", i, err)

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -96,6 +97,74 @@ func TestLedgerGoesOnAfterAGap(t *testing.T) {
 	if n := l.Accounts()[0].Unaccounted; n != 2 {
 		t.Fatalf("%d unaccounted, want 2", n)
 	}
+}
+
+func TestLedgerOverdue(t *testing.T) {
+	l := NewLedger(nil)
+	for i := range uint64(100) { // nothing to wait for, then watermarks that move
+		see(t, l, i+1, i+2000)
+		if err := l.Settle(counter(i+1, 0)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, ok := l.Overdue(3); ok {
+			t.Fatal("overdue though it moves")
+		}
+	}
+	for range 4 {
+		_ = l.Settle(counter(100, 0))
+	}
+	if cpu, c, ok := l.Overdue(3); !ok || cpu != 1 || c != vsockproto.Bulk {
+		t.Fatal(cpu, c, ok)
+	}
+}
+
+func TestLedgerKeepsItsState(t *testing.T) {
+	for _, join := range []bool{false, true} {
+		l := NewLedger(&LedgerOptions{Join: join})
+		see(t, l, 5001, 5002, 5070, 5064, 9000)
+		if err := l.Seen(3, vsockproto.Critical, 1); err != nil {
+			t.Fatal(err)
+		}
+		state := l.AppendBinary(nil)
+		m := NewLedger(nil)
+		if err := m.UnmarshalBinary(state); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.AppendBinary(nil); !bytes.Equal(got, state) {
+			t.Fatalf("got\n%x, want\n%x", got, state)
+		}
+		if err := m.Seen(1, vsockproto.Bulk, 5064); !errors.Is(err, ErrDuplicate) {
+			t.Fatalf("got %v", err)
+		}
+		see(t, m, 5065)
+		for n := range state {
+			if err := NewLedger(nil).UnmarshalBinary(state[:n]); err == nil && n != 0 && n != len(state)-52 { // between two rows
+				t.Fatalf("%d of %d bytes are taken", n, len(state))
+			}
+		}
+	}
+}
+
+func FuzzLedgerState(f *testing.F) {
+	l := NewLedger(nil)
+	for _, s := range []uint64{1, 2, 9, 200} {
+		_ = l.Seen(1, vsockproto.Bulk, s)
+	}
+	f.Add(l.AppendBinary(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l := NewLedger(nil)
+		if l.UnmarshalBinary(b) != nil {
+			return
+		}
+		again := l.AppendBinary(nil)
+		m := NewLedger(nil)
+		if err := m.UnmarshalBinary(again); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(m.AppendBinary(nil), again) {
+			t.Fatal("a state that changes when it is kept")
+		}
+	})
 }
 
 // TestLedgerAgainstMap plays random histories into the ledger and into a plain
