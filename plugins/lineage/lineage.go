@@ -78,10 +78,9 @@ type Program struct {
 const (
 	maxText        = 512
 	maxGenerations = 4
-	programBytes   = 160
 )
 
-func (p *Program) size() int { return programBytes + len(p.Path) + len(p.Argv) }
+func (p *Program) size() int { return len(p.Path) + len(p.Argv) }
 
 type generation struct {
 	execID  uint32
@@ -314,10 +313,8 @@ func (t *Tree) exec(e *vsockproto.Event) Identity {
 func (t *Tree) describe(e *vsockproto.Event, parent ID, o Origin) *Program {
 	p := &Program{ID: t.identify(e, parent), Origin: o, Digest: e.File.Digest, BootNs: e.BootNs}
 	path, argv := text(e.Path.Data), text(e.Argv.Data)
-	if t.bytes+programBytes+len(path)+len(argv) > t.opts.MaxBytes {
-		t.forget(func() bool { return t.bytes+programBytes+len(path)+len(argv) > t.opts.MaxBytes })
-	}
-	if t.bytes+programBytes+len(path)+len(argv) > t.opts.MaxBytes {
+	tooMuch := func() bool { return t.bytes+len(path)+len(argv) > t.opts.MaxBytes }
+	if t.forget(tooMuch); tooMuch() {
 		t.stats.Textless++
 		return p
 	}
@@ -372,16 +369,23 @@ func (t *Tree) end(task *Task, at uint64) {
 func (t *Tree) revive(task *Task) {
 	task.ExitNs = 0
 	t.ended.remove(task)
+	t.displace(task.PID, task.StartNs)
 	t.running.add(task)
 	t.holders[task.PID] = task
 }
 
-// insert takes in a new task, nil where there is no room: those that are known
-// are not given up for it. Whoever had its pid before has ended.
-func (t *Tree) insert(task *Task, execID uint32, p *Program) *Task {
-	if before := t.holders[task.PID]; before != nil {
-		t.end(before, task.StartNs)
+// displace ends whoever has the pid, which somebody else has now.
+func (t *Tree) displace(pid uint32, at uint64) {
+	if before := t.holders[pid]; before != nil {
+		t.end(before, at)
+		t.forget(func() bool { return t.ended.n > t.opts.MaxExited })
 	}
+}
+
+// insert takes in a new task, nil where there is no room: those that are known
+// are not given up for it.
+func (t *Tree) insert(task *Task, execID uint32, p *Program) *Task {
+	t.displace(task.PID, task.StartNs)
 	if len(t.tasks) >= t.opts.MaxTasks {
 		t.forget(func() bool { return len(t.tasks) >= t.opts.MaxTasks })
 	}
@@ -448,14 +452,15 @@ func (t *Tree) evict(task *Task) {
 	for _, g := range task.generations {
 		t.drop(g.program)
 	}
+	up := task.parent
 	task.leave()
 	for child := task.children; child != nil; child = task.children {
 		child.leave()
 		child.Skipped += task.Skipped + 1
-		if child.ParentKey = task.ParentKey; task.parent != nil {
-			child.ParentKey = task.parent.Key
+		if child.ParentKey = task.ParentKey; up != nil {
+			child.ParentKey = up.Key
 		}
-		child.join(task.parent)
+		child.join(up)
 	}
 }
 
