@@ -19,6 +19,8 @@
 
 char LICENSE[] SEC("license") = "GPL v2";
 
+const union any_record *described __attribute__((unused));
+
 /*
  * Hook: bprm_committed_creds, when an exec can no longer fail and the task has
  * its new credentials and its new memory, with the arguments on its stack.

@@ -86,6 +86,7 @@ const (
 	ProbeProgTaskKill           = "task_kill"
 	ProbeProgTaskNewtask        = "task_newtask"
 	ProbeProgTaskSnapshot       = "task_snapshot"
+	ProbeVarDescribed           = "described"
 	ProbeVarHasPostOpen         = "has_post_open"
 	ProbeVarSnapshotPaths       = "snapshot_paths"
 )
@@ -170,6 +171,7 @@ type ProbeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbeVariableSpecs struct {
+	Described     *ebpf.VariableSpec `ebpf:"described"`
 	HasPostOpen   *ebpf.VariableSpec `ebpf:"has_post_open"`
 	SnapshotPaths *ebpf.VariableSpec `ebpf:"snapshot_paths"`
 }
@@ -223,6 +225,7 @@ func (m *ProbeMaps) Close() error {
 //
 // It can be passed to LoadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbeVariables struct {
+	Described     *ebpf.Variable `ebpf:"described"`
 	HasPostOpen   *ebpf.Variable `ebpf:"has_post_open"`
 	SnapshotPaths *ebpf.Variable `ebpf:"snapshot_paths"`
 }

@@ -237,4 +237,27 @@ struct exit_record {
 	__u8 reserved[3];
 };
 
+/* Every record, so that the object describes them all; see record_test.go. */
+union any_record {
+	struct exec_record bprm_committed_creds;
+	struct file_record file_open;
+	struct mmap_record mmap_file;
+	struct socket_create_record socket_create;
+	struct socket_address_record socket_bind;
+	struct socket_address_record socket_connect;
+	struct socket_listen_record socket_listen;
+	struct socket_address_record socket_accept;
+	struct kill_record task_kill;
+	struct newtask_record task_newtask;
+	struct exit_record sched_process_exit;
+	struct file_record task_snapshot;
+	struct tail_header tail;
+	enum event_type types;
+	enum event_class classes;
+	enum tail_tag tags;
+	enum path_kind path_kinds;
+	enum digest_state digest_states;
+	enum owner_state owner_states;
+};
+
 #endif
