@@ -107,21 +107,41 @@ func settled(dir string) (listing, error) {
 	}
 }
 
-// Streams lists the streams of a store.
+// Streams lists the VMs that a store has streams of.
 func Streams(store string) ([]uuid.UUID, error) {
-	entries, err := os.ReadDir(store)
+	dirs, err := StreamDirs(store)
 	if err != nil {
-		return nil, fmt.Errorf("list evidence: %w", err)
+		return nil, err
 	}
 	var ids []uuid.UUID
-	for _, e := range entries {
-		id, err := uuid.Parse(e.Name())
-		if err == nil && e.IsDir() && id.String() == e.Name() {
+	for _, dir := range dirs {
+		if id, err := uuid.Parse(filepath.Base(dir)); err == nil {
 			ids = append(ids, id)
 		}
 	}
 	return ids, nil
 }
+
+// StreamDirs lists the directories of all streams of a store, also of those
+// that SetAside took out of use.
+func StreamDirs(store string) ([]string, error) {
+	entries, err := os.ReadDir(store)
+	if err != nil {
+		return nil, fmt.Errorf("list evidence: %w", err)
+	}
+	var dirs []string
+	for _, e := range entries {
+		name, _, _ := strings.Cut(e.Name(), asideInfix)
+		id, err := uuid.Parse(name)
+		if err == nil && e.IsDir() && id.String() == name {
+			dirs = append(dirs, filepath.Join(store, e.Name()))
+		}
+	}
+	return dirs, nil
+}
+
+// asideInfix stands between a stream's name and a number once it is set aside.
+const asideInfix = ".corrupt-"
 
 // StreamDir is the directory of a VM's stream in a store.
 func StreamDir(store string, vm uuid.UUID) string { return filepath.Join(store, vm.String()) }

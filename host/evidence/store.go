@@ -121,7 +121,7 @@ func (s *Store) SetAside(vm uuid.UUID) (string, error) {
 		return "", fmt.Errorf("set aside %s: it is open", vm)
 	}
 	for n := 1; ; n++ {
-		path := fmt.Sprintf("%s.corrupt-%d", StreamDir(s.dir, vm), n)
+		path := fmt.Sprintf("%s%s%d", StreamDir(s.dir, vm), asideInfix, n)
 		if _, err := os.Lstat(path); err == nil {
 			continue
 		}

@@ -68,16 +68,17 @@ func verify(dir string, v note.Verifier, patience time.Duration) (Report, error)
 	return w.r, nil
 }
 
-// VerifyStore verifies every stream of a store, all of them also after an error.
+// VerifyStore verifies every stream of a store, also those that were set aside,
+// and goes on after an error.
 func VerifyStore(store string, v note.Verifier) ([]Report, error) {
-	ids, err := Streams(store)
+	dirs, err := StreamDirs(store)
 	if err != nil {
 		return nil, err
 	}
 	var all []Report
 	var errs []error
-	for _, id := range ids {
-		r, err := Verify(StreamDir(store, id), v)
+	for _, dir := range dirs {
+		r, err := Verify(dir, v)
 		all = append(all, r)
 		errs = append(errs, err)
 	}

@@ -1,0 +1,228 @@
+package evidence
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const appendUntilKilled = "EVIDENCE_TEST_APPEND_UNTIL_KILLED"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(appendUntilKilled); dir != "" {
+		fmt.Fprintln(os.Stderr, appendForever(dir))
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func appendForever(dir string) error {
+	key, err := LoadOrCreateKey(dir, "test-host")
+	if err != nil {
+		return err
+	}
+	s, err := Open(filepath.Join(dir, StoreDir), key, &Options{SegmentSize: 64 << 10})
+	if err != nil {
+		return err
+	}
+	st, err := s.Stream(vm1)
+	if err != nil {
+		return err
+	}
+	frame := make([]byte, 3000)
+	for {
+		i, err := st.Append(KindFrame, at0, frame)
+		if err != nil {
+			return err
+		}
+		fmt.Println(i)
+	}
+}
+
+// TestKilledWriterLosesNothing kills a writing process and finds everything
+// that its appends had returned for.
+func TestKilledWriterLosesNothing(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), appendUntilKilled+"="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	last, lines := uint64(0), bufio.NewReader(out)
+	for n := 0; ; n++ {
+		line, err := lines.ReadString('\n')
+		if err == io.EOF && n >= 500 {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last, err = strconv.ParseUint(strings.TrimSpace(line), 10, 64); err != nil {
+			t.Fatal(err)
+		}
+		if n == 500 {
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Fatal("the writer ended by itself")
+	}
+	key, err := LoadOrCreateKey(dir, "test-host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := testStore(t, filepath.Join(dir, StoreDir), key, Options{})
+	st := testStream(t, s)
+	if next := st.Stats().Next; next <= last {
+		t.Errorf("records up to %d, the writer had appended %d", next, last)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Verify(st.Dir(), key.Verifier()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFullDisk stands in for one with a limit on the size of files: what does
+// not fit is an error, what did fit stays whole, and the next one that fits is
+// taken.
+func TestFullDisk(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	s := testStore(t, dir, key, Options{})
+	st := testStream(t, s)
+	fill(t, st, 5)
+	signal.Ignore(unix.SIGXFSZ)
+	defer signal.Reset(unix.SIGXFSZ)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	limit := unix.Rlimit{Cur: uint64(st.size) + 1000, Max: was.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	_, big := st.Append(KindNote, at0, make([]byte, 5000))
+	_, small := st.Append(KindNote, at0, make([]byte, 500))
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(big, unix.ENOSPC) || small != nil {
+		t.Errorf("big: %v; small: %v", big, small)
+	}
+	fill(t, st, 2)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	rep, err := Verify(st.Dir(), key.Verifier())
+	if err != nil || rep.Kinds["note"] != 1 || rep.Next != 9 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
+// TestCorruptIsNoCrash changes a byte that a signed head says was on disk: the
+// stream is not cut there but refused, and a new one can begin beside it.
+func TestCorruptIsNoCrash(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	s := testStore(t, dir, key, Options{})
+	st := testStream(t, s)
+	fill(t, st, 5)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(st.Dir(), segmentName(0, false))
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[recordEnds(b)[1]+recordHeaderSize] ^= 1
+	if err := os.WriteFile(path, b, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	s = testStore(t, dir, key, Options{})
+	var bad *CorruptError
+	if _, err := s.Stream(vm1); !errors.As(err, &bad) || bad.Index != 2 {
+		t.Fatalf("opened: %v", err)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, b) {
+		t.Errorf("the corrupt segment was touched: %v", err)
+	}
+	aside, err := s.SetAside(vm1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, testStream(t, s), 3)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Verify(aside, key.Verifier()); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("the old stream verifies: %v", err)
+	}
+	if _, err := Verify(st.Dir(), key.Verifier()); err != nil {
+		t.Error(err)
+	}
+	if reps, err := VerifyStore(dir, key.Verifier()); len(reps) != 2 || err == nil {
+		t.Errorf("the store's report leaves the corrupt stream out: %+v, %v", reps, err)
+	}
+}
+
+// TestCutLosesNothing leaves garbage at the end, as a power cut can, and finds
+// it set aside.
+func TestCutLosesNothing(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	s := testStore(t, dir, key, Options{SegmentSize: 600})
+	st := testStream(t, s)
+	fill(t, st, 12)
+	l, _ := list(st.Dir())
+	spoiled := l.segments[len(l.segments)-2]
+	copied := StreamDir(copyStore(t, dir), vm1)
+	path := filepath.Join(copied, spoiled.name)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := recordEnds(b)[0]
+	copy(b[at:], make([]byte, 40)) // a page that never reached the disk
+	if err := os.WriteFile(path, b, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	s2 := testStore(t, filepath.Dir(copied), key, Options{})
+	st2 := testStream(t, s2)
+	var cuts []Recovery
+	err = NewReader(copied).Read(spoiled.first, ^uint64(0), func(r *Record) error {
+		if r.Kind == KindRecovery {
+			var c Recovery
+			cuts = append(cuts, c)
+		}
+		return nil
+	})
+	if err != nil || len(cuts) != 2 || st2.Stats().Next != spoiled.first+1+2 {
+		t.Errorf("%d cuts, next %d, %v", len(cuts), st2.Stats().Next, err)
+	}
+	kept, err := os.ReadFile(filepath.Join(copied, fmt.Sprintf("%020d.%d.cut", spoiled.first, at)))
+	if err != nil || !bytes.Equal(kept, b[at:]) {
+		t.Errorf("kept %d bytes of %d: %v", len(kept), len(b)-at, err)
+	}
+	s2.Close()
+	if rep, err := Verify(copied, key.Verifier()); err != nil || len(rep.Cuts) != 2 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
