@@ -50,6 +50,8 @@ type Monitor struct {
 	doors     *doors
 
 	enrolError string // what is wrong with the enrolments, as last logged
+
+	observe func(took time.Duration) // each batch's way from arrival to verdict; benchmarks set it
 }
 
 // New makes a monitor; it opens and starts nothing.
@@ -213,7 +215,11 @@ func (m *Monitor) addEngine(e Engine) {
 		SocketDir: m.cfg.RunDir,
 		Judged: func(b *engine.Batch, verdict time.Time) {
 			judged(b, verdict)
-			counts.Verdict(b.Count, verdict.Sub(b.Received))
+			took := verdict.Sub(b.Received)
+			counts.Verdict(b.Count, took)
+			if m.observe != nil {
+				m.observe(took)
+			}
 		},
 	})
 	m.engines = append(m.engines, s)
