@@ -13,6 +13,7 @@ import (
 
 	libvirt "github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -79,7 +80,9 @@ func (c *Client) Capture(ctx context.Context, vm uuid.UUID, dir string, opts *Ca
 	if opts == nil {
 		opts = &CaptureOptions{}
 	}
-	s, err := c.capture(ctx, vm, dir, opts)
+	own := New(&c.opts) // its calls are long
+	defer own.Close()
+	s, err := own.capture(ctx, vm, dir, opts)
 	if err != nil {
 		return nil, fmt.Errorf("capture %s: %w", vm, err)
 	}
@@ -105,7 +108,7 @@ func (c *Client) capture(ctx context.Context, vm uuid.UUID, dir string, opts *Ca
 		}
 	}()
 	s := &Snapshot{VM: vm, Started: time.Now()}
-	for _, part := range []func(context.Context, *Snapshot) error{k.describe, k.memory, k.disks} {
+	for _, part := range []func(context.Context, *Snapshot) error{k.describe, k.space, k.memory, k.disks} {
 		if err = part(ctx, s); err != nil {
 			if ran.Load() {
 				err = fmt.Errorf("%w (%w)", ErrResumed, err)
@@ -258,6 +261,42 @@ func (k *taking) describe(ctx context.Context, s *Snapshot) error {
 	return nil
 }
 
+// space refuses what would not fit, before anything large is written.
+func (k *taking) space(ctx context.Context, _ *Snapshot) error {
+	const slack = 16 << 20 // for the core's notes and the images' tables
+	need := uint64(slack)
+	err := k.c.call(ctx, k.c.of(k.vm), func(l *libvirt.Libvirt) error {
+		d := k.c.handle(k.vm)
+		_, most, now, _, _, err := l.DomainGetInfo(d) // KiB
+		if err != nil {
+			return err
+		}
+		need += max(most, now) << 10
+		for _, disk := range devices(&k.def) {
+			if disk.Target == nil || leftOut(&disk) != "" {
+				continue
+			}
+			allocated, _, _, err := l.DomainGetBlockInfo(d, disk.Target.Dev, 0)
+			if err != nil {
+				return err
+			}
+			need += allocated
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("measure: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(k.dir, &fs); err != nil {
+		return fmt.Errorf("measure %s: %w", k.dir, err)
+	}
+	if free := fs.Bavail * uint64(fs.Bsize); free < need {
+		return fmt.Errorf("%w: %s has %d MiB free, the capture needs %d MiB", ErrNoSpace, k.dir, free>>20, need>>20)
+	}
+	return nil
+}
+
 // memory dumps the guest's memory. The call returns when the dump is whole.
 func (k *taking) memory(ctx context.Context, s *Snapshot) error {
 	path, err := k.file("memory.elf")
@@ -266,7 +305,7 @@ func (k *taking) memory(ctx context.Context, s *Snapshot) error {
 	}
 	began := time.Now()
 	err = k.during(ctx, "memory", func() error {
-		return k.c.call(context.WithoutCancel(ctx), func(l *libvirt.Libvirt) error {
+		return k.c.call(context.WithoutCancel(ctx), k.c.of(k.vm), func(l *libvirt.Libvirt) error {
 			return l.DomainCoreDumpWithFormat(k.c.handle(k.vm), path, uint32(libvirt.DomainCoreDumpFormatRaw), libvirt.DumpMemoryOnly)
 		})
 	})
@@ -329,7 +368,7 @@ func (k *taking) tell(part string, j job) {
 func (k *taking) abort() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	err := k.c.call(ctx, func(l *libvirt.Libvirt) error { return l.DomainAbortJob(k.c.handle(k.vm)) })
+	err := k.c.call(ctx, k.c.of(k.vm), func(l *libvirt.Libvirt) error { return l.DomainAbortJob(k.c.handle(k.vm)) })
 	if err != nil {
 		k.c.log.Debug("abort job", "vm", k.vm, "err", err)
 	}
@@ -349,7 +388,7 @@ const (
 )
 
 func (k *taking) job(ctx context.Context, flags libvirt.DomainGetJobStatsFlags) (j job, err error) {
-	err = k.c.call(ctx, func(l *libvirt.Libvirt) error {
+	err = k.c.call(ctx, k.c.of(k.vm), func(l *libvirt.Libvirt) error {
 		kind, params, err := l.DomainGetJobStats(k.c.handle(k.vm), flags)
 		j.kind = kind
 		for _, p := range params {
@@ -463,7 +502,7 @@ func (k *taking) backup(ctx context.Context, req *libvirtxml.DomainBackup) error
 	if err != nil {
 		return err
 	}
-	err = k.c.call(context.WithoutCancel(ctx), func(l *libvirt.Libvirt) error {
+	err = k.c.call(context.WithoutCancel(ctx), k.c.of(k.vm), func(l *libvirt.Libvirt) error {
 		return l.DomainBackupBegin(k.c.handle(k.vm), string(text), nil, 0)
 	})
 	if err != nil {
@@ -506,7 +545,7 @@ func (k *taking) measure(ctx context.Context, f *File) (err error) {
 	if f.Size, err = size(f.Path); err != nil {
 		return err
 	}
-	return k.c.call(ctx, func(l *libvirt.Libvirt) error {
+	return k.c.call(ctx, k.c.of(k.vm), func(l *libvirt.Libvirt) error {
 		_, capacity, _, err := l.DomainGetBlockInfo(k.c.handle(k.vm), f.Target, 0)
 		f.Virtual = capacity
 		return err

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"syscall"
 	"time"
 
 	libvirt "github.com/digitalocean/go-libvirt"
-	"github.com/digitalocean/go-libvirt/socket/dialers"
 	"github.com/google/uuid"
 )
 
@@ -25,87 +25,165 @@ type Options struct {
 }
 
 // Client talks to the local libvirtd. It connects at its first call and anew
-// whenever the connection was lost. Its methods may be called concurrently.
+// whenever a connection was lost. Its methods may be called concurrently.
+//
+// libvirtd lets one connection have five calls under way, so that five hung
+// domains would hold up all others: the calls about single domains go over a
+// few connections, by UUID, and each capture has one of its own.
 type Client struct {
-	socket      string
-	dialTimeout time.Duration
-	log         *slog.Logger
+	opts  Options
+	log   *slog.Logger
+	lines [1 + perVM]line // [0]: lists and events
 
-	mu      sync.Mutex // guards conn, names and closed; held while dialling
-	conn    *libvirt.Libvirt
+	mu      sync.Mutex // guards names and closed
 	names   map[uuid.UUID]string
 	closed  bool
 	pending sync.WaitGroup // calls under way
 }
 
+const perVM = 4
+
+// line is one connection.
+type line struct {
+	mu   sync.Mutex // guards what follows; held while dialling, for DialTimeout at most
+	conn *libvirt.Libvirt
+	raw  net.Conn // beneath it: the library does not close what broke
+}
+
+// take empties the line.
+func (n *line) take() (*libvirt.Libvirt, net.Conn) {
+	conn, raw := n.conn, n.raw
+	n.conn, n.raw = nil, nil
+	return conn, raw
+}
+
+// drop forgets a connection that no longer answers.
+func (n *line) drop(l *libvirt.Libvirt) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conn != l {
+		return
+	}
+	if _, raw := n.take(); raw != nil {
+		_ = raw.Close()
+	}
+}
+
+// hangUp takes leave of libvirtd, which has a second to answer.
+func (n *line) hangUp() {
+	n.mu.Lock()
+	conn, raw := n.take()
+	n.mu.Unlock()
+	if conn == nil {
+		return
+	}
+	late := time.AfterFunc(time.Second, func() { _ = raw.Close() })
+	_ = conn.Disconnect() // says only that it was gone already
+	late.Stop()
+	_ = raw.Close()
+}
+
 // New returns a client; it connects at its first call.
 func New(opts *Options) *Client {
-	if opts == nil {
-		opts = &Options{}
+	c := &Client{names: map[uuid.UUID]string{}}
+	if opts != nil {
+		c.opts = *opts
 	}
-	c := &Client{socket: opts.Socket, dialTimeout: opts.DialTimeout, log: opts.Log, names: map[uuid.UUID]string{}}
-	if c.socket == "" {
-		c.socket = DefaultSocket
+	if c.opts.Socket == "" {
+		c.opts.Socket = DefaultSocket
 	}
-	if c.dialTimeout == 0 {
-		c.dialTimeout = 5 * time.Second
+	if c.opts.DialTimeout == 0 {
+		c.opts.DialTimeout = 5 * time.Second
 	}
-	if c.log == nil {
+	if c.log = c.opts.Log; c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	return c
 }
 
-// Close ends the connection; calls under way return with an error. A closed
+// Close ends the connections; calls under way return with an error. A closed
 // client does not connect again.
 func (c *Client) Close() error {
 	c.mu.Lock()
-	conn := c.conn
-	c.conn, c.closed = nil, true
+	c.closed = true
 	c.mu.Unlock()
-	if conn != nil {
-		_ = conn.Disconnect() // says only that it was gone already
+	for i := range c.lines {
+		c.lines[i].hangUp()
 	}
 	c.pending.Wait()
 	return nil
 }
 
-// connect returns the live connection, and makes one where there is none.
-func (c *Client) connect() (*libvirt.Libvirt, error) {
+func (c *Client) isClosed() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	return c.closed
+}
+
+// connect returns the line's live connection, and makes one where there is
+// none.
+func (c *Client) connect(n *line) (*libvirt.Libvirt, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c.isClosed() { // Close takes away what is connected from here on
 		return nil, ErrClosed
 	}
-	if c.conn != nil && c.conn.IsConnected() {
-		return c.conn, nil
+	if n.conn != nil && n.conn.IsConnected() {
+		return n.conn, nil
 	}
-	l := libvirt.NewWithDialer(dialers.NewLocal(dialers.WithSocket(c.socket), dialers.WithLocalTimeout(c.dialTimeout)))
-	if err := l.Connect(); err != nil {
-		return nil, unreachable(c.socket, err)
+	if _, raw := n.take(); raw != nil {
+		_ = raw.Close()
 	}
-	c.log.Debug("connected to libvirtd", "socket", c.socket)
-	c.conn = l
+	d := &dialer{path: c.opts.Socket, timeout: c.opts.DialTimeout}
+	l := libvirt.NewWithDialer(d)
+	err := l.Connect()
+	if d.done() && err != nil {
+		err = fmt.Errorf("no answer within %s: %w", c.opts.DialTimeout, err)
+	}
+	if err != nil {
+		if d.conn != nil {
+			_ = d.conn.Close()
+		}
+		return nil, unreachable(c.opts.Socket, err)
+	}
+	c.log.Debug("connected to libvirtd", "socket", c.opts.Socket)
+	n.conn, n.raw = l, d.conn
 	return l, nil
 }
 
-// drop forgets a connection that no longer answers.
-func (c *Client) drop(l *libvirt.Libvirt) {
-	c.mu.Lock()
-	if c.conn == l {
-		c.conn = nil
-	}
-	c.mu.Unlock()
+// dialer bounds not only the dialling but all of the first exchange, which
+// the library does not: a libvirtd that accepts and says nothing is let go.
+type dialer struct {
+	path    string
+	timeout time.Duration
+	conn    net.Conn
+	timer   *time.Timer
 }
+
+func (d *dialer) Dial() (net.Conn, error) {
+	c, err := net.DialTimeout("unix", d.path, d.timeout)
+	if err != nil {
+		return nil, err
+	}
+	d.conn, d.timer = c, time.AfterFunc(d.timeout, func() { _ = c.Close() })
+	return c, nil
+}
+
+// done ends the bound; it reports whether it was reached.
+func (d *dialer) done() bool { return d.timer != nil && !d.timer.Stop() }
+
+// of returns the line for calls about one domain.
+func (c *Client) of(vm uuid.UUID) *line { return &c.lines[1+vm[15]%perVM] }
 
 // lost tells a broken connection from an answer of libvirt's.
 func lost(err error) bool {
-	return errors.Is(err, libvirt.ErrInterrupted) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+	return errors.Is(err, libvirt.ErrInterrupted) || errors.Is(err, syscall.EINVAL) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
 // call runs fn with a connection and returns when fn has, or when ctx ends;
 // libvirt's calls cannot be withdrawn, so fn may then still be under way.
-func (c *Client) call(ctx context.Context, fn func(*libvirt.Libvirt) error) error {
+func (c *Client) call(ctx context.Context, n *line, fn func(*libvirt.Libvirt) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -113,10 +191,10 @@ func (c *Client) call(ctx context.Context, fn func(*libvirt.Libvirt) error) erro
 	c.pending.Add(1)
 	go func() {
 		defer c.pending.Done()
-		l, err := c.connect()
+		l, err := c.connect(n)
 		if err == nil {
 			if err = fn(l); lost(err) {
-				c.drop(l)
+				n.drop(l)
 			}
 		}
 		done <- err
@@ -131,10 +209,10 @@ func (c *Client) call(ctx context.Context, fn func(*libvirt.Libvirt) error) erro
 
 // read is call for what changes nothing: it is tried once more where the
 // connection broke under it.
-func (c *Client) read(ctx context.Context, fn func(*libvirt.Libvirt) error) error {
-	err := c.call(ctx, fn)
+func (c *Client) read(ctx context.Context, n *line, fn func(*libvirt.Libvirt) error) error {
+	err := c.call(ctx, n, fn)
 	if lost(err) {
-		err = c.call(ctx, fn)
+		err = c.call(ctx, n, fn)
 	}
 	return err
 }
@@ -160,7 +238,7 @@ func (c *Client) remember(d libvirt.Domain) {
 // Version returns libvirtd's version, for example "9.0.0".
 func (c *Client) Version(ctx context.Context) (string, error) {
 	var v uint64
-	err := c.read(ctx, func(l *libvirt.Libvirt) (err error) {
+	err := c.read(ctx, &c.lines[0], func(l *libvirt.Libvirt) (err error) {
 		v, err = l.ConnectGetLibVersion()
 		return err
 	})

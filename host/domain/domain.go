@@ -68,7 +68,7 @@ type Domain struct {
 // List returns all domains, active or not.
 func (c *Client) List(ctx context.Context) ([]Domain, error) {
 	var out []Domain
-	err := c.read(ctx, func(l *libvirt.Libvirt) error {
+	err := c.read(ctx, &c.lines[0], func(l *libvirt.Libvirt) error {
 		ds, _, err := l.ConnectListAllDomains(1, 0)
 		if err != nil {
 			return err
@@ -102,7 +102,7 @@ func (c *Client) describe(l *libvirt.Libvirt, d libvirt.Domain) (Domain, error) 
 // text as its name.
 func (c *Client) Lookup(ctx context.Context, nameOrUUID string) (Domain, error) {
 	var out Domain
-	err := c.read(ctx, func(l *libvirt.Libvirt) error {
+	err := c.read(ctx, &c.lines[0], func(l *libvirt.Libvirt) error {
 		d, err := l.DomainLookupByName(nameOrUUID)
 		if libvirt.IsNotFound(err) {
 			if id, perr := uuid.Parse(nameOrUUID); perr == nil {
@@ -123,7 +123,7 @@ func (c *Client) Lookup(ctx context.Context, nameOrUUID string) (Domain, error) 
 // State returns the domain's state.
 func (c *Client) State(ctx context.Context, vm uuid.UUID) (State, error) {
 	var s State
-	err := c.read(ctx, func(l *libvirt.Libvirt) error {
+	err := c.read(ctx, c.of(vm), func(l *libvirt.Libvirt) error {
 		n, _, err := l.DomainGetState(c.handle(vm), 0)
 		s = toState(n)
 		return err
@@ -160,7 +160,7 @@ func (c *Client) Resume(ctx context.Context, vm uuid.UUID) error {
 
 // change asks for a state and checks that it has come about.
 func (c *Client) change(ctx context.Context, vm uuid.UUID, want State, ask func(*libvirt.Libvirt, libvirt.Domain) error) error {
-	return c.call(ctx, func(l *libvirt.Libvirt) error {
+	return c.call(ctx, c.of(vm), func(l *libvirt.Libvirt) error {
 		d := c.handle(vm)
 		asked := ask(l, d)
 		if lost(asked) {
@@ -186,7 +186,7 @@ func (c *Client) XML(ctx context.Context, vm uuid.UUID) (string, error) {
 
 func (c *Client) xml(ctx context.Context, vm uuid.UUID, flags libvirt.DomainXMLFlags) (string, error) {
 	var out string
-	err := c.read(ctx, func(l *libvirt.Libvirt) (err error) {
+	err := c.read(ctx, c.of(vm), func(l *libvirt.Libvirt) (err error) {
 		out, err = l.DomainGetXMLDesc(c.handle(vm), flags)
 		return err
 	})
@@ -231,7 +231,7 @@ func parseCID(text string) (uint32, error) {
 // it started. Where QEMU runs them in one thread it is the process's time.
 func (c *Client) CPUTime(ctx context.Context, vm uuid.UUID) (time.Duration, error) {
 	var sum uint64
-	err := c.read(ctx, func(l *libvirt.Libvirt) error {
+	err := c.read(ctx, c.of(vm), func(l *libvirt.Libvirt) error {
 		d := c.handle(vm)
 		_, _, _, n, total, err := l.DomainGetInfo(d)
 		if err != nil {

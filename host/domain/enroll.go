@@ -171,7 +171,7 @@ func (c *Client) inactive(ctx context.Context, nameOrUUID string) (Domain, strin
 }
 
 func (c *Client) define(ctx context.Context, text string) error {
-	err := c.call(ctx, func(l *libvirt.Libvirt) error {
+	err := c.call(ctx, &c.lines[0], func(l *libvirt.Libvirt) error {
 		_, err := l.DomainDefineXMLFlags(text, 0)
 		return err
 	})
@@ -232,7 +232,7 @@ func userIDs(name string) (ids, error) {
 // qemuIDs asks libvirt as whom it runs QEMU.
 func (c *Client) qemuIDs(ctx context.Context) (ids, error) {
 	var text string
-	err := c.read(ctx, func(l *libvirt.Libvirt) (err error) {
+	err := c.read(ctx, &c.lines[0], func(l *libvirt.Libvirt) (err error) {
 		text, err = l.ConnectGetCapabilities()
 		return err
 	})

@@ -23,6 +23,8 @@ var (
 	ErrRunning error = permanent("the domain is running")
 	// ErrPermission: this user may not do that.
 	ErrPermission error = permanent("permission denied")
+	// ErrNoSpace: a capture would not fit where it is to go.
+	ErrNoSpace = errors.New("not enough space")
 	// ErrResumed: the domain ran while it was captured.
 	ErrResumed = errors.New("the domain was resumed during the capture")
 )

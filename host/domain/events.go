@@ -93,16 +93,17 @@ func (c *Client) watchOnce(ctx context.Context, handle func(Event)) error {
 			}
 		}
 	}()
-	conn, err := c.connect()
+	n := &c.lines[0]
+	conn, err := c.connect(n)
 	if err != nil {
 		return err
 	}
 	if boots, err = conn.SubscribeEvents(ctx, libvirt.DomainEventIDReboot, nil); err != nil {
-		c.drop(conn)
+		n.drop(conn)
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	if life, err = conn.LifecycleEvents(ctx); err != nil {
-		c.drop(conn)
+		n.drop(conn)
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	handle(Event{Kind: Resync, At: time.Now()})

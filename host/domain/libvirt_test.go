@@ -152,7 +152,7 @@ func TestReconnect(t *testing.T) {
 	c := client(t)
 	s := watch(t, c)
 	for range 3 {
-		l, err := c.connect()
+		l, err := c.connect(&c.lines[0])
 		if err != nil {
 			t.Fatal(err)
 		}
