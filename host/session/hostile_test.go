@@ -55,7 +55,10 @@ func FuzzHostileAgent(f *testing.F) {
 			defer close(done)
 			_ = m.Serve(t.Context(), hc, vmID, "hybrid")
 		}()
-		sent := attack(ac, in[0]%3, in[1:])
+		sent, ok := attack(ac, in[0]%3, in[1:])
+		if !ok {
+			t.Fatal("an honest handshake was refused")
+		}
 		ac.Close()
 		select {
 		case <-done:
@@ -76,18 +79,16 @@ func FuzzHostileAgent(f *testing.F) {
 }
 
 // attack returns what it tried to send.
-func attack(c net.Conn, manner byte, in []byte) (sent []byte) {
+func attack(c net.Conn, manner byte, in []byte) (sent []byte, ok bool) {
 	out := &bytes.Buffer{}
 	to := io.MultiWriter(out, c)
-	if manner != 0 {
-		if !shakeHands(c, to) {
-			return out.Bytes()
-		}
+	if manner != 0 && !shakeHands(c, to) {
+		return nil, false
 	}
 	go io.Copy(io.Discard, c)
 	if manner != 2 {
 		to.Write(in)
-		return out.Bytes()
+		return out.Bytes(), true
 	}
 	for seq := uint64(1); len(in) >= 3; seq++ {
 		n := min(8*int(binary.LittleEndian.Uint16(in[1:])), (len(in)-3)&^7, vsockproto.MaxFrame-vsockproto.FrameHeaderSize)
@@ -96,7 +97,7 @@ func attack(c net.Conn, manner byte, in []byte) (sent []byte) {
 		}
 		in = in[3+n:]
 	}
-	return out.Bytes()
+	return out.Bytes(), true
 }
 
 // shakeHands does an honest handshake, writing to to and reading from c.
@@ -196,6 +197,88 @@ func TestOverUnixSockets(t *testing.T) {
 }
 
 func asReject(err error, to **link.RejectError) bool { return errors.As(err, to) }
+
+// TestFramesCostNoAllocation sends frames as bytes and waits for their acks.
+func TestFramesCostNoAllocation(t *testing.T) {
+	w := newWorld()
+	m := w.manager(nil)
+	m.p.Recorder, m.p.Sink = null{w}, discard{}
+	ac, hc, err := prototest.SocketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = m.Serve(context.Background(), hc, vmID, "hybrid") }()
+	if !shakeHands(ac, ac) {
+		t.Fatal("no handshake")
+	}
+	policy := make([]byte, vsockproto.FrameHeaderSize+16+8*len(vsockproto.EventTypes()))
+	if _, err := io.ReadFull(ac, policy); err != nil {
+		t.Fatal(err)
+	}
+	payload := vsockproto.AppendEventsHeader(nil, 12)
+	var at []int // of the records
+	for _, k := range vsockproto.EventTypes() {
+		at = append(at, vsockproto.FrameHeaderSize+len(payload))
+		e := prototest.Sample(k)
+		e.Sequence = 1
+		if payload, err = e.Append(payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	frame, ack := frameOf(vsockproto.FrameEvents, 0, payload), make([]byte, vsockproto.FrameHeaderSize+16)
+	seq, numbers := uint64(0), [3]uint64{}
+	n := testing.AllocsPerRun(200, func() {
+		seq++
+		binary.LittleEndian.PutUint64(frame[8:], seq)
+		for _, off := range at {
+			class := frame[off+7]
+			numbers[class]++
+			binary.LittleEndian.PutUint64(frame[off+16:], numbers[class])
+		}
+		if _, err := ac.Write(frame); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(ac, ack); err != nil {
+			t.Fatal(err)
+		}
+	})
+	ac.Close()
+	<-done
+	if n != 0 {
+		t.Fatalf("%v allocations for a frame of 12 records", n)
+	}
+}
+
+// BenchmarkArrival is how long it takes from writing a frame of one record to
+// its delivery, and to its ack, over a unix socket with nothing else to do.
+func BenchmarkArrival(b *testing.B) {
+	w := newWorld()
+	m := w.manager(nil)
+	in := make(arrivals, 1)
+	m.p.Recorder, m.p.Sink, m.p.Store = null{w}, in, nil
+	ac, hc, err := prototest.SocketPair()
+	if err != nil {
+		b.Fatal(err)
+	}
+	go m.Serve(b.Context(), hc, vmID, "hybrid")
+	a := prototest.NewAgent(nil)
+	go a.Run(b.Context(), ac)
+	e := prototest.Sample(vsockproto.FileOpen)
+	for b.Loop() {
+		if err := a.Send(b.Context(), e); err != nil {
+			b.Fatal(err)
+		}
+		<-in
+	}
+}
+
+type arrivals chan struct{}
+
+func (a arrivals) Deliver(context.Context, *engine.Batch) error {
+	a <- struct{}{}
+	return nil
+}
 
 // null is a world that keeps nothing, for benchmarks.
 type null struct{ *world }

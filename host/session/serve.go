@@ -35,6 +35,7 @@ type conn struct {
 	busy bool       // v.mu: a frame is being worked on
 	why  string     // v.mu: why another goroutine ended the connection
 
+	got    Received // these are used again for each frame
 	event  vsockproto.Event
 	beat   vsockproto.Heartbeat
 	batch  engine.Batch
@@ -75,9 +76,9 @@ var errOurs = errors.New("the monitor cannot go on")
 // tap records what was received. It is the first to see it.
 func (c *conn) tap(b []byte, whole bool) error {
 	c.at = time.Now()
-	r := Received{VM: c.v.id, Session: c.session, At: c.at, Whole: whole, Raw: b}
-	r.Critical = c.session != uuid.Nil && critical(b)
-	index, err := c.m.p.Recorder.Record(&r)
+	c.got = Received{VM: c.v.id, Session: c.session, At: c.at, Whole: whole, Raw: b}
+	c.got.Critical = c.session != uuid.Nil && critical(b)
+	index, err := c.m.p.Recorder.Record(&c.got)
 	c.index, c.kept = index, nil
 	if errors.Is(err, ErrNotKept) {
 		c.kept = err

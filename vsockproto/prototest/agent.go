@@ -77,6 +77,7 @@ func (a *Agent) Link() *link.Agent { return a.link }
 func (a *Agent) Hello() *vsockproto.Hello {
 	boot, real := clocks()
 	return &vsockproto.Hello{
+		MinVersion: vsockproto.Version, MaxVersion: vsockproto.Version,
 		BootID: a.o.BootID, BootNs: boot, RealNs: real, CPUs: a.o.CPUs,
 		Kernel: "6.1.0-test", Build: "prototest", Hooks: a.o.Hooks,
 	}
