@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"github.com/outguard/outguard/vmtests/product"
 	"github.com/outguard/outguard/vmtests/vm"
@@ -41,14 +40,8 @@ func Clean(ctx context.Context, out io.Writer) error {
 			return fmt.Errorf("stop libvirtd: %w", err)
 		}
 	}
-	logs, err := filepath.Glob("/var/log/libvirt/qemu/" + domain + ".log*")
-	if err != nil {
+	if err := os.RemoveAll(dir); err != nil {
 		return err
-	}
-	for _, path := range append(logs, dir) {
-		if err := os.RemoveAll(path); err != nil {
-			return err
-		}
 	}
 	fmt.Fprintln(out, "demo: cleaned; the downloads stay in "+cache)
 	return nil

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/outguard/outguard/vmtests/vm"
 )
 
 // Layout says where an installation stands. All are directories.
@@ -219,6 +221,9 @@ func Remove(ctx context.Context, l Layout) error {
 	if err := p.StopMonitor(ctx); err != nil {
 		return err
 	}
+	if err := vm.StopPrograms(ctx, p.Lib); err != nil { // an engine whose monitor was killed
+		return err
+	}
 	for line := range strings.Lines(string(text)) {
 		name, ok := strings.CutPrefix(strings.TrimSpace(line), "user ")
 		if !ok {
@@ -227,7 +232,7 @@ func Remove(ctx context.Context, l Layout) error {
 		if _, err := user.Lookup(name); err != nil {
 			continue
 		}
-		if err := run(ctx, "userdel", name); err != nil {
+		if err := run(ctx, "userdel", "--force", name); err != nil {
 			return err
 		}
 	}

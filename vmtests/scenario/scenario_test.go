@@ -215,7 +215,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 		cmd := exec.Command(lookPath(ts, args[2]), args[3:]...)
 		cmd.Dir = ts.Getenv("WORK")
 		out, err := cmd.CombinedOutput()
-		last = fmt.Sprintf("%s(%v)", out, err)
+		last = fmt.Sprintf("%s(%v)", out[max(0, len(out)-2000):], err)
 		return err == nil && re.Match(out)
 	})
 	if !ok {

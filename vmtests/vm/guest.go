@@ -169,6 +169,9 @@ func (g *Guest) Remove(ctx context.Context) error {
 	if err := g.stopVsock(ctx); err != nil {
 		return err
 	}
+	if err := removeAll("/var/log/libvirt/qemu/" + g.Name + ".log"); err != nil {
+		return err
+	}
 	return os.RemoveAll(g.dir)
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -56,6 +58,41 @@ func StopRecorded(ctx context.Context, path string) error {
 		return err
 	}
 	return nil
+}
+
+// StopPrograms ends the processes whose program stands in dir, after giving
+// them a moment to end by themselves.
+func StopPrograms(ctx context.Context, dir string) error {
+	var running []int
+	err := poll(ctx, 5*time.Second, "", func() bool {
+		running = programs(dir)
+		return len(running) == 0
+	})
+	if err == nil {
+		return nil
+	}
+	var errs []error
+	for _, pid := range running {
+		errs = append(errs, stop(ctx, pid))
+	}
+	return errors.Join(errs...)
+}
+
+func programs(dir string) (pids []int) {
+	links, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		panic(err) // the pattern is broken
+	}
+	for _, l := range links {
+		exe, err := os.Readlink(l)
+		if err != nil || filepath.Dir(strings.TrimSuffix(exe, " (deleted)")) != dir {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(l))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // startTime is field 22 of /proc/<pid>/stat, in clock ticks since boot. A
