@@ -91,14 +91,17 @@ func (s *Supervisor) keep(ctx context.Context, p *process.Process, vm uuid.UUID,
 	for n < len(q.items) && q.items[n].answered && q.items[n].number <= c.Judged {
 		n++
 	}
-	saved := Saved{Data: c.Data}
 	if n > 0 {
 		last := &q.items[n-1].batch
-		saved.Session, saved.Index = last.Session, last.Index
+		q.covered = engine.Ref{Session: last.Session, Index: last.Index}
 	}
+	saved := Saved{Session: q.covered.Session, Index: q.covered.Index, Data: c.Data}
+	refused := q.refused
 	s.mu.Unlock()
-	if err := s.opts.Store.Save(s.cfg.Name, vm, saved); err != nil {
-		return fmt.Errorf("store checkpoint: %w", err)
+	if !refused {
+		if err := s.opts.Store.Save(s.cfg.Name, vm, saved); err != nil {
+			return fmt.Errorf("store checkpoint: %w", err)
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,22 +164,27 @@ func (s *Supervisor) Models(ctx context.Context) ([]engine.Model, error) {
 // Learn opens the VM's model. When it returns without an error, the change is
 // stored.
 func (s *Supervisor) Learn(ctx context.Context, vm uuid.UUID) (engine.Model, error) {
-	return s.change(ctx, vm, (*process.Process).Learn)
+	return s.change(ctx, vm, true, (*process.Process).Learn)
 }
 
 // Seal closes the VM's model. When it returns without an error, the change is
 // stored. It counts from the batch that the engine judges next.
 func (s *Supervisor) Seal(ctx context.Context, vm uuid.UUID) (engine.Model, error) {
-	return s.change(ctx, vm, (*process.Process).Seal)
+	return s.change(ctx, vm, false, (*process.Process).Seal)
 }
 
 type changeFunc func(*process.Process, context.Context, uuid.UUID) (engine.Model, process.Checkpoint, error)
 
-func (s *Supervisor) change(ctx context.Context, vm uuid.UUID, do changeFunc) (engine.Model, error) {
+// change lets do change the model, and stores that: over a checkpoint that
+// could not be used only where anew says so.
+func (s *Supervisor) change(ctx context.Context, vm uuid.UUID, anew bool, do changeFunc) (engine.Model, error) {
 	s.checkpointMu.Lock()
 	defer s.checkpointMu.Unlock()
 	p, err := s.process()
 	if err != nil {
+		return engine.Model{}, err
+	}
+	if err := s.admit(vm, anew); err != nil {
 		return engine.Model{}, err
 	}
 	m, c, err := do(p, ctx, vm)
@@ -189,6 +197,20 @@ func (s *Supervisor) change(ctx context.Context, vm uuid.UUID, do changeFunc) (e
 	return m, nil
 }
 
+// ErrRefused is for a model whose stored checkpoint could not be used.
+var ErrRefused = errors.New("the stored checkpoint could not be used; let the model learn anew first")
+
+func (s *Supervisor) admit(vm uuid.UUID, anew bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.queue(vm)
+	if q.refused && !anew {
+		return fmt.Errorf("engine %s: %w", s.cfg.Name, ErrRefused)
+	}
+	q.refused = false
+	return nil
+}
+
 // Covered says up to which batch of the VM a stored checkpoint reaches. What
 // evidence holds after it can be submitted again after a restart of the host.
 func (s *Supervisor) Covered(vm uuid.UUID) (session uuid.UUID, index uint64, ok bool, err error) {
@@ -197,5 +219,5 @@ func (s *Supervisor) Covered(vm uuid.UUID) (session uuid.UUID, index uint64, ok 
 		return uuid.Nil, 0, false, err
 	}
 	c, ok := saved[vm]
-	return c.Session, c.Index, ok, nil
+	return c.Session, c.Index, ok, c.Err
 }

@@ -74,7 +74,7 @@ const (
 	RuleEnded    = "engine/ended"    // it ended, crashed or broke the contract
 	RuleSilent   = "engine/silent"   // it missed the deadline of an answer
 	RulePoison   = "engine/poison"   // a batch that it cannot survive was passed over
-	RuleRestore  = "engine/restore"  // a checkpoint could not be given back
+	RuleRestore  = "engine/restore"  // a checkpoint cannot be used
 	RuleStore    = "engine/store"    // a checkpoint could not be kept
 	RuleCircuit  = "engine/circuit"  // the circuit opened: batches pass unjudged
 	RuleUnjudged = "engine/unjudged" // which batches did
@@ -131,6 +131,8 @@ type vmQueue struct {
 	kept       int // bytes
 	dirtySince time.Time
 	isReady    bool
+	refused    bool // the stored checkpoint could not be used, and stays
+	covered    engine.Ref // the last batch that this Supervisor let go of: Session and Index
 	unjudged   unjudged
 }
 

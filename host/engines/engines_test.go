@@ -82,8 +82,8 @@ func (e *scripted) Models() []engine.Model {
 	return all
 }
 
-func (e *scripted) Learn(context.Context, uuid.UUID) (engine.Model, error) {
-	return engine.Model{}, errors.New("scripted engines learn nothing")
+func (e *scripted) Learn(_ context.Context, vm uuid.UUID) (engine.Model, error) {
+	return engine.Model{VM: vm}, nil
 }
 
 func (e *scripted) Seal(_ context.Context, vm uuid.UUID) (engine.Model, error) {
@@ -420,6 +420,55 @@ func TestStop(t *testing.T) {
 	again := start(t, Config{}, &Options{Store: store})
 	again.submit(vmA, 6, "b")
 	again.awaitReason("b 11")
+}
+
+// A checkpoint that cannot be used is said and kept; only Learn gives it up.
+func TestCheckpointRefused(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, store Dir){
+		"by the engine": func(t *testing.T, store Dir) {
+			if err := store.Save("scripted", vmA, Saved{Session: session, Index: 9, Data: []byte("bad")}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"by its digest": func(t *testing.T, store Dir) {
+			path := store.path("scripted", vmA)
+			if err := replace(path, appendSaved(nil, Saved{Data: make([]byte, 8)})[1:]); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := Dir(t.TempDir())
+			if err := store.Save("scripted", vmA, Saved{Data: make([]byte, 8)}); err != nil {
+				t.Fatal(err)
+			}
+			spoil(t, store)
+			bad, err := os.ReadFile(store.path("scripted", vmA))
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := start(t, Config{}, &Options{Store: store, CheckpointEvery: time.Millisecond})
+			if f := h.awaitRule(RuleRestore); f.VM != vmA || f.Severity != engine.Severest {
+				t.Errorf("finding %+v", f)
+			}
+			h.submit(vmA, 1, "a")
+			h.awaitReason("a 1")
+			if _, err := h.Seal(t.Context(), vmA); !errors.Is(err, ErrRefused) {
+				t.Errorf("seal: %v", err)
+			}
+			h.checkpointDirty(t.Context(), 0)
+			if now, err := os.ReadFile(store.path("scripted", vmA)); err != nil || !slices.Equal(now, bad) {
+				t.Errorf("the checkpoint was overwritten, error %v", err)
+			}
+			if _, err := h.Learn(t.Context(), vmA); err != nil {
+				t.Fatal(err)
+			}
+			h.stop()
+			if _, index, ok, err := h.Covered(vmA); !ok || err != nil || index > 1 {
+				t.Errorf("covered %d, %v, error %v", index, ok, err)
+			}
+		})
+	}
 }
 
 func TestReplayBytesForceCheckpoints(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/engine/process"
@@ -96,19 +98,35 @@ func (s *Supervisor) begin(ctx context.Context, p *process.Process) error {
 func (s *Supervisor) restore(ctx context.Context, p *process.Process) error {
 	saved, err := s.opts.Store.Load(s.cfg.Name)
 	if err != nil {
-		s.own(RuleRestore, engine.High, uuid.Nil, fmt.Sprintf("Checkpoints of engine %s cannot be read: %v.", s.cfg.Name, err), nil)
+		s.own(RuleRestore, engine.Severest, uuid.Nil, fmt.Sprintf("Checkpoints of engine %s cannot be read, and it is not started without them: %v.", s.cfg.Name, err), nil)
+		return err
 	}
 	for vm, c := range saved {
-		err := p.Restore(ctx, vm, c.Data)
+		err := c.Err
 		if err == nil {
-			continue
+			err = p.Restore(ctx, vm, c.Data)
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err != nil && c.Err == nil && status.Code(err) != codes.Unknown {
+			return err // not the engine's word on the checkpoint: it is gone, or hangs
 		}
-		s.own(RuleRestore, engine.High, vm, fmt.Sprintf("Engine %s cannot use its checkpoint and starts anew for this VM: %v.", s.cfg.Name, err), nil)
+		s.refuse(vm, err)
 	}
 	return nil
+}
+
+// refuse notes whether the engine took the VM's checkpoint. One that it did
+// not take is not overwritten until somebody has the VM's model learn anew:
+// else a sealed model would be lost without a word.
+func (s *Supervisor) refuse(vm uuid.UUID, err error) {
+	s.mu.Lock()
+	q := s.queue(vm)
+	before := q.refused
+	q.refused = err != nil
+	s.mu.Unlock()
+	if err != nil && !before {
+		s.own(RuleRestore, engine.Severest, vm, fmt.Sprintf(
+			"Engine %s cannot use its checkpoint of this VM and judges it without; the checkpoint is kept until the model is told to learn: %v.", s.cfg.Name, err), nil)
+	}
 }
 
 // adopt makes p the process and sends it all that its checkpoints lack. What

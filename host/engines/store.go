@@ -20,7 +20,8 @@ import (
 // Store keeps checkpoints across restarts.
 type Store interface {
 	Save(engineName string, vm uuid.UUID, s Saved) error
-	// Load returns what can be read, even where the error is not nil.
+	// Load returns every checkpoint. One that is there and cannot be read has
+	// its Err set.
 	Load(engineName string) (map[uuid.UUID]Saved, error)
 }
 
@@ -30,6 +31,7 @@ type Saved struct {
 	Session uuid.UUID
 	Index   uint64
 	Data    []byte
+	Err     error // from Load: why there is nothing else
 }
 
 // Memory is a Store for as long as the process lives.
@@ -130,7 +132,6 @@ func (d Dir) Load(name string) (map[uuid.UUID]Saved, error) {
 		return nil, fmt.Errorf("load checkpoints: %w", err)
 	}
 	all := map[uuid.UUID]Saved{}
-	var errs []error
 	for _, e := range entries {
 		base, is := strings.CutSuffix(e.Name(), storeSuffix)
 		vm, err := uuid.Parse(base)
@@ -139,12 +140,11 @@ func (d Dir) Load(name string) (map[uuid.UUID]Saved, error) {
 		}
 		s, err := readSaved(d.path(name, vm))
 		if err != nil {
-			errs = append(errs, fmt.Errorf("load checkpoint of %s: %w", vm, err))
-			continue
+			s = Saved{Err: fmt.Errorf("load checkpoint: %w", err)}
 		}
 		all[vm] = s
 	}
-	return all, errors.Join(errs...)
+	return all, nil
 }
 
 func readSaved(path string) (Saved, error) {
