@@ -138,8 +138,9 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestCorruptIsNoCrash changes a byte that a signed head says was on disk: the
-// stream is not cut there but refused, and a new one can begin beside it.
+// TestCorruptIsNoCrash changes a byte that a signed head says was on disk, and
+// tears the end: the stream is not cut at the changed byte but refused, and a
+// new one can begin beside it.
 func TestCorruptIsNoCrash(t *testing.T) {
 	dir, key := t.TempDir(), testKey(t)
 	s := testStore(t, dir, key, Options{})
@@ -154,6 +155,7 @@ func TestCorruptIsNoCrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	b[recordEnds(b)[1]+recordHeaderSize] ^= 1
+	b = append(b, "torn"...)
 	if err := os.WriteFile(path, b, 0o640); err != nil {
 		t.Fatal(err)
 	}
@@ -181,6 +183,86 @@ func TestCorruptIsNoCrash(t *testing.T) {
 	}
 	if reps, err := VerifyStore(dir, key.Verifier()); len(reps) != 2 || err == nil {
 		t.Errorf("the store's report leaves the corrupt stream out: %+v, %v", reps, err)
+	}
+}
+
+// TestStartReadsFromTheLastHead changes a byte before the last head: the start
+// does not read it, goes on with the right chain, and Verify names it.
+func TestStartReadsFromTheLastHead(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	s := testStore(t, dir, key, Options{})
+	st := testStream(t, s)
+	fill(t, st, 5)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(st.Dir(), segmentName(0, false))
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := recordEnds(whole)[1] + recordHeaderSize
+	changed := bytes.Clone(whole)
+	changed[at] ^= 1
+	if err := os.WriteFile(path, changed, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	s = testStore(t, dir, key, Options{})
+	fill(t, testStream(t, s), 3)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var bad *CorruptError
+	if _, err := Verify(st.Dir(), key.Verifier()); !errors.As(err, &bad) || bad.Index != 2 {
+		t.Errorf("%v", err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[at] = whole[at]
+	if err := os.WriteFile(path, b, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if rep, err := Verify(st.Dir(), key.Verifier()); err != nil || rep.Next != 10 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
+// TestForgedHead has a guest send bytes that look like a head of its stream.
+func TestForgedHead(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	s := testStore(t, dir, key, Options{})
+	st := testStream(t, s)
+	fill(t, st, 5)
+	signed, err := st.SignHead()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := Head{Stream: vm1, Records: 2, Durable: 2, Time: at0}
+	forged, err := SignNote(h.text(), testKey(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	replayed := append(make([]byte, recordHeaderSize), signed.Note...)
+	for _, frame := range [][]byte{forged, replayed, []byte(headTitle + "\n")} {
+		if _, err := st.Append(KindFrame, at0, frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := readAll(t, st.Dir())
+	cut := copyStore(t, dir)
+	s2 := testStore(t, cut, key, Options{})
+	st2 := testStream(t, s2)
+	if st2.Stats().Next != uint64(len(before)) {
+		t.Errorf("next %d, want %d", st2.Stats().Next, len(before))
+	}
+	fill(t, st2, 2)
+	if err := s2.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Verify(st2.Dir(), key.Verifier()); err != nil {
+		t.Error(err)
 	}
 }
 

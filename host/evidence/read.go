@@ -3,7 +3,9 @@ package evidence
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 )
 
@@ -49,12 +51,75 @@ func (r *Reader) Read(from, to uint64, fn func(*Record) error) error {
 // which they were written. Time is the caller's of Append, so that neighbours
 // may differ from it a little.
 func (r *Reader) ReadTime(from, to time.Time, fn func(*Record) error) error {
-	return r.Read(0, ^uint64(0), func(rec *Record) error {
-		if rec.Time.Before(from) || !rec.Time.Before(to) {
-			return nil
+	spans, err := r.spans(from.UnixNano(), to.UnixNano())
+	if err != nil {
+		return err
+	}
+	stop := false
+	for _, s := range spans {
+		err := r.Read(s.from, s.to, func(rec *Record) error {
+			if rec.Time.Before(from) || !rec.Time.Before(to) {
+				return nil
+			}
+			err := fn(rec)
+			stop = err != nil
+			return err
+		})
+		if err != nil || stop {
+			return err
 		}
-		return fn(rec)
-	})
+	}
+	return nil
+}
+
+// span is a range of indexes.
+type span struct{ from, to uint64 }
+
+// spans returns where there may be records of that time: of sealed segments
+// only the blocks that say so, of plain ones everything.
+func (r *Reader) spans(from, to int64) ([]span, error) {
+	l, err := list(r.dir)
+	if err != nil {
+		return nil, err
+	}
+	if len(l.segments) == 0 {
+		return nil, fmt.Errorf("%s: %w", r.dir, errNoStream)
+	}
+	var all []span
+	for i, seg := range l.segments {
+		end := ^uint64(0)
+		if i+1 < len(l.segments) {
+			end = l.segments[i+1].first
+		}
+		if !seg.sealed {
+			all = join(all, span{seg.first, end})
+			continue
+		}
+		s, err := openSealed(filepath.Join(r.dir, seg.name), seg.first)
+		if err != nil {
+			return nil, atSegment(seg, seg.first, err)
+		}
+		for i, b := range s.t.blocks {
+			next := end
+			if i+1 < len(s.t.blocks) {
+				next = s.t.blocks[i+1].first
+			}
+			if b.latest >= from && b.earliest < to {
+				all = join(all, span{b.first, next})
+			}
+		}
+		s.Close()
+	}
+	return all, nil
+}
+
+// join appends a span, or lengthens the last one.
+func join(all []span, s span) []span {
+	if n := len(all); n > 0 && all[n-1].to == s.from {
+		all[n-1].to = s.to
+		return all
+	}
+	return append(all, s)
 }
 
 // Follow is Read from an index on that waits for more, until ctx ends.

@@ -91,15 +91,20 @@ func (s *Stream) resume(l listing, key *Key) ([]Recovery, error) {
 	for from > 0 && !l.segments[from].sealed {
 		from--
 	}
+	seg := l.segments[from]
+	if last := l.segments[len(l.segments)-1]; !last.sealed {
+		if c := s.fromHead(last, key); c != nil {
+			defer c.close()
+			if err := s.toEnd(c); err == io.EOF {
+				return nil, s.reopen(c)
+			}
+		}
+	}
 	c := &cursor{dir: s.dir}
 	defer c.close()
-	seg := l.segments[from]
 	err := c.open(seg, ^uint64(0)) // of a sealed one, its last block
-	for err == nil {
-		var r *Record
-		if r, err = c.record(); err == nil && r.Kind == KindHead {
-			s.heads, s.headTime = r.Index+1, r.Time
-		}
+	if err == nil {
+		err = s.toEnd(c)
 	}
 	if c.opened && c.stream != s.id {
 		return nil, &CorruptError{Segment: seg.name, Reason: "segment of stream " + c.stream.String()}
@@ -112,6 +117,68 @@ func (s *Stream) resume(l listing, key *Key) ([]Recovery, error) {
 		return nil, err
 	}
 	return s.cut(c, l, bad, key)
+}
+
+// toEnd reads to the first error: io.EOF where all is whole.
+func (s *Stream) toEnd(c *cursor) error {
+	for {
+		r, err := c.record()
+		if err != nil {
+			return err
+		}
+		if r.Kind == KindHead {
+			s.heads, s.headTime = r.Index+1, r.Time
+		}
+	}
+}
+
+// headWindow is how far from its end a segment is searched for a head.
+const headWindow = 4 << 20
+
+// fromHead finds the last signed head near the end of a segment and stands at
+// its record, so that a start need not read what it signs. nil where there is
+// none: then everything is read.
+func (s *Stream) fromHead(seg segmentFile, key *Key) *cursor {
+	f, err := os.Open(filepath.Join(s.dir, seg.name))
+	if err != nil {
+		return nil
+	}
+	at, h, ok := lastHead(f, s.id, key)
+	if !ok || h.Records < seg.first {
+		f.Close()
+		return nil
+	}
+	return &cursor{
+		dir: s.dir, stream: s.id, opened: true, seg: seg, offset: at,
+		src: &plainSource{f: f, off: at}, next: h.Records, chain: newChain(h.Chain),
+	}
+}
+
+// lastHead returns the last head in the file that verifies, and where its
+// record starts. Guests' bytes may look like a head; none has the signature.
+func lastHead(f *os.File, stream uuid.UUID, key *Key) (int64, Head, bool) {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, Head{}, false
+	}
+	start := max(segmentHeaderSize, fi.Size()-headWindow)
+	b := make([]byte, max(0, fi.Size()-start))
+	if _, err := f.ReadAt(b, start); err != nil {
+		return 0, Head{}, false
+	}
+	v := key.Verifier()
+	for end := len(b); ; {
+		i := bytes.LastIndex(b[:end], []byte(headTitle+"\n"))
+		if i < recordHeaderSize {
+			return 0, Head{}, false
+		}
+		if n := noteEnd(b[i:]); n > 0 {
+			if h, err := OpenHead(b[i:i+n], v); err == nil && h.Stream == stream {
+				return start + int64(i-recordHeaderSize), h, true
+			}
+		}
+		end = i
+	}
 }
 
 func (s *Stream) reopen(c *cursor) error {

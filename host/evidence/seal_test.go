@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -247,5 +248,50 @@ func TestCrashWhileSealing(t *testing.T) {
 	}
 	if _, err := Verify(stream, key.Verifier()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestReadTime(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	s := testStore(t, dir, key, Options{SegmentSize: 1 << 20})
+	st := testStream(t, s)
+	noise := make([]byte, 20000)
+	for i := range 200 {
+		rand.NewChaCha8([32]byte{byte(i)}).Read(noise)
+		if _, err := st.Append(KindFrame, at0.Add(time.Duration(i)*time.Second), noise); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := st.sealFull(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range [][2]int{{0, 200}, {0, 1}, {17, 18}, {50, 160}, {199, 300}, {300, 400}, {-5, 3}} {
+		var got []int
+		from, to := at0.Add(time.Duration(c[0])*time.Second), at0.Add(time.Duration(c[1])*time.Second)
+		err := NewReader(st.Dir()).ReadTime(from, to, func(r *Record) error {
+			if r.Kind == KindFrame {
+				got = append(got, int(r.Time.Sub(at0)/time.Second))
+			}
+			return nil
+		})
+		want := []int{}
+		for i := max(0, c[0]); i < min(200, c[1]); i++ {
+			want = append(want, i)
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v: %v, %v", c, got, err)
+		}
+	}
+	sealed, err := NewReader(st.Dir()).spans(at0.UnixNano(), at0.Add(time.Second).UnixNano())
+	if err != nil || len(sealed) != 2 || sealed[0].to > 20 {
+		t.Errorf("read %v for the first second: %v", sealed, err)
+	}
+	n := 0
+	err = NewReader(st.Dir()).ReadTime(at0, at0.Add(time.Hour), func(*Record) error {
+		n++
+		return ErrStop
+	})
+	if err != nil || n != 1 {
+		t.Errorf("stopped after %d: %v", n, err)
 	}
 }

@@ -20,6 +20,7 @@ type plainSource struct {
 	off int64 // in the file, of the end of buf
 	buf []byte
 	mem []byte
+	lot int // to read at once: more each time, up to readAhead
 }
 
 const readAhead = 256 << 10
@@ -36,7 +37,8 @@ func (s *plainSource) peek(n int) ([]byte, error) {
 	if len(s.buf) >= n {
 		return s.buf[:n], nil
 	}
-	if size := max(n, readAhead); len(s.mem) < size {
+	s.lot = min(max(2*s.lot, 4<<10), readAhead)
+	if size := max(n, s.lot); len(s.mem) < size {
 		mem := make([]byte, size)
 		s.buf = mem[:copy(mem, s.buf)]
 		s.mem = mem

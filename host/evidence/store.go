@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,7 +92,7 @@ func Open(dir string, key *Key, opts *Options) (*Store, error) {
 func (s *Store) Dir() string { return s.dir }
 
 // Stream opens the stream of a VM, or makes it; the zero UUID is the host's
-// own. After a crash it opens to the last complete record, sets aside what
+// own. One that a disk error has stopped is opened anew. After a crash it opens to the last complete record, sets aside what
 // follows and records that. A stream that is corrupt otherwise is refused with
 // ErrCorrupt: see SetAside.
 func (s *Store) Stream(vm uuid.UUID) (*Stream, error) {
@@ -101,7 +102,11 @@ func (s *Store) Stream(vm uuid.UUID) (*Stream, error) {
 		return nil, fmt.Errorf("open stream: %w", os.ErrClosed)
 	}
 	if st := s.streams[vm]; st != nil {
-		return st, nil
+		if !st.stopped() {
+			return st, nil
+		}
+		st.abandon()
+		delete(s.streams, vm)
 	}
 	st, err := openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.wakeSealer)
 	if err != nil {
@@ -159,19 +164,34 @@ func (s *Store) open() []*Stream {
 	return all
 }
 
+// flushers is how many streams are synced at once: a file system commits what
+// is asked for at the same time together.
+const flushers = 8
+
 func (s *Store) flush() {
 	now := s.opts.Now()
+	var g errgroup.Group
+	g.SetLimit(flushers)
 	for _, st := range s.open() {
-		var err error
-		switch sync, head := st.dirty(now); {
-		case head:
-			_, err = st.SignHead()
-		case sync:
-			err = st.Sync()
+		if sync, head := st.dirty(now); sync || head {
+			g.Go(func() error {
+				s.flushOne(st, head)
+				return nil
+			})
 		}
-		if err != nil {
-			s.opts.Log.Error("sync evidence", "vm", st.id, "err", err)
-		}
+	}
+	g.Wait() // flushOne logs: one stream's error is none of the others'
+}
+
+func (s *Store) flushOne(st *Stream, head bool) {
+	var err error
+	if head {
+		_, err = st.SignHead()
+	} else {
+		err = st.Sync()
+	}
+	if err != nil {
+		s.opts.Log.Error("sync evidence", "vm", st.id, "err", err)
 	}
 }
 
@@ -185,10 +205,19 @@ func (s *Store) Close() error {
 	if closed {
 		return nil
 	}
-	var errs []error
+	errs := make([]error, len(streams))
+	var g errgroup.Group
+	g.SetLimit(flushers)
+	i := 0
 	for _, st := range streams {
-		errs = append(errs, st.close())
+		err := &errs[i]
+		i++
+		g.Go(func() error {
+			*err = st.close()
+			return nil
+		})
 	}
+	g.Wait() // each has its own error
 	return errors.Join(append(errs, s.lock.Close())...)
 }
 

@@ -342,3 +342,20 @@ func (s *Stream) close() error {
 	}
 	return errors.Join(append(errs, s.err)...)
 }
+
+// stopped says whether an error has ended the stream.
+func (s *Stream) stopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err != nil
+}
+
+// abandon closes the files of a stopped stream.
+func (s *Stream) abandon() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range append(s.retired, s.f) {
+		f.Close() // what it held was lost when the stream stopped
+	}
+	s.retired = nil
+}
