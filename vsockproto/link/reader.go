@@ -58,6 +58,9 @@ func (r *frameReader) header(limit int) (vsockproto.FrameHeader, error) {
 
 // waiting reports whether a whole frame is in the buffer already.
 func (r *frameReader) waiting() bool {
+	if r.end-r.start < vsockproto.FrameHeaderSize {
+		return false // an error would cost an allocation
+	}
 	h, err := vsockproto.ParseFrameHeader(r.buf[r.start:r.end], vsockproto.MaxFrame)
 	return err == nil && r.end-r.start >= int(h.Length)
 }
