@@ -246,10 +246,6 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 			}
 			return ctx
 		},
-		"exists": func(f *fixture) context.Context {
-			os.Mkdir(filepath.Join(f.out, "20261123T170100Z-web_1-f-1"), 0o700)
-			return context.Background()
-		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := setup(t)
@@ -265,6 +261,46 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestSameNameTwice(t *testing.T) {
+	f := setup(t)
+	first := f.create(t)
+	f.spec.Parts = f.spec.Parts[:2]
+	if second := f.create(t); second != first+"-2" {
+		t.Errorf("%s after %s", second, first)
+	}
+	for _, dir := range []string{first, first + "-2"} {
+		if _, err := Verify(dir, f.key.Verifier()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func BenchmarkCreateVerify(b *testing.B) {
+	f := setup(b)
+	big := filepath.Join(b.TempDir(), "memory")
+	const size = 64 << 20
+	if err := os.WriteFile(big, bytes.Repeat([]byte("memory! "), size/8), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	f.spec.Parts[2].Source = big
+	b.SetBytes(size)
+	var dir string
+	for b.Loop() {
+		if dir != "" {
+			f.spec.Parts[2].Source = filepath.Join(dir, MemoryPart)
+		}
+		var err error
+		if dir, err = Create(b.Context(), f.out, &f.spec, f.key); err != nil {
+			b.Fatal(err)
+		}
+	}
+	start := time.Now()
+	if _, err := Verify(dir, f.key.Verifier()); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(size/1e6/time.Since(start).Seconds(), "verify-MB/s")
 }
 
 func TestCopyLeavesTheSource(t *testing.T) {

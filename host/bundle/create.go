@@ -106,12 +106,27 @@ func (b *builder) build(dir string, key *evidence.Key) (string, error) {
 			return "", err
 		}
 	}
-	final := filepath.Join(dir, b.manifest.Name())
-	err := unix.Renameat2(unix.AT_FDCWD, b.dir, unix.AT_FDCWD, final, unix.RENAME_NOREPLACE)
+	final, err := place(b.dir, filepath.Join(dir, b.manifest.Name()))
 	if err != nil {
-		return "", &os.LinkError{Op: "rename", Old: b.dir, New: final, Err: err}
+		return "", err
 	}
 	return final, syncDir(dir)
+}
+
+// place gives the finished directory its name, with a number behind it where a
+// bundle has that name.
+func place(from, name string) (string, error) {
+	to := name
+	for n := 2; ; n++ {
+		err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		if err == nil {
+			return to, nil
+		}
+		if err != unix.EEXIST || n > 1000 {
+			return "", &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		}
+		to = fmt.Sprintf("%s-%d", name, n)
+	}
 }
 
 // undo takes moved parts out before the rest is removed: they may be all there

@@ -72,8 +72,10 @@ func TestAppendRefusesTheImpossible(t *testing.T) {
 	if _, err := st.Append(KindFrame, at0, make([]byte, MaxPayload+1)); !errors.Is(err, os.ErrInvalid) {
 		t.Errorf("too long: %v", err)
 	}
-	if _, err := st.Append(0, at0, nil); !errors.Is(err, os.ErrInvalid) {
-		t.Errorf("no kind: %v", err)
+	for _, kind := range []Kind{0, KindHead, KindRecovery} {
+		if _, err := st.Append(kind, at0, nil); !errors.Is(err, os.ErrInvalid) {
+			t.Errorf("%s: %v", kind, err)
+		}
 	}
 	if _, err := st.Append(KindFrame, at0, make([]byte, MaxPayload)); err != nil {
 		t.Errorf("the longest: %v", err)

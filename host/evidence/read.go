@@ -72,6 +72,21 @@ func (r *Reader) ReadTime(from, to time.Time, fn func(*Record) error) error {
 	return nil
 }
 
+// Since returns an index before which no record is of that time or later, for
+// Read and Follow. There may be earlier ones after it: it is found without
+// reading records.
+func (r *Reader) Since(t time.Time) (uint64, error) {
+	spans, err := r.spans(t.UnixNano(), 1<<63-1)
+	if err != nil {
+		return 0, err
+	}
+	if len(spans) == 0 {
+		_, next, err := r.Bounds()
+		return next, err
+	}
+	return spans[0].from, nil
+}
+
 // span is a range of indexes.
 type span struct{ from, to uint64 }
 

@@ -33,7 +33,8 @@ func openStream(dir string, id uuid.UUID, key *Key, opts Options, full func()) (
 	}
 	for _, c := range cuts {
 		opts.Log.Warn("evidence cut off by a crash", "vm", id, "segment", c.Segment, "offset", c.Offset, "bytes", c.Bytes, "kept", c.File)
-		if _, err := s.Append(KindRecovery, opts.Now(), mustJSON(c)); err != nil {
+		b := mustJSON(c)
+		if _, err := s.write(KindRecovery, flagCritical, opts.Now(), [][]byte{b}, len(b)); err != nil {
 			return nil, errors.Join(err, s.f.Close())
 		}
 	}

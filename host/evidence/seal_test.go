@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -286,6 +288,10 @@ func TestReadTime(t *testing.T) {
 	if err != nil || len(sealed) != 2 || sealed[0].to > 20 {
 		t.Errorf("read %v for the first second: %v", sealed, err)
 	}
+	since, err := NewReader(st.Dir()).Since(at0.Add(50 * time.Second))
+	if err != nil || since > 50 || since < 30 {
+		t.Errorf("since 50 s: record %d, %v", since, err)
+	}
 	n := 0
 	err = NewReader(st.Dir()).ReadTime(at0, at0.Add(time.Hour), func(*Record) error {
 		n++
@@ -293,5 +299,58 @@ func TestReadTime(t *testing.T) {
 	})
 	if err != nil || n != 1 {
 		t.Errorf("stopped after %d: %v", n, err)
+	}
+}
+
+// TestManyStreams appends to several streams from several goroutines each,
+// while Run syncs, signs and seals and readers read.
+func TestManyStreams(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	s := testStore(t, dir, key, Options{SegmentSize: 8000, SyncInterval: time.Millisecond, HeadInterval: 2 * time.Millisecond})
+	ctx, cancel := context.WithCancel(t.Context())
+	var run, writers sync.WaitGroup
+	run.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	const streams, perStream, records = 6, 3, 150
+	for i := range streams {
+		st, err := s.Stream(uuid.UUID{15: byte(i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range perStream {
+			writers.Go(func() {
+				for range records {
+					if _, err := st.Append(KindFrame, time.Now(), make([]byte, 100)); err != nil {
+						t.Error(err)
+					}
+				}
+				if _, err := st.SignHead(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		writers.Go(func() {
+			if rep, err := Verify(st.Dir(), key.Verifier()); err != nil {
+				t.Errorf("while it is written: %+v, %v", rep, err)
+			}
+		})
+	}
+	writers.Wait()
+	cancel()
+	run.Wait()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	reps, err := VerifyStore(dir, key.Verifier())
+	if err != nil || len(reps) != streams {
+		t.Fatal(err)
+	}
+	for _, r := range reps {
+		if r.Kinds["frame"] != perStream*records || r.Unsigned != 0 {
+			t.Errorf("%+v", r)
+		}
 	}
 }

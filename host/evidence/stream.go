@@ -92,12 +92,14 @@ func (s *Stream) AppendCritical(kind Kind, at time.Time, parts ...[]byte) (uint6
 	return s.append(kind, flagCritical, at, parts)
 }
 
+// append refuses the kinds whose payloads are this package's own: a head that
+// it did not sign would make the stream unverifiable.
 func (s *Stream) append(kind Kind, flags uint16, at time.Time, parts [][]byte) (uint64, error) {
 	n := 0
 	for _, p := range parts {
 		n += len(p)
 	}
-	if n > MaxPayload || kind == 0 {
+	if n > MaxPayload || kind == 0 || kind == KindHead || kind == KindRecovery {
 		return 0, fmt.Errorf("append %s of %d bytes: %w", kind, n, os.ErrInvalid)
 	}
 	s.mu.Lock()

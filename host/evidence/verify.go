@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -45,17 +46,27 @@ func (r *Report) OK() bool { return r.Problem == nil }
 // stream's own directory name is held against what it says it is if it is a
 // UUID.
 func Verify(dir string, v note.Verifier) (Report, error) {
+	return VerifyProgress(context.Background(), dir, v, nil)
+}
+
+// VerifyProgress is Verify that can be stopped and tells, now and then,
+// how many records and plain bytes it has verified.
+func VerifyProgress(ctx context.Context, dir string, v note.Verifier, progress func(records uint64, bytes int64)) (Report, error) {
 	patience := time.Duration(0)
 	if _, err := os.Lstat(filepath.Join(filepath.Dir(dir), lockName)); err == nil {
 		patience = time.Second // it is in a store, which a monitor may be writing
 	}
-	return verify(dir, v, patience)
+	return verifyProgress(ctx, dir, v, patience, progress)
 }
 
 func verify(dir string, v note.Verifier, patience time.Duration) (Report, error) {
+	return verifyProgress(context.Background(), dir, v, patience, nil)
+}
+
+func verifyProgress(ctx context.Context, dir string, v note.Verifier, patience time.Duration, progress func(records uint64, bytes int64)) (Report, error) {
 	start := time.Now()
 	w := walk{
-		v: v, patience: patience, c: cursor{dir: dir},
+		ctx: ctx, v: v, patience: patience, progress: progress, c: cursor{dir: dir},
 		r: Report{Dir: dir, Kinds: map[string]uint64{}, Signer: signerName(v)},
 	}
 	defer w.c.close()
@@ -88,6 +99,8 @@ func VerifyStore(store string, v note.Verifier) ([]Report, error) {
 func signerName(v note.Verifier) string { return fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash()) }
 
 type walk struct {
+	ctx      context.Context
+	progress func(records uint64, bytes int64)
 	v        note.Verifier
 	patience time.Duration // with a record that is being written
 	c        cursor
@@ -191,6 +204,9 @@ func (w *walk) sealEnd() error {
 	}
 }
 
+// progressEvery is how many records are verified between two looks up.
+const progressEvery = 4096
+
 func (w *walk) record(rec *Record) error {
 	r := &w.r
 	r.Kinds[rec.Kind.String()]++
@@ -202,6 +218,14 @@ func (w *walk) record(rec *Record) error {
 	}
 	r.Bytes += int64(len(rec.Payload) + recordOverhead)
 	r.Next, r.Chain = rec.Index+1, rec.Chain
+	if (r.Next-r.First)%progressEvery == 0 {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		if w.progress != nil {
+			w.progress(r.Next-r.First, r.Bytes)
+		}
+	}
 	switch rec.Kind {
 	case KindRecovery:
 		r.Recovered++
