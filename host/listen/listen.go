@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +34,7 @@ const (
 // and the handshake's time limit is off.
 type Serve func(ctx context.Context, conn net.Conn, vm uuid.UUID, transport string)
 
-// Refusal is a connection that was not taken. It is a finding.
+// Refusal is a connection that was not taken, or had to go. It is a finding.
 type Refusal struct {
 	Rule      string    // RuleStranger or RuleCrowd
 	VM        uuid.UUID // uuid.Nil for a stranger
@@ -46,12 +47,12 @@ type Refusal struct {
 // Rules of refusals.
 const (
 	RuleStranger = "listen/stranger" // nobody knows whose connection it is
-	RuleCrowd    = "listen/crowd"    // too many connections that have proven nothing
+	RuleCrowd    = "listen/crowd"    // too many connections that have proven nothing: this one, or an older one, was closed
 )
 
 // Options are a listener's; nil and zero mean the defaults.
 type Options struct {
-	PerDomain int           // connections of a domain that have proven nothing; default 4
+	PerDomain int           // connections of a domain that have proven nothing; the oldest makes room; default 8
 	Total     int           // and of all domains; default 256
 	Handshake time.Duration // for a connection to prove itself; default 15 s
 	Refused   func(Refusal) // default: logged only
@@ -64,7 +65,7 @@ type door struct {
 	serve Serve
 
 	mu      sync.Mutex
-	waiting map[uuid.UUID]int
+	waiting map[uuid.UUID][]*guest // oldest first
 	total   int
 	told    map[string]*told
 }
@@ -75,12 +76,12 @@ type told struct {
 }
 
 func newDoor(serve Serve, o *Options) *door {
-	d := &door{serve: serve, waiting: map[uuid.UUID]int{}, told: map[string]*told{}}
+	d := &door{serve: serve, waiting: map[uuid.UUID][]*guest{}, told: map[string]*told{}}
 	if o != nil {
 		d.o = *o
 	}
 	if d.o.PerDomain == 0 {
-		d.o.PerDomain = 4
+		d.o.PerDomain = 8
 	}
 	if d.o.Total == 0 {
 		d.o.Total = 256
@@ -125,50 +126,79 @@ func (d *door) enter(ctx context.Context, c net.Conn, transport string, whose fu
 		})
 		return
 	}
-	if !d.admit(vm) {
-		d.refuse(Refusal{
-			Rule: RuleCrowd, VM: vm, Transport: transport, Peer: peer,
-			Reason: fmt.Sprintf("A connection by %s from %s was refused: too many are open that have proven nothing.", transport, peer),
-		})
+	g := &guest{Conn: c, door: d, vm: vm}
+	if !d.admit(g) {
+		d.crowd(vm, transport, peer, "was refused: too many are open, of all domains, that have proven nothing")
 		return
 	}
-	g := &guest{Conn: c}
-	g.leave = sync.OnceFunc(func() { d.release(vm) })
 	g.late = time.AfterFunc(d.o.Handshake, func() { c.Close() })
 	defer g.Proven()
+	if old := d.oldest(vm); old != nil {
+		old.Close()
+		d.crowd(vm, transport, peer, "took the place of an older one that had proven nothing")
+	}
 	d.serve(ctx, g, vm, transport)
+}
+
+func (d *door) crowd(vm uuid.UUID, transport, peer, what string) {
+	d.refuse(Refusal{
+		Rule: RuleCrowd, VM: vm, Transport: transport, Peer: peer,
+		Reason: fmt.Sprintf("A connection by %s from %s %s.", transport, peer, what),
+	})
 }
 
 // guest is a connection that has a place at the door until it is proven.
 type guest struct {
 	net.Conn
-	leave func()
-	late  *time.Timer
+	door *door
+	vm   uuid.UUID
+	late *time.Timer
 }
 
 // Proven gives the place free.
 func (g *guest) Proven() {
 	g.late.Stop()
-	g.leave()
+	g.door.release(g)
 }
 
-func (d *door) admit(vm uuid.UUID) bool {
+func (d *door) admit(g *guest) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.total >= d.o.Total || d.waiting[vm] >= d.o.PerDomain {
+	if d.total >= d.o.Total {
 		return false
 	}
 	d.total++
-	d.waiting[vm]++
+	d.waiting[g.vm] = append(d.waiting[g.vm], g)
 	return true
 }
 
-func (d *door) release(vm uuid.UUID) {
+// oldest gives the place of a domain's oldest connection free, if it has more
+// than it may. Nobody in a guest can keep its agent out by connecting and
+// saying nothing.
+func (d *door) oldest(vm uuid.UUID) *guest {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if len(d.waiting[vm]) <= d.o.PerDomain {
+		return nil
+	}
+	g := d.waiting[vm][0]
+	d.drop(g, 0)
+	return g
+}
+
+func (d *door) release(g *guest) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if i := slices.Index(d.waiting[g.vm], g); i >= 0 {
+		d.drop(g, i)
+	}
+}
+
+// drop is called with d.mu held.
+func (d *door) drop(g *guest, i int) {
 	d.total--
-	if d.waiting[vm]--; d.waiting[vm] == 0 {
-		delete(d.waiting, vm)
+	if d.waiting[g.vm] = slices.Delete(d.waiting[g.vm], i, i+1); len(d.waiting[g.vm]) == 0 {
+		delete(d.waiting, g.vm)
 	}
 }
 

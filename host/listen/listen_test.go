@@ -154,33 +154,45 @@ func TestTheUnprovenAreBounded(t *testing.T) {
 			_ = d.accept(t.Context(), &wg, l, Hybrid, func(net.Conn) (uuid.UUID, string, error) { return alpha, "alpha", nil })
 			wg.Wait()
 		}()
-		for range 6 {
+		for range 9 {
 			connect()
 		}
-		if len(inside) != 4 || len(refused) != 1 || refused[0].Rule != RuleCrowd || refused[0].VM != alpha {
-			t.Fatalf("%d inside, refused %+v", len(inside), refused)
+		// The ninth is in, and the first has gone.
+		if len(inside) != 9 || len(refused) != 1 || refused[0].Rule != RuleCrowd || refused[0].VM != alpha || d.total != 8 {
+			t.Fatalf("%d inside, %d unproven, refused %+v", len(inside), d.total, refused)
 		}
-		(<-inside).(interface{ Proven() }).Proven()
+		if _, err := ends[0].Read(make([]byte, 1)); err == nil {
+			t.Fatal("the first is still there")
+		}
+		for range 2 {
+			(<-inside).(interface{ Proven() }).Proven() // the first, in vain, and the second
+		}
 		connect()
-		if len(inside) != 4 {
-			t.Fatalf("%d inside after one has proven itself", len(inside))
+		if len(refused) != 1 || d.total != 8 {
+			t.Fatalf("after one has proven itself: %d unproven, refused %+v", d.total, refused)
 		}
 		time.Sleep(16 * time.Second) // those that proved nothing are thrown out
-		for range 4 {
+		synctest.Wait()
+		if d.total != 0 {
+			t.Fatalf("%d unproven after a while", d.total)
+		}
+		d.o.Total = 3
+		for range 5 {
 			connect()
 		}
-		if len(inside) != 8 {
-			t.Fatalf("%d inside after a while", len(inside))
+		if d.total != 3 || len(refused) != 2 {
+			t.Fatalf("%d unproven of all domains, refused %+v", d.total, refused)
 		}
-		connect()
-		if len(refused) != 2 || refused[1].Before != 1 {
-			t.Fatalf("refused %+v", refused)
+		ends[1].SetDeadline(time.Now().Add(time.Second))
+		if _, err := ends[1].Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("the one that was proven: %v", err)
 		}
 		for _, c := range ends {
 			c.Close()
 		}
 		close(l.conns)
 		<-done
+		synctest.Wait()
 		if d.total != 0 || len(d.waiting) != 0 {
 			t.Fatalf("%d places taken", d.total)
 		}

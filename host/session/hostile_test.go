@@ -11,8 +11,11 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
@@ -197,6 +200,52 @@ func TestOverUnixSockets(t *testing.T) {
 }
 
 func asReject(err error, to **link.RejectError) bool { return errors.As(err, to) }
+
+// TestManySessions has 200 VMs speak at once, each with two connections' worth
+// of events and declared losses, and every one accounted for.
+func TestManySessions(t *testing.T) {
+	const vms, rounds = 200, 20
+	w := newWorld()
+	for i := range vms {
+		w.key[uuid.UUID{0: 1, 15: byte(i)}] = prototest.Key
+	}
+	m := w.manager(nil)
+	m.p.Recorder, m.p.Sink = null{w}, discard{}
+	var all sync.WaitGroup
+	for i := range vms {
+		all.Go(func() {
+			a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+			for range 2 {
+				ac, hc, err := prototest.SocketPair()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				var ends sync.WaitGroup
+				ends.Go(func() { _ = m.Serve(t.Context(), hc, uuid.UUID{0: 1, 15: byte(i)}, "hybrid") })
+				ends.Go(func() { _ = a.Run(t.Context(), ac) })
+				for range rounds {
+					send(t, a, vsockproto.TaskNewtask, vsockproto.FileOpen, vsockproto.SocketConnect)
+					a.Lose(1, vsockproto.Bulk, 3)
+				}
+				settle(t, a)
+				ac.Close()
+				ends.Wait()
+			}
+		})
+	}
+	all.Wait()
+	status := m.Status()
+	if len(status) != vms {
+		t.Fatalf("%d VMs", len(status))
+	}
+	for _, s := range status {
+		if s.Received != (ByClass{2 * rounds, 4 * rounds}) || s.Lost != (ByClass{0, 6 * rounds}) || s.Missing != (ByClass{}) || s.Unsettled != 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+	want(t, "findings", w.rules(), "")
+}
 
 // TestFramesCostNoAllocation sends frames as bytes and waits for their acks.
 func TestFramesCostNoAllocation(t *testing.T) {

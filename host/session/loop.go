@@ -50,7 +50,9 @@ func (c *conn) take(f *link.Frame) (bye bool, err error) {
 	v.heard(c.at)
 	v.sess.Next = c.link.Next()
 	v.sess.Bytes += uint64(f.Length)
-	v.index = c.index
+	if c.kept == nil {
+		v.index = c.index
+	}
 	v.mu.Unlock()
 	if c.kept != nil {
 		c.m.report(v, finding(RuleQuota, "The VM's evidence quota is used up: frames are judged and not kept."))
@@ -264,6 +266,8 @@ func (c *conn) leave(err error) {
 	switch {
 	case c.why != "":
 		v.reason = c.why
+	case c.ctx.Err() != nil:
+		v.reason = "the monitor stops"
 	case err != nil:
 		v.reason = err.Error()
 	}

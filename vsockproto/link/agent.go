@@ -47,6 +47,7 @@ type Agent struct {
 	state     State
 	begun     bool   // state names a session
 	restored  bool   // begun by another process: its numbering is the host's to tell
+	over      bool   // Bye was sent
 	connected bool   // between Welcome and the end of the connection
 	written   uint64 // offset of the next byte to write
 	base      uint64 // offset at which this connection's credit counts from
@@ -209,6 +210,7 @@ func (a *Agent) begin(s State, ack *vsockproto.HelloAck, resumed bool) error {
 		return fmt.Errorf("host expects frame %d, held are %d to %d: %w", ack.Next, h.seq, h.next()-1, ErrResume)
 	}
 	h.release(ack.Next)
+	a.over = a.over && (resumed || h.count > 0) // a new session, unless a Bye is still to be sent
 	a.state, a.begun, a.restored = s, true, false
 	a.written, a.base = h.first, h.first
 	a.limit = a.base + ack.Credit
@@ -347,7 +349,7 @@ func (a *Agent) Room() int {
 }
 
 func (a *Agent) room() int {
-	if !a.connected || a.limit < a.hold.last {
+	if !a.connected || a.over || a.limit < a.hold.last {
 		return 0
 	}
 	n := min(uint64(a.hold.room()), a.limit-a.hold.last, vsockproto.MaxFrame)
@@ -406,9 +408,14 @@ func (a *Agent) SendPolicyAck(p *vsockproto.PolicyAck) error {
 	return a.send(vsockproto.FramePolicyAck, vsockproto.AppendPolicyAck(nil, p), nil)
 }
 
-// SendBye sends y in the same way. Nothing belongs behind it.
+// SendBye sends y in the same way. After it there is no room for anything,
+// until a new session has begun.
 func (a *Agent) SendBye(y *vsockproto.Bye) error {
-	return a.send(vsockproto.FrameBye, vsockproto.AppendBye(nil, y), nil)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	err := a.put(vsockproto.FrameBye, vsockproto.AppendBye(nil, y), nil)
+	a.over = a.over || err == nil
+	return err
 }
 
 func (a *Agent) send(t vsockproto.FrameType, x, y []byte) error {
