@@ -147,6 +147,12 @@ func TestTheUnprovenAreBounded(t *testing.T) {
 			l.conns <- b
 			synctest.Wait()
 		}
+		unproven := func() int {
+			synctest.Wait()
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return d.total
+		}
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -158,8 +164,8 @@ func TestTheUnprovenAreBounded(t *testing.T) {
 			connect()
 		}
 		// The ninth is in, and the first has gone.
-		if len(inside) != 9 || len(refused) != 1 || refused[0].Rule != RuleCrowd || refused[0].VM != alpha || d.total != 8 {
-			t.Fatalf("%d inside, %d unproven, refused %+v", len(inside), d.total, refused)
+		if len(inside) != 9 || len(refused) != 1 || refused[0].Rule != RuleCrowd || refused[0].VM != alpha || unproven() != 8 {
+			t.Fatalf("%d inside, %d unproven, refused %+v", len(inside), unproven(), refused)
 		}
 		if _, err := ends[0].Read(make([]byte, 1)); err == nil {
 			t.Fatal("the first is still there")
@@ -168,20 +174,22 @@ func TestTheUnprovenAreBounded(t *testing.T) {
 			(<-inside).(interface{ Proven() }).Proven() // the first, in vain, and the second
 		}
 		connect()
-		if len(refused) != 1 || d.total != 8 {
-			t.Fatalf("after one has proven itself: %d unproven, refused %+v", d.total, refused)
+		if len(refused) != 1 || unproven() != 8 {
+			t.Fatalf("after one has proven itself: %d unproven, refused %+v", unproven(), refused)
 		}
 		time.Sleep(16 * time.Second) // those that proved nothing are thrown out
 		synctest.Wait()
-		if d.total != 0 {
-			t.Fatalf("%d unproven after a while", d.total)
+		if unproven() != 0 {
+			t.Fatalf("%d unproven after a while", unproven())
 		}
+		d.mu.Lock()
 		d.o.Total = 3
+		d.mu.Unlock()
 		for range 5 {
 			connect()
 		}
-		if d.total != 3 || len(refused) != 2 {
-			t.Fatalf("%d unproven of all domains, refused %+v", d.total, refused)
+		if unproven() != 3 || len(refused) != 2 {
+			t.Fatalf("%d unproven of all domains, refused %+v", unproven(), refused)
 		}
 		ends[1].SetDeadline(time.Now().Add(time.Second))
 		if _, err := ends[1].Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -193,8 +201,8 @@ func TestTheUnprovenAreBounded(t *testing.T) {
 		close(l.conns)
 		<-done
 		synctest.Wait()
-		if d.total != 0 || len(d.waiting) != 0 {
-			t.Fatalf("%d places taken", d.total)
+		if unproven() != 0 || len(d.waiting) != 0 {
+			t.Fatalf("%d places taken", unproven())
 		}
 	})
 }
