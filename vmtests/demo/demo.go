@@ -36,7 +36,6 @@ type Demo struct {
 	product *product.Install
 	guest   *vm.Guest
 	attack  attack.Result
-	finding product.Finding
 	bundle  string
 	result  Result
 }
@@ -123,8 +122,15 @@ func (d *Demo) choose(ctx context.Context) error {
 	return nil
 }
 
+// install takes the defaults, but for an emulated guest: its agent is not
+// always heard every second on a machine that has other things to do.
 func (d *Demo) install(ctx context.Context) (err error) {
-	d.product, err = product.New(ctx, product.Default(), d.Bin, product.Files{})
+	var f product.Files
+	if d.lab.Accelerator.Name == "tcg" {
+		f.Config = "# An emulated guest is slow to speak.\nsession:\n  heartbeat: 2s\n"
+		d.say("     heartbeat: 2 s instead of 1 s, since the guest is emulated")
+	}
+	d.product, err = product.New(ctx, product.Default(), d.Bin, f)
 	return err
 }
 
@@ -218,12 +224,13 @@ func (d *Demo) exploit(ctx context.Context) (err error) {
 func (d *Demo) found(ctx context.Context) error {
 	return d.await(ctx, 20*time.Second, "a finding", func() (bool, error) {
 		all, err := d.product.Findings(ctx, domain, "high")
-		if err != nil || len(all) == 0 {
-			return false, err
+		for _, f := range all {
+			if f.Engine == "tsem" {
+				d.say("     %s %s: %s", f.Engine, f.Rule, f.Reason)
+				return true, nil
+			}
 		}
-		d.finding = all[0]
-		d.say("     %s %s: %s", d.finding.Engine, d.finding.Rule, d.finding.Reason)
-		return true, nil
+		return false, err
 	})
 }
 

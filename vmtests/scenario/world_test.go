@@ -101,8 +101,11 @@ func (w *world) ensureInstalled(ctx context.Context) error {
 	return os.WriteFile(filepath.Join(w.path, "outguard"), []byte(wrapper), 0o755)
 }
 
+// config is the defaults below other roots. An emulated guest's agent comes up
+// within half of the grace, and is not always heard every second on a machine
+// that has other things to do.
 func (w *world) config() string {
-	return fmt.Sprintf("state_dir: %s\nrun_dir: %s\n", w.layout.State, w.layout.Run)
+	return fmt.Sprintf("state_dir: %s\nrun_dir: %s\nsession:\n  grace: 60s\n  heartbeat: 2s\n", w.layout.State, w.layout.Run)
 }
 
 func (w *world) remove(t *testing.T) {
@@ -113,6 +116,9 @@ func (w *world) remove(t *testing.T) {
 		}
 	}
 	if err := product.Remove(ctx, w.layout); err != nil {
+		t.Error(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
 		t.Error(err)
 	}
 }
