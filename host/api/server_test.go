@@ -45,6 +45,18 @@ func newBackend() *apitest.Backend {
 // serve answers on a unix socket until the test ends.
 func serve(t *testing.T, b api.Backend, opts *api.Options) (client apipbconnect.OutguardClient, socket string) {
 	t.Helper()
+	client, socket, stop := start(t, b, opts)
+	t.Cleanup(stop)
+	return client, socket
+}
+
+func serveFor(b *testing.B, back api.Backend) (client apipbconnect.OutguardClient, stop func()) {
+	client, _, stop = start(b, back, nil)
+	return client, stop
+}
+
+func start(t testing.TB, b api.Backend, opts *api.Options) (client apipbconnect.OutguardClient, socket string, stop func()) {
+	t.Helper()
 	socket = filepath.Join(t.TempDir(), "api.sock")
 	l, err := api.Listen(socket, -1)
 	if err != nil {
@@ -53,13 +65,12 @@ func serve(t *testing.T, b api.Backend, opts *api.Options) (client apipbconnect.
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- api.New(b, opts).Serve(ctx, l) }()
-	t.Cleanup(func() {
+	return api.NewClient(socket), socket, func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("serve: %v", err)
 		}
-	})
-	return api.NewClient(socket), socket
+	}
 }
 
 func batch(t *testing.T, vm uuid.UUID, index uint64, events ...vsockproto.Event) *engine.Batch {

@@ -41,7 +41,11 @@ func (a *app) describeStatus(s *apipb.StatusResponse) {
 	a.fact("libvirt", libvirt)
 	a.fact("listens on", strings.Join(s.Listeners, ", "))
 	a.fact("sessions", fmt.Sprint(s.Sessions))
-	a.fact("playbook", s.Playbook)
+	playbook := s.Playbook
+	if playbook == "" {
+		playbook = "built in (`outguard playbook show` prints it)"
+	}
+	a.fact("playbook", playbook)
 	if len(s.Engines) == 0 {
 		return
 	}
