@@ -231,7 +231,7 @@ func sameDisks(xml string, disks []string) bool {
 var count = regexp.MustCompile(`count (\d{9})`)
 
 // checkPair proves that memory and disks are of one moment: the guest counts
-// on each disk in turn, and what it counted last is in its memory.
+// in memory and then on each disk in turn.
 func checkPair(t *testing.T, g *domaintest.Guest, s *Snapshot, disks int) {
 	t.Helper()
 	var last int
@@ -279,8 +279,14 @@ func checkPair(t *testing.T, g *domaintest.Guest, s *Snapshot, disks int) {
 	if f.Type != elf.ET_CORE || ram < 256<<20 {
 		t.Errorf("memory: type %s, %d bytes", f.Type, ram)
 	}
-	if last > 0 && !contains(t, memory.Path, fmt.Sprintf("count %09d", last)) {
-		t.Errorf("memory does not know of count %d", last)
+	if last == 0 {
+		return
+	}
+	if !contains(t, memory.Path, fmt.Sprintf("mark %09d", last)) && !contains(t, memory.Path, fmt.Sprintf("mark %09d", last+1)) {
+		t.Errorf("memory is earlier than the disks' count %d", last)
+	}
+	if contains(t, memory.Path, fmt.Sprintf("mark %09d", last+2)) {
+		t.Errorf("memory is later than the disks' count %d", last)
 	}
 }
 
@@ -309,8 +315,15 @@ func contains(t *testing.T, path, want string) bool {
 	}
 }
 
-func TestCaptureRefuses(t *testing.T) {
-	g := domaintest.Start(t, domaintest.Config{Disks: []string{"raw"}})
+// TestCaptureOf tries one guest in turn.
+func TestCaptureOf(t *testing.T) {
+	g := domaintest.Start(t, domaintest.Config{Disks: []string{"raw", "qcow2"}})
+	t.Run("refuses", func(t *testing.T) { captureRefuses(t, g) })
+	t.Run("interrupted", func(t *testing.T) { captureInterrupted(t, g) })
+	t.Run("monitor", func(t *testing.T) { captureAsMonitor(t, g) })
+}
+
+func captureRefuses(t *testing.T, g *domaintest.Guest) {
 	c, ctx := client(t), t.Context()
 	if _, err := c.Capture(ctx, g.UUID, filepath.Join(g.Dir, "c"), nil); err == nil || !strings.Contains(err.Error(), "pause it first") {
 		t.Errorf("of a running domain: %v", err)
@@ -345,9 +358,8 @@ func TestCaptureRefuses(t *testing.T) {
 	}
 }
 
-// TestCaptureInterrupted resumes the domain, or gives up, during a capture.
-func TestCaptureInterrupted(t *testing.T) {
-	g := domaintest.Start(t, domaintest.Config{Disks: []string{"raw"}})
+// captureInterrupted resumes the domain, or gives up, during a capture.
+func captureInterrupted(t *testing.T, g *domaintest.Guest) {
 	c := client(t)
 	for i, interrupt := range []func(cancel func()){
 		func(cancel func()) { cancel() },

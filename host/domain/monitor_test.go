@@ -18,10 +18,9 @@ import (
 // monitorUID is nobody: libvirtd asks for a user with an entry in passwd.
 const monitorUID = 65534
 
-// TestCaptureAsMonitor captures as an ordinary user who is in group libvirt
+// captureAsMonitor captures as an ordinary user who is in group libvirt
 // and may read what others own, as the monitor does.
-func TestCaptureAsMonitor(t *testing.T) {
-	g := domaintest.Start(t, domaintest.Config{Disks: []string{"raw", "qcow2"}})
+func captureAsMonitor(t *testing.T, g *domaintest.Guest) {
 	group, err := user.LookupGroup("libvirt")
 	domaintest.Require(t, err == nil, "no group libvirt")
 	_, err = exec.LookPath("setpriv")
@@ -47,11 +46,11 @@ func TestCaptureAsMonitor(t *testing.T) {
 	}
 }
 
-// TestMonitorHelper is the other end of TestCaptureAsMonitor.
+// TestMonitorHelper is the other end of captureAsMonitor.
 func TestMonitorHelper(t *testing.T) {
 	text := os.Getenv("OUTGUARD_TEST_MONITOR")
 	if text == "" {
-		t.Skip("run by TestCaptureAsMonitor")
+		t.Skip("run by TestCaptureOf")
 	}
 	vm, c := uuid.MustParse(text), client(t)
 	if os.Getuid() != monitorUID {

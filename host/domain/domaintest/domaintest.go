@@ -2,8 +2,9 @@
 // host/domain and of what stands on it. Each guest is Debian's kernel with a
 // busybox that counts on its disks, without hardware virtualisation.
 //
-// A test is skipped, naming what is missing, where libvirt, the kernel or
-// busybox is not there; with OUTGUARD_REQUIRE containing "libvirt" it fails.
+// They run where OUTGUARD_REQUIRE contains "libvirt", and fail there if
+// something is missing; elsewhere a test is skipped. A benchmark needs no such
+// promise and is skipped, naming what is missing, where it cannot run.
 package domaintest
 
 import (
@@ -51,39 +52,52 @@ func Require(t testing.TB, cond bool, format string, args ...any) {
 		return
 	}
 	missing := fmt.Sprintf(format, args...)
-	if slices.Contains(strings.FieldsFunc(os.Getenv("OUTGUARD_REQUIRE"), func(r rune) bool { return r == ',' || r == ' ' }), "libvirt") {
+	if promised() {
 		t.Fatalf("OUTGUARD_REQUIRE promises libvirt, but %s", missing)
 	}
 	t.Skip("needs libvirt: " + missing)
 }
 
-// Libvirt skips unless a guest could be run here.
+func promised() bool {
+	return slices.Contains(strings.FieldsFunc(os.Getenv("OUTGUARD_REQUIRE"), func(r rune) bool { return r == ',' || r == ' ' }), "libvirt")
+}
+
+// Libvirt skips unless a guest is to be run, and can be.
 func Libvirt(t testing.TB) {
 	t.Helper()
+	if _, bench := t.(*testing.B); !bench && !promised() {
+		t.Skip("uses libvirt: set OUTGUARD_REQUIRE=libvirt")
+	}
 	Require(t, os.Getuid() == 0, "not root")
 	for _, name := range []string{"virsh", "qemu-system-x86_64", "qemu-img", "busybox", "cpio"} {
 		_, err := exec.LookPath(name)
 		Require(t, err == nil, "no %s", name)
 	}
 	Require(t, exec.Command("virsh", "-c", "qemu:///system", "version").Run() == nil, "libvirtd does not answer: virtlogd -d && libvirtd -d")
-	_, release := kernel()
-	Require(t, release != "", "no kernel in /boot with its modules")
+	path, _ := kernel()
+	Require(t, path != "", "no kernel with its modules, in the cache or in /boot")
 }
 
-// kernel returns the newest of Debian's kernels and its release.
-func kernel() (path, release string) {
-	all, _ := filepath.Glob("/boot/vmlinuz-*")
-	slices.Sort(all)
-	for _, path := range slices.Backward(all) {
-		release := strings.TrimPrefix(path, "/boot/vmlinuz-")
-		if _, err := os.Stat(modules(release)); err == nil {
-			return path, release
+// kernel returns Debian's kernel and its modules: the one that was fetched for
+// guests, else the newest that is installed.
+func kernel() (path, modules string) {
+	cache := os.Getenv("OUTGUARD_CACHE")
+	if cache == "" {
+		cache = "/var/cache/outguard"
+	}
+	for _, root := range []string{filepath.Join(cache, "kernel/current"), "/"} {
+		all, _ := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
+		slices.Sort(all)
+		for _, path := range slices.Backward(all) {
+			release := strings.TrimPrefix(filepath.Base(path), "vmlinuz-")
+			modules := filepath.Join(root, "lib/modules", release, "kernel")
+			if _, err := os.Stat(modules); err == nil {
+				return path, modules
+			}
 		}
 	}
 	return "", ""
 }
-
-func modules(release string) string { return "/lib/modules/" + release + "/kernel" }
 
 // Start defines a guest and, unless c.Off, runs it until its first count.
 // The test's end destroys and undefines it.
@@ -93,9 +107,9 @@ func Start(t testing.TB, c Config) *Guest {
 	g := &Guest{UUID: uuid.New(), Dir: reachable(t)}
 	g.Name = Prefix + g.UUID.String()[:8]
 	g.QMP, g.Log = filepath.Join(g.Dir, "qmp"), filepath.Join(g.Dir, "console")
-	path, release := kernel()
+	path, modules := kernel()
 	run(t, "cp", path, filepath.Join(g.Dir, "vmlinuz"))
-	initramfs(t, release, filepath.Join(g.Dir, "initrd"))
+	initramfs(t, modules, filepath.Join(g.Dir, "initrd"))
 	for i, format := range c.Disks {
 		g.Disks = append(g.Disks, disk(t, g.Dir, fmt.Sprintf("vd%c", 'a'+i), format, c.Backing))
 	}
@@ -182,8 +196,9 @@ func disk(t testing.TB, dir, name, format string, backing bool) string {
 	return path
 }
 
-// script counts on the first sector of every disk in turn, each write direct,
-// and on the console.
+// script counts: in a page of memory ("mark"), then on the first sector of
+// every disk in turn ("count"), each write direct, then on the console. So a
+// disk is at the mark or one behind it.
 const script = `#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
@@ -201,6 +216,7 @@ done
 i=0
 while :; do
   i=$((i+1))
+  /bin/busybox printf 'mark %09d\n' $i | /bin/busybox dd of=/mark conv=notrunc 2>/dev/null
   for d in /dev/vd?; do
     [ -b $d ] && /bin/busybox printf 'count %09d\n' $i | /bin/busybox dd of=$d bs=512 count=1 conv=sync,notrunc oflag=direct 2>/dev/null
   done
@@ -208,7 +224,7 @@ while :; do
 done
 `
 
-func initramfs(t testing.TB, release, out string) {
+func initramfs(t testing.TB, modules, out string) {
 	t.Helper()
 	root := t.TempDir()
 	for _, d := range []string{"bin", "m", "proc", "sys", "dev"} {
@@ -222,7 +238,7 @@ func initramfs(t testing.TB, release, out string) {
 	}
 	run(t, "cp", "-L", box, filepath.Join(root, "bin/busybox"))
 	for _, m := range []string{"virtio/virtio_ring", "virtio/virtio", "virtio/virtio_pci_modern_dev", "virtio/virtio_pci_legacy_dev", "virtio/virtio_pci", "block/virtio_blk", "firmware/qemu_fw_cfg"} {
-		path := filepath.Join(modules(release), "drivers", m+".ko")
+		path := filepath.Join(modules, "drivers", m+".ko")
 		if _, err := os.Stat(path); err == nil { // else it is built in
 			run(t, "cp", path, filepath.Join(root, "m"))
 		}
