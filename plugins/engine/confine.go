@@ -10,8 +10,8 @@ import (
 
 // confine takes from this process what judging does not need: core dumps,
 // files of its own, new privileges, every path but the directory of its
-// control socket, TCP, and signals to others. Where the kernel has no Landlock
-// the rest holds.
+// control socket, TCP, signals to others, and the system calls in refused.
+// Where the kernel has no Landlock the rest holds.
 func confine(socketDir string) error {
 	unix.Umask(0) // the host's user must be able to connect; the directory guards the socket
 	for what, limit := range map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_FSIZE: 0} {
@@ -30,5 +30,5 @@ func confine(socketDir string) error {
 	if err := landlock.V6.BestEffort().Restrict(rules...); err != nil {
 		return fmt.Errorf("landlock: %w", err)
 	}
-	return nil
+	return refuseCalls()
 }

@@ -96,7 +96,8 @@ type server struct {
 	mu     sync.Mutex
 	judged uint64 // number of the last batch
 
-	out      []byte // answers to the batch under way
+	batch    Batch  // under way
+	out      []byte // answers to it
 	conn     io.Writer
 	number   uint64
 	findings uint32
@@ -124,45 +125,45 @@ func (s *server) exitAfter(conn net.Conn) {
 
 // stream judges what comes in on conn, batch after batch, until it ends.
 func (s *server) stream(conn io.ReadWriter) error {
-	r := bufio.NewReaderSize(conn, 256<<10)
+	r := bufio.NewReaderSize(conn, MessageHeader+MaxBatchMessage)
 	s.conn = conn
-	var header [MessageHeader]byte
-	var payload []byte
 	for {
-		if _, err := io.ReadFull(r, header[:]); err == io.EOF {
+		header, err := r.Peek(MessageHeader)
+		if err == io.EOF && len(header) == 0 {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("read event stream: %w", err)
 		}
-		kind, n, err := ParseMessageHeader(header[:], MaxBatchMessage)
+		kind, n, err := ParseMessageHeader(header, MaxBatchMessage)
 		if err != nil {
 			return fmt.Errorf("read event stream: %w", err)
 		}
 		if kind != KindBatch {
 			return fmt.Errorf("read event stream: message kind %d: %w", kind, ErrInvalid)
 		}
-		if cap(payload) < n {
-			payload = make([]byte, n, max(n, 64<<10))
-		}
-		payload = payload[:n]
-		if _, err := io.ReadFull(r, payload); err != nil {
+		message, err := r.Peek(MessageHeader + n) // the records stay where they were read
+		if err != nil {
 			return fmt.Errorf("read event stream: %w", err)
 		}
-		if err := s.judge(payload); err != nil {
+		if err := s.judge(message[MessageHeader:]); err != nil {
 			return err
+		}
+		if _, err := r.Discard(len(message)); err != nil {
+			return fmt.Errorf("read event stream: %w", err)
 		}
 	}
 }
 
 func (s *server) judge(payload []byte) error {
 	number, batch, err := ParseBatch(payload)
+	s.batch = batch
 	if err != nil {
 		return fmt.Errorf("read event stream: %w", err)
 	}
 	s.out, s.number, s.findings, s.dropped, s.worst = s.out[:0], number, 0, 0, 0
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err = s.engine.Judge(&batch, s.report); err != nil {
+	if err = s.engine.Judge(&s.batch, s.report); err != nil {
 		s.out = AppendBroken(s.out, number, err.Error())
 		s.flush()
 		return fmt.Errorf("judge batch %d: %w", number, err)

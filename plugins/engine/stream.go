@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -139,37 +139,37 @@ func AppendFinding(b []byte, number uint64, f *Finding) []byte {
 	b = le.AppendUint64(b, number)
 	b = le.AppendUint64(b, f.BootNs)
 	b = le.AppendUint32(b, f.PID)
-	keys := detailKeys(f.Detail)
-	b = append(b, byte(clampSeverity(f.Severity)), 0, byte(len(keys)), 0)
+	b = append(b, byte(clampSeverity(f.Severity)), 0, 0, 0)
 	b = appendRef(b, f.Ref)
 	if f.Ref != nil {
 		b[start+MessageHeader+21] = 1
 	}
-	room := start + MessageHeader + MaxFindingBytes - 2*(6+2*len(keys))
 	for _, s := range [...]string{f.Rule, f.Technique, f.Reason, f.Event, f.Comm, f.Path} {
-		b, room = appendText(b, s, room)
+		b = appendText(b, cut(s, maxText))
 	}
-	for _, k := range keys {
-		b, room = appendText(b, k, room)
-		b, room = appendText(b, f.Detail[k], room)
-	}
+	b, details := appendDetails(b, start+MessageHeader+MaxFindingBytes, f.Detail)
+	b[start+MessageHeader+22] = details
 	le.PutUint32(b[start:], uint32(len(b)-start))
 	return b
 }
 
 func clampSeverity(s Severity) Severity { return min(max(s, Info), Severest) }
 
-func detailKeys(m map[string]string) []string {
+// appendDetails appends what of m has room before end, keys ascending, and
+// says how many they are.
+func appendDetails(b []byte, end int, m map[string]string) ([]byte, byte) {
 	if len(m) == 0 {
-		return nil
+		return b, 0
 	}
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, cut(k, maxText))
+	n := byte(0)
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		v := cut(m[k], maxText)
+		if n < MaxDetails && len(k) <= maxText && len(b)+4+len(k)+len(v) <= end {
+			b = appendText(appendText(b, k), v)
+			n++
+		}
 	}
-	slices.Sort(keys)
-	keys = slices.Compact(keys)
-	return keys[:min(len(keys), MaxDetails)]
+	return b, n
 }
 
 func appendRef(b []byte, r *Ref) []byte {
@@ -183,19 +183,12 @@ func appendRef(b []byte, r *Ref) []byte {
 	return append(b, r.Class, 0, 0, 0)
 }
 
-// appendText appends s, cut so that len(b) stays within room; the two bytes
-// of each length are set aside by the caller.
-func appendText(b []byte, s string, room int) ([]byte, int) {
-	s = cut(s, min(maxText, max(room-len(b), 0)))
-	b = le.AppendUint16(b, uint16(len(s)))
-	return append(b, s...), room + 2
+func appendText(b []byte, s string) []byte {
+	return append(le.AppendUint16(b, uint16(len(s))), s...)
 }
 
 func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	return strings.Clone(s[:n])
+	return s[:min(len(s), n)]
 }
 
 // ParseFinding reads the payload of a Finding message. Nothing aliases p.
