@@ -119,8 +119,10 @@ func or(d, otherwise time.Duration) time.Duration {
 func (u *Uplink) Run(ctx context.Context) error {
 	linkCtx, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer hangUp()
+	dialCtx, stopDialing := context.WithCancel(ctx)
+	defer stopDialing()
 	var wg sync.WaitGroup
-	wg.Go(func() { u.connect(ctx, linkCtx) })
+	wg.Go(func() { u.connect(dialCtx, linkCtx) })
 	wake := context.AfterFunc(ctx, func() { u.Source.Wake() })
 	defer wake()
 
@@ -128,6 +130,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 	if err == nil {
 		err = u.finish(linkCtx)
 	}
+	stopDialing()
 	hangUp()
 	wg.Wait()
 	return err
