@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 )
 
@@ -183,6 +184,36 @@ func TestCorruptIsNoCrash(t *testing.T) {
 	}
 	if reps, err := VerifyStore(dir, key.Verifier()); len(reps) != 2 || err == nil {
 		t.Errorf("the store's report leaves the corrupt stream out: %+v, %v", reps, err)
+	}
+}
+
+// TestSetAsideByItself is TestCorruptIsNoCrash for a store that goes on alone.
+func TestSetAsideByItself(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	path := filepath.Join(StreamDir(dir, vm1), segmentName(0, false))
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	other := segmentHeader{uuid.UUID{1}, 0, genesis(uuid.UUID{1})}.append(nil)
+	if err := os.WriteFile(path, other, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	var s *Store
+	var told string
+	s = testStore(t, dir, key, Options{SetAside: func(vm uuid.UUID, err error, aside string) {
+		st, serr := s.Stream(vm) // the store must be usable from here
+		if serr != nil || !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%v, %v", serr, err)
+		}
+		fill(t, st, 1)
+		told = aside
+	}})
+	st := testStream(t, s)
+	if b, err := os.ReadFile(filepath.Join(told, filepath.Base(path))); err != nil || !bytes.Equal(b, other) {
+		t.Errorf("set aside: %v", err)
+	}
+	if all := readAll(t, st.Dir()); len(all) != 2 || all[0].Kind != KindRecovery {
+		t.Errorf("%+v", all)
 	}
 }
 

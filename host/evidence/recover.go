@@ -12,12 +12,13 @@ import (
 	"github.com/google/uuid"
 )
 
-// Recovery says what a start cut off after a crash.
+// Recovery says what a start cut off after a crash or, with a Segment of "",
+// that it set a whole corrupt stream aside.
 type Recovery struct {
 	Segment string `json:"segment"`
 	Offset  int64  `json:"offset"` // where the last complete record ended
 	Bytes   int64  `json:"bytes"`  // after it, set aside
-	File    string `json:"file"`   // where they are now, in the stream's directory
+	File    string `json:"file"`   // where they are now, in the stream's directory; or the stream, beside it
 	SHA256  Hash   `json:"sha256"`
 	Reason  string `json:"reason"`
 }
@@ -33,12 +34,20 @@ func openStream(dir string, id uuid.UUID, key *Key, opts Options, full func()) (
 	}
 	for _, c := range cuts {
 		opts.Log.Warn("evidence cut off by a crash", "vm", id, "segment", c.Segment, "offset", c.Offset, "bytes", c.Bytes, "kept", c.File)
-		b := mustJSON(c)
-		if _, err := s.write(KindRecovery, flagCritical, opts.Now(), [][]byte{b}, len(b)); err != nil {
+		if err := s.recovered(c); err != nil {
 			return nil, errors.Join(err, s.f.Close())
 		}
 	}
 	return s, nil
+}
+
+// recovered puts on record what a start found.
+func (s *Stream) recovered(r Recovery) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := mustJSON(r)
+	_, err := s.write(KindRecovery, flagCritical, s.opts.Now(), [][]byte{b}, len(b))
+	return err
 }
 
 // recover brings the stream to its last complete record and opens the segment

@@ -20,13 +20,19 @@ import (
 // Options are what may differ between installations. Zero values mean the
 // defaults.
 type Options struct {
-	SegmentSize  int64            // bytes of a plain segment; default 64 MiB
-	Quota        int64            // bytes on disk per stream before bulk is refused; default 8 GiB
-	SyncInterval time.Duration    // how often Run syncs; default 1 s
-	HeadInterval time.Duration    // how often Run signs heads; default 10 s
-	KeepPlain    bool             // do not seal (compress) full segments
-	Log          *slog.Logger     // default: discards
-	Now          func() time.Time // default time.Now
+	SegmentSize  int64         // bytes of a plain segment; default 64 MiB
+	Quota        int64         // bytes on disk per stream before bulk is refused; default 8 GiB
+	SyncInterval time.Duration // how often Run syncs; default 1 s
+	HeadInterval time.Duration // how often Run signs heads; default 10 s
+	KeepPlain    bool          // do not seal (compress) full segments
+	Log          *slog.Logger  // default: discards
+
+	// SetAside, if set, has a corrupt stream set aside and a new one begun, so
+	// that the VM's record goes on, and is told of it: err wraps ErrCorrupt, dir
+	// is where the corrupt one is now. Otherwise Stream returns the error.
+	SetAside func(vm uuid.UUID, err error, dir string)
+
+	Now func() time.Time // default time.Now
 }
 
 func (o *Options) withDefaults() Options {
@@ -96,25 +102,51 @@ func (s *Store) Dir() string { return s.dir }
 // follows and records that. A stream that is corrupt otherwise is refused with
 // ErrCorrupt: see SetAside.
 func (s *Store) Stream(vm uuid.UUID) (*Stream, error) {
+	st, corrupt, aside, err := s.stream(vm)
+	if err != nil {
+		return nil, fmt.Errorf("open stream %s: %w", vm, err)
+	}
+	if corrupt != nil {
+		s.opts.SetAside(vm, corrupt, aside)
+	}
+	return st, nil
+}
+
+func (s *Store) stream(vm uuid.UUID) (st *Stream, corrupt error, aside string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, fmt.Errorf("open stream: %w", os.ErrClosed)
+		return nil, nil, "", os.ErrClosed
 	}
 	if st := s.streams[vm]; st != nil {
 		if !st.stopped() {
-			return st, nil
+			return st, nil, "", nil
 		}
 		st.abandon()
 		delete(s.streams, vm)
 	}
-	st, err := openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.wakeSealer)
+	st, err = openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.wakeSealer)
+	if errors.Is(err, ErrCorrupt) && s.opts.SetAside != nil {
+		corrupt = err
+		if aside, err = s.setAside(vm); err == nil {
+			st, err = s.restart(vm, corrupt, aside)
+		}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open stream %s: %w", vm, err)
+		return nil, nil, "", err
 	}
 	s.streams[vm] = st
 	s.wakeSealer()
-	return st, nil
+	return st, corrupt, aside, nil
+}
+
+// restart begins a new stream, whose first record says what became of the old.
+func (s *Store) restart(vm uuid.UUID, corrupt error, aside string) (*Stream, error) {
+	st, err := openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.wakeSealer)
+	if err != nil {
+		return nil, err
+	}
+	return st, st.recovered(Recovery{File: filepath.Base(aside), Reason: corrupt.Error()})
 }
 
 // SetAside renames the directory of a stream that cannot be opened, so that a
@@ -125,6 +157,10 @@ func (s *Store) SetAside(vm uuid.UUID) (string, error) {
 	if s.streams[vm] != nil {
 		return "", fmt.Errorf("set aside %s: it is open", vm)
 	}
+	return s.setAside(vm)
+}
+
+func (s *Store) setAside(vm uuid.UUID) (string, error) {
 	for n := 1; ; n++ {
 		path := fmt.Sprintf("%s%s%d", StreamDir(s.dir, vm), asideInfix, n)
 		if _, err := os.Lstat(path); err == nil {

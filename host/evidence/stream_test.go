@@ -212,18 +212,27 @@ func copyStore(t testing.TB, dir string) string {
 	return to
 }
 
-// TestFlipAnywhere changes every byte of a closed stream, one at a time.
+// TestFlipAnywhere changes every byte of a stream, one at a time: of a closed
+// one, and of one whose last records have no signed head yet.
 func TestFlipAnywhere(t *testing.T) {
 	dir, key := t.TempDir(), testKey(t)
 	s := testStore(t, dir, key, Options{SegmentSize: 600})
 	fill(t, testStream(t, s), 14)
+	open := copyStore(t, dir)
 	s.Close()
+	t.Run("closed", func(t *testing.T) { flipAll(t, StreamDir(dir, vm1), key) })
+	t.Run("open", func(t *testing.T) { flipAll(t, StreamDir(open, vm1), key) })
+}
+
+func flipAll(t *testing.T, stream string, key *Key) {
 	v := key.Verifier()
-	stream := StreamDir(dir, vm1)
 	if _, err := Verify(stream, v); err != nil {
 		t.Fatal(err)
 	}
-	l, _ := list(stream)
+	l, err := list(stream)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, seg := range l.segments {
 		path := filepath.Join(stream, seg.name)
 		whole, err := os.ReadFile(path)
