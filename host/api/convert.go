@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -35,10 +34,22 @@ func ParseTime(s string) (time.Time, error) {
 	return time.Parse(time.RFC3339Nano, s)
 }
 
+// envelope is what the events of a batch have in common.
+type envelope struct{ vm, uuid, session, received string }
+
+func envelopeOf(b *engine.Batch, vm string) envelope {
+	return envelope{vm, b.VM.String(), b.Session.String(), FormatTime(b.Received)}
+}
+
 // EventOf is a decoded record of a batch as the API says it.
 func EventOf(b *engine.Batch, e *vsockproto.Event) *apipb.Event {
+	v := envelopeOf(b, "")
+	return v.event(b, e)
+}
+
+func (v *envelope) event(b *engine.Batch, e *vsockproto.Event) *apipb.Event {
 	out := &apipb.Event{
-		Uuid: b.VM.String(), Session: b.Session.String(), Index: b.Index, Received: FormatTime(b.Received),
+		Vm: v.vm, Uuid: v.uuid, Session: v.session, Index: b.Index, Received: v.received,
 		Type: e.Type.String(), Class: e.Class.String(), Cpu: e.CPU, Sequence: e.Sequence, BootNs: e.BootNs,
 		Subject: subjectOf(&e.Subject),
 		Unknown: e.Unknown,
@@ -72,9 +83,9 @@ func EventOf(b *engine.Batch, e *vsockproto.Event) *apipb.Event {
 
 // undecodable is what stands for the rest of a batch that does not parse: kept
 // in the record, shown, and never an end of the stream.
-func undecodable(b *engine.Batch, rest []byte, err error) *apipb.Event {
+func (v *envelope) undecodable(b *engine.Batch, rest []byte, err error) *apipb.Event {
 	return &apipb.Event{
-		Uuid: b.VM.String(), Session: b.Session.String(), Index: b.Index, Received: FormatTime(b.Received),
+		Vm: v.vm, Uuid: v.uuid, Session: v.session, Index: b.Index, Received: v.received,
 		Type: "undecodable", Unknown: rest[:min(len(rest), vsockproto.MaxRecord)], Error: safe.Text(err.Error()),
 	}
 }
@@ -85,10 +96,16 @@ func subjectOf(s *vsockproto.Subject) *apipb.Subject {
 		ParentTgid: s.ParentTGID, ParentStartNs: s.ParentStartNs, ExecId: s.ExecID,
 		Comm: safe.Quote(bytes.TrimRight(s.Comm[:], "\x00")),
 		Uid:  s.UID, Euid: s.EUID, Suid: s.SUID, Gid: s.GID, Egid: s.EGID, Sgid: s.SGID,
-		Fsuid: s.FSUID, Fsgid: s.FSGID, CapEff: fmt.Sprintf("%016x", s.CapEff), Securebits: s.Securebits,
+		Fsuid: s.FSUID, Fsgid: s.FSGID, CapEff: hex16(s.CapEff), Securebits: s.Securebits,
 		KernelThread: s.KernelThread, CgroupId: s.CgroupID,
 		MntNs: s.MntNS, PidNs: s.PidNS, UserNs: s.UserNS, NetNs: s.NetNS,
 	}
+}
+
+func hex16(v uint64) string {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], v)
+	return hex.EncodeToString(b[:])
 }
 
 func taskOf(t vsockproto.Task) *apipb.Task {

@@ -64,6 +64,7 @@ func New(b Backend, opts *Options) *Server {
 	mux.Handle(apipbconnect.NewOutguardHandler(&service{s},
 		connect.WithReadMaxBytes(s.opts.MaxRequest),
 		connect.WithCodec(jsonCodec{}),
+		connect.WithCompression("gzip", nil, nil), // the other end is on this host
 		connect.WithInterceptors(errorInterceptor{s.opts.Log}),
 	))
 	if s.opts.Metrics != nil {

@@ -104,5 +104,5 @@ func NewClient(socket string) apipbconnect.OutguardClient {
 		DisableCompression: true,
 	}
 	return apipbconnect.NewOutguardClient(&http.Client{Transport: t}, "http://outguard",
-		connect.WithReadMaxBytes(16<<20))
+		connect.WithReadMaxBytes(16<<20), connect.WithAcceptCompression("gzip", nil, nil))
 }

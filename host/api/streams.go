@@ -30,9 +30,7 @@ func (s *service) Events(ctx context.Context, r *apipb.EventsRequest, out *conne
 			return s.send(ctx, func() error { return out.Send(&apipb.EventsResponse{Events: events}) })
 		}}
 		return s.backend.Batches(ctx, q, func(b *engine.Batch) error {
-			name := s.names.of(ctx, b.VM)
-			err := eachEvent(b, &filter, func(e *apipb.Event) error { e.Vm = name; return g.add(e) })
-			if err != nil {
+			if err := eachEvent(b, s.names.of(ctx, b.VM), &filter, g.add); err != nil {
 				return err
 			}
 			return g.flush()
@@ -75,18 +73,19 @@ func (g *eventGroup) flush() error {
 
 // eachEvent hands on those records of b that match. What does not decode is
 // handed on as such unless the caller asked for particular events.
-func eachEvent(b *engine.Batch, filter *eventFilter, emit func(*apipb.Event) error) error {
+func eachEvent(b *engine.Batch, vm string, filter *eventFilter, emit func(*apipb.Event) error) error {
 	var e vsockproto.Event
+	v := envelopeOf(b, vm)
 	for rest := b.Records; len(rest) > 0; {
 		next, err := e.Parse(rest)
 		if err != nil {
 			if !filter.all() {
 				return nil
 			}
-			return emit(undecodable(b, rest, err))
+			return emit(v.undecodable(b, rest, err))
 		}
 		if filter.match(&e) {
-			if err := emit(EventOf(b, &e)); err != nil {
+			if err := emit(v.event(b, &e)); err != nil {
 				return err
 			}
 		}

@@ -101,39 +101,40 @@ func (a *app) verifyEvidence(ctx context.Context, dir string, v note.Verifier) e
 	return nil
 }
 
-// verifyAny takes a store, whose folders are named by UUIDs, or one stream.
+// verifyAny takes a store or one stream. It goes on after one that is corrupt,
+// so that all of them are told.
 func (a *app) verifyAny(ctx context.Context, dir string, v note.Verifier) ([]evidence.Report, error) {
-	entries, err := os.ReadDir(dir)
+	streams, err := streamsIn(dir)
 	if err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
-	var streams []string
-	for _, e := range entries {
-		if _, err := uuid.Parse(e.Name()); err == nil && e.IsDir() {
-			streams = append(streams, filepath.Join(dir, e.Name()))
-		} else if strings.Contains(e.Name(), ".seg") {
-			streams = []string{dir}
-			break
-		}
-	}
-	return a.verifyStreams(ctx, streams, v)
-}
-
-// verifyStreams goes on after one that is corrupt, so that all of them are told.
-func (a *app) verifyStreams(ctx context.Context, dirs []string, v note.Verifier) ([]evidence.Report, error) {
 	bar := a.progress()
 	defer bar.end()
 	var all []evidence.Report
 	var errs []error
-	for i, dir := range dirs {
-		if err := ctx.Err(); err != nil {
-			return all, err
+	for i, stream := range streams {
+		r, err := evidence.VerifyProgress(ctx, stream, v, func(records uint64, bytes int64) {
+			bar.say(fmt.Sprintf("stream %d of %d: %d records, %s", i+1, len(streams), records, size(uint64(bytes))))
+		})
+		if ctx.Err() != nil {
+			return all, ctx.Err()
 		}
-		bar.say(fmt.Sprintf("verifying stream %d of %d", i+1, len(dirs)))
-		r, err := evidence.Verify(dir, v)
 		all, errs = append(all, r), append(errs, err)
 	}
 	return all, errors.Join(errs...)
+}
+
+func streamsIn(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if strings.Contains(e.Name(), ".seg") {
+			return []string{dir}, nil
+		}
+	}
+	return evidence.StreamDirs(dir)
 }
 
 func (a *app) evidenceLine(r *evidence.Report) {
