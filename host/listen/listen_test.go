@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/prototest"
 )
 
 var alpha, beta = uuid.UUID{1}, uuid.UUID{2}
@@ -243,5 +244,44 @@ func TestVsockLoopback(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestVsockCarriesASession speaks the protocol over AF_VSOCK: deadlines, large
+// frames and an end in order work there as they do over unix sockets.
+func TestVsockCarriesASession(t *testing.T) {
+	dial := vsockLoopback(t)
+	const events = 3000
+	got := 0
+	h := prototest.NewHost(&prototest.HostOptions{OnEvent: func(*vsockproto.Event) { got++ }})
+	served := make(chan error, 1)
+	serve := func(_ context.Context, c net.Conn, vm uuid.UUID, _ string) {
+		if vm != alpha {
+			t.Errorf("of %s", vm)
+		}
+		served <- h.Serve(c)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	o := quiet(nil)
+	go func() { done <- NewVsock(vsockproto.Port, cids{1: alpha}, serve, &o).Run(ctx) }()
+	a := prototest.NewAgent(nil)
+	go a.Run(ctx, dial(t, vsockproto.Port))
+	var batch []*vsockproto.Event
+	for range events {
+		batch = append(batch, prototest.Sample(vsockproto.FileOpen))
+	}
+	if err := a.Send(ctx, batch...); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Bye(ctx, "done"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-served; err != nil || got != events {
+		t.Errorf("%d of %d events: %v", got, events, err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
