@@ -46,7 +46,10 @@ func (v *vm) follow(state DomainState, now time.Time, grace time.Duration) {
 
 // quiet returns the finding that is due, if one is. Called with v.mu held.
 func (m *Manager) quiet(v *vm, now time.Time) *engine.Finding {
-	if v.domain == DomainPaused || v.domain == DomainOff || (v.sess == nil && !v.expected) {
+	switch {
+	case v.domain == DomainPaused, v.domain == DomainOff, v.sess == nil && !v.expected:
+		return nil
+	case v.domain == DomainUnknown && v.live == nil: // found when libvirt says that it runs
 		return nil
 	}
 	for _, step := range []struct {

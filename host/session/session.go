@@ -88,7 +88,7 @@ type DomainState uint8
 
 // States of a domain.
 const (
-	DomainUnknown DomainState = iota // libvirt cannot say: treated as running
+	DomainUnknown DomainState = iota // libvirt cannot say: only who is connected can be silent
 	DomainRunning
 	DomainPaused // its vCPUs stand
 	DomainOff

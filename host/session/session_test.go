@@ -582,6 +582,9 @@ func TestSilence(t *testing.T) {
 		w.setState(DomainOff)
 		time.Sleep(time.Minute)
 		want(t, "off", w.rules(), "silent silent! silent")
+		w.setState(DomainUnknown)
+		time.Sleep(time.Hour)
+		want(t, "libvirt is away", w.rules(), "silent silent! silent")
 	})
 }
 
