@@ -9,6 +9,7 @@
 //	<store>/<uuid>/00000000000000000000.seg.zst      a sealed segment
 //	<store>/<uuid>/00000000000000104233.seg          a plain one; the last is appended to
 //	<store>/<uuid>/00000000000000104233.4096.cut     bytes set aside by a recovery
+//	<store>/<uuid>.corrupt-1/                        a stream that was set aside
 //
 // A plain segment is a header of 64 bytes and records:
 //
