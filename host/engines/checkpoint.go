@@ -213,11 +213,12 @@ func (s *Supervisor) admit(vm uuid.UUID, anew bool) error {
 
 // Covered says up to which batch of the VM a stored checkpoint reaches. What
 // evidence holds after it can be submitted again after a restart of the host.
+// A checkpoint that cannot be read covers nothing.
 func (s *Supervisor) Covered(vm uuid.UUID) (session uuid.UUID, index uint64, ok bool, err error) {
 	saved, err := s.opts.Store.Load(s.cfg.Name)
 	if err != nil {
 		return uuid.Nil, 0, false, err
 	}
 	c, ok := saved[vm]
-	return c.Session, c.Index, ok, c.Err
+	return c.Session, c.Index, ok && c.Err == nil, nil
 }

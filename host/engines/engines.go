@@ -131,7 +131,7 @@ type vmQueue struct {
 	kept       int // bytes
 	dirtySince time.Time
 	isReady    bool
-	refused    bool // the stored checkpoint could not be used, and stays
+	refused    bool       // the stored checkpoint could not be used, and stays
 	covered    engine.Ref // the last batch that this Supervisor let go of: Session and Index
 	unjudged   unjudged
 }
@@ -154,9 +154,10 @@ func (it *item) size() int { return len(it.batch.Records) + itemOverhead }
 
 const itemOverhead = 256
 
-// New makes a Supervisor; Run starts it. report is given every finding, in
-// order, stamped with engine, VM, time and id; it may block, and then the
-// engine's answers wait.
+// New makes a Supervisor; Run starts it. report is given every finding,
+// stamped with engine, VM, time and id: those of the engine in the order of
+// the batches, those of the supervisor itself between them from another
+// goroutine. It may block, and then the engine's answers wait.
 func New(cfg Config, report func(engine.Finding), opts *Options) *Supervisor {
 	s := &Supervisor{
 		cfg: cfg, report: report, opts: withDefaults(opts),
@@ -214,13 +215,6 @@ func (s *Supervisor) Status() Status {
 	st.Version, st.Models = s.description.Version, s.description.Models
 	if s.proc != nil {
 		st.Running, st.PID = true, s.proc.PID()
-	}
-	for _, q := range s.vms {
-		for _, it := range q.items {
-			if !it.reported {
-				st.Pending++
-			}
-		}
 	}
 	return st
 }
@@ -309,6 +303,7 @@ func (s *Supervisor) enqueue(it *item) {
 	q.unanswered += n
 	q.kept += n
 	s.total += n
+	s.status.Pending++
 	s.markReady(q)
 }
 
@@ -384,6 +379,7 @@ func (s *Supervisor) settle(it *item, v process.Verdict, now time.Time) {
 	if !it.reported {
 		it.reported = true
 		it.vm.unanswered -= it.size()
+		s.status.Pending--
 		s.status.Batches++
 		s.status.Records += uint64(it.batch.Count)
 		s.status.Findings += uint64(len(v.Findings))

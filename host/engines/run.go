@@ -269,6 +269,7 @@ func (s *Supervisor) remove(it *item) {
 		if !it.reported {
 			q.unanswered -= it.size()
 			s.status.Unjudged++
+			s.status.Pending--
 		}
 		return
 	}
@@ -302,6 +303,7 @@ func (s *Supervisor) openCircuit(cause error) {
 func (s *Supervisor) passRest(q *vmQueue, i int) {
 	for _, it := range q.items[i:] {
 		s.pass(q, &it.batch)
+		s.status.Pending--
 		q.kept -= it.size()
 		s.total -= it.size()
 	}
