@@ -61,7 +61,7 @@ func Open(ctx context.Context, img *image.Image, o *Options) (*Lab, error) {
 	if l.qemu, err = lookUp("libvirt-qemu"); err != nil {
 		return nil, fmt.Errorf("QEMU's user: %w", err)
 	}
-	if l.Libvirt, err = ensureLibvirt(ctx, l.o.URI); err != nil {
+	if l.Libvirt, err = EnsureLibvirt(ctx, l.o.URI); err != nil {
 		return nil, err
 	}
 	if l.Accelerator, err = proveAccelerator(ctx, l.o.Cache, img); err != nil {

@@ -44,9 +44,12 @@ func lookUp(name string) (userIDs, error) {
 // libvirtPIDs are where the two daemons write theirs.
 var libvirtPIDs = []string{"/run/libvirtd.pid", "/run/virtlogd.pid"}
 
-// ensureLibvirt starts libvirtd where none answers. A daemon that runs is used
-// as it is.
-func ensureLibvirt(ctx context.Context, uri string) (Choice, error) {
+// EnsureLibvirt starts libvirtd where none answers. A daemon that runs is used
+// as it is. The URI is Options.URI.
+func EnsureLibvirt(ctx context.Context, uri string) (Choice, error) {
+	if uri == "" {
+		uri = (*Options)(nil).withDefaults().URI
+	}
 	c := Choice{What: "libvirt"}
 	if _, err := virsh(ctx, uri, "uri"); err == nil {
 		c.Name, c.Why = "running", "one answers at "+uri

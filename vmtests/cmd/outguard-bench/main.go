@@ -13,6 +13,7 @@ import (
 	"os/signal"
 
 	"github.com/outguard/outguard/vmtests/bench"
+	"github.com/outguard/outguard/vmtests/vm"
 )
 
 func main() {
@@ -38,6 +39,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	fmt.Fprintf(stdout, "bench agent/binary %.2f MB\n", float64(fi.Size())/1e6)
 
+	// Some boot guests.
+	if _, err := vm.EnsureLibvirt(ctx, ""); err != nil {
+		return err
+	}
 	packages := flags.Args()
 	if len(packages) == 0 {
 		packages = []string{"./..."}
