@@ -23,6 +23,8 @@ const (
 	RuleProof        = "session/proof"         // the key or the secret is wrong
 	RuleImpostor     = "session/impostor"      // a second agent beside the live one
 	RuleRestarted    = "session/restarted"     // a new session in a boot that had one
+	RuleRestless     = "session/restless"      // it connects again and again
+	RuleNoise        = "session/noise"         // others send more than is kept
 	RuleUnenrolled   = "session/unenrolled"    // a VM without a key speaks
 	RuleSilent       = "session/silent"        // it runs, and its agent says nothing
 	RuleAbsent       = "session/absent"        // it runs, and no agent has come up
@@ -40,7 +42,7 @@ var severities = map[string]engine.Severity{
 	RuleMalformed: engine.Severest, RuleOrder: engine.Severest, RuleCredit: engine.High, RuleWindow: engine.High,
 	RuleProof: engine.High, RuleImpostor: engine.High, RuleRestarted: engine.Medium, RuleUnenrolled: engine.Medium,
 	RuleSilent: engine.High, RuleAbsent: engine.Medium, RuleBye: engine.Low, RuleUnknownEvent: engine.Low,
-	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleUnsettled: engine.High, RuleVersion: engine.Medium,
+	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleRestless: engine.Medium, RuleNoise: engine.Medium, RuleUnsettled: engine.High, RuleVersion: engine.Medium,
 }
 
 // techniques are the ATT&CK ids of what an attacker would be doing.
@@ -144,6 +146,7 @@ var sentences = map[string]string{
 	RuleVersion:    "An agent speaks no version of the protocol in common with us",
 	RuleUnenrolled: "A VM that is not enrolled speaks",
 	RuleImpostor:   "A second agent proved the key of a VM whose agent is connected",
+	RuleRestless:   "The VM's agent connects again and again",
 	RuleProof:      "A connection from the VM could not prove its key",
 }
 

@@ -44,6 +44,9 @@ type vm struct {
 	repeats   map[string]*repeat
 	savedAt   time.Time
 	penalty   time.Time // no new session before
+	connects  bucket    // proven connections
+	noise     bucket    // bytes of others that are recorded
+	unkept    uint64    // and that were not
 
 	expected bool      // it is to have an agent, see Expect
 	seen     time.Time // last frame
@@ -69,6 +72,8 @@ func (m *Manager) vm(id uuid.UUID) *vm {
 	if v == nil {
 		v = &vm{id: id, turn: make(chan struct{}, 1), repeats: map[string]*repeat{}, domain: DomainOff}
 		v.policy = vsockproto.Policy{Number: 1, Hooks: m.o.Policy}
+		v.connects = bucket{burst: connectBurst, rate: connectRate}
+		v.noise = bucket{burst: noiseBurst, rate: noiseRate}
 		m.vms[id] = v
 	}
 	return v

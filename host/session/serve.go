@@ -76,6 +76,9 @@ var errOurs = errors.New("the monitor cannot go on")
 // tap records what was received. It is the first to see it.
 func (c *conn) tap(b []byte, whole bool) error {
 	c.at = time.Now()
+	if c.session == uuid.Nil && !c.worthKeeping(len(b)) {
+		return nil
+	}
 	c.got = Received{VM: c.v.id, Session: c.session, At: c.at, Whole: whole, Raw: b}
 	c.got.Critical = c.session != uuid.Nil && critical(b)
 	index, err := c.m.p.Recorder.Record(&c.got)
@@ -88,6 +91,26 @@ func (c *conn) tap(b []byte, whole bool) error {
 		return fmt.Errorf("record: %w: %w", errOurs, err)
 	}
 	return nil
+}
+
+// worthKeeping bounds what connections that have proven nothing can put on
+// record: any process in a guest may connect, and none is to use up the VM's
+// quota. What is not kept is counted, and a finding.
+func (c *conn) worthKeeping(n int) bool {
+	v := c.v
+	v.mu.Lock()
+	ok := v.noise.take(c.at, float64(n))
+	if !ok {
+		v.unkept += uint64(n)
+	}
+	total := v.unkept
+	v.mu.Unlock()
+	if !ok {
+		f := finding(RuleNoise, "Connections that have proven nothing send so much that not all of it is kept.")
+		f.Detail["bytes"] = fmt.Sprint(total)
+		c.m.report(v, f)
+	}
+	return ok
 }
 
 // critical reports whether a frame is more than bulk. It believes nothing: what
@@ -139,6 +162,11 @@ func (c *conn) refuse(err error) error {
 	if r.rule != "" {
 		f := accuse(r.rule, r.err)
 		f.Received = c.at
+		if c.session == uuid.Nil && f.Severity == engine.Severest {
+			// Any process in the guest may connect: what one that has proven
+			// nothing sends must not make the VM a liar.
+			f.Severity = engine.Medium
+		}
 		c.m.report(c.v, f)
 	}
 	_ = c.link.Rest()
@@ -200,6 +228,12 @@ func (c *conn) takeOver(h *vsockproto.Hello, came time.Time, resume bool, secret
 	v := c.v
 	v.turn <- struct{}{}
 	defer func() { <-v.turn }()
+	v.mu.Lock()
+	calm := v.connects.take(came, 1)
+	v.mu.Unlock()
+	if !calm {
+		return nil, &refusal{vsockproto.RejectExhausted, RuleRestless, errors.New("too many connections in too short a time")}
+	}
 	if resume {
 		err = c.goOn(h)
 	} else {

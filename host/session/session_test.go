@@ -795,3 +795,57 @@ func TestPolicyReachesTheAgent(t *testing.T) {
 		c.hangUp()
 	})
 }
+
+func TestRestlessAgentIsHeldOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		for range 100 {
+			c := dial(t.Context(), m, a)
+			synctest.Wait()
+			c.hangUp()
+		}
+		want(t, "findings", w.rules(), "restless")
+		if n := len(w.facts); n != 32 {
+			t.Errorf("%d facts on record", n)
+		}
+		time.Sleep(2 * time.Second)
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		c.hangUp()
+	})
+}
+
+func TestNoiseIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		rubbish := frameOf(vsockproto.FrameBye, 0, make([]byte, vsockproto.MaxHello-vsockproto.FrameHeaderSize))
+		for range 200 {
+			ac, hc := prototest.Pipe()
+			done := make(chan struct{})
+			go func() { defer close(done); _ = m.Serve(t.Context(), hc, vmID, "hybrid") }()
+			go io.Copy(io.Discard, ac)
+			ac.Write(rubbish)
+			ac.Close()
+			<-done
+		}
+		kept := 0
+		for _, e := range w.record {
+			kept += len(e.raw)
+		}
+		if kept > 1<<20 || kept < 1<<19 {
+			t.Errorf("%d bytes kept", kept)
+		}
+		want(t, "findings", w.rules(), "malformed noise")
+
+		a := prototest.NewAgent(nil) // which is heard all the same
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		c.hangUp()
+		want(t, "delivered", w.delivered(), "file_open/1")
+	})
+}

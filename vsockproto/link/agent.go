@@ -213,7 +213,7 @@ func (a *Agent) begin(s State, ack *vsockproto.HelloAck, resumed bool) error {
 	a.over = a.over && (resumed || h.count > 0) // a new session, unless a Bye is still to be sent
 	a.state, a.begun, a.restored = s, true, false
 	a.written, a.base = h.first, h.first
-	a.limit = a.base + ack.Credit
+	a.limit = a.base + min(ack.Credit, 1<<62)
 	return nil
 }
 
@@ -329,13 +329,13 @@ func (a *Agent) acked(payload []byte) error {
 	if ack.Sequence >= a.hold.next() {
 		return fmt.Errorf("ack of frame %d, next is %d: %w", ack.Sequence, a.hold.next(), ErrUnexpected)
 	}
-	if a.base+ack.Credit < a.limit {
+	if ack.Credit = min(ack.Credit, 1<<62); a.base+ack.Credit < a.limit {
 		return fmt.Errorf("credit %d: %w", ack.Credit, ErrBackwards)
 	}
-	a.hold.release(ack.Sequence + 1)
-	if a.hold.first > a.written {
+	if a.hold.offset(ack.Sequence+1) > a.written {
 		return fmt.Errorf("ack of frame %d, which was not sent: %w", ack.Sequence, ErrUnexpected)
 	}
+	a.hold.release(ack.Sequence + 1)
 	a.limit = a.base + ack.Credit
 	a.changed.Broadcast()
 	return nil

@@ -59,6 +59,15 @@ func (h *hold) release(seq uint64) {
 	}
 }
 
+// offset returns where the frame of a number begins, or the last one ends.
+func (h *hold) offset(seq uint64) uint64 {
+	off := h.first
+	for n := h.seq; n < seq && off < h.last; n++ {
+		off += h.frameLen(off)
+	}
+	return off
+}
+
 // within returns the offset behind the last whole frame from off on that ends
 // at or before limit.
 func (h *hold) within(off, limit uint64) uint64 {

@@ -1,0 +1,31 @@
+package session
+
+import "time"
+
+// bucket bounds what a guest can cause by connecting again and again: so much
+// at once, and so much a second.
+type bucket struct {
+	burst, rate float64
+	used        float64
+	at          time.Time
+}
+
+// take takes n and reports whether it was there.
+func (b *bucket) take(now time.Time, n float64) bool {
+	b.used = max(0, b.used-b.rate*now.Sub(b.at).Seconds())
+	b.at = now
+	if b.used+n > b.burst {
+		return false
+	}
+	b.used += n
+	return true
+}
+
+// Bounds of a VM's connections.
+const (
+	connectBurst = 16 // proven connections at once
+	connectRate  = 1  // and a second
+
+	noiseBurst = 1 << 20 // bytes recorded of connections that have not proven anything
+	noiseRate  = 1 << 10 // and a second
+)
