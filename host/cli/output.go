@@ -85,7 +85,7 @@ func (a *app) fact(name, value string) {
 	if value == "" {
 		value = "-"
 	}
-	a.printf("%-14s %s\n", name+":", safe.Text(value))
+	a.printf("%-14s %s\n", safe.Text(name)+":", safe.Text(value))
 }
 
 // clock is a time of the API for people: local, with milliseconds.

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/safe"
 	"github.com/outguard/outguard/host/version"
 )
 
@@ -33,7 +34,7 @@ func (a *app) versionCmd() *cobra.Command {
 		if running == "" {
 			running = "not running"
 		}
-		a.printf("outguardd  %s\n", running)
+		a.printf("outguardd  %s\n", safe.Text(running))
 		return nil
 	})
 }

@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/outguard/outguard/host/api/apipb"
+)
+
+// FuzzLines holds that whatever stands in an answer, also one that no server of
+// ours has made printable, a line stays a line and a terminal only shows it.
+func FuzzLines(f *testing.F) {
+	for _, s := range []string{"/bin/sh", "", "\x1b]0;x\a", "a\nb", "\u202e", "\xff", "\u009b31m", "\t", `"`, `\`} {
+		f.Add(s, uint32(1), uint32(256))
+	}
+	f.Fuzz(func(t *testing.T, s string, n, m uint32) {
+		subject := &apipb.Subject{Tgid: n, Comm: s}
+		file := &apipb.File{Path: s, PathFlags: []string{s}, Digest: s}
+		for _, e := range []*apipb.Event{
+			{Vm: s, Type: s, Received: s, Error: s, Subject: subject},
+			{Vm: s, Type: s, Subject: subject, File: file, Exec: &apipb.Exec{Filename: s, Argv: []string{s, s}, ArgvTruncated: true, Secure: true}},
+			{File: file, Mmap: &apipb.Mmap{Prot: n}}, {Mmap: &apipb.Mmap{Prot: m}}, {File: file},
+			{Address: &apipb.Address{Family: n, Text: s}}, {Socket: &apipb.Socket{Family: n, Type: m, Backlog: n}},
+			{Signal: &apipb.Signal{Number: n}}, {Newtask: &apipb.Newtask{Child: &apipb.Task{Pid: n, Tgid: m}}},
+			{Exit: &apipb.Exit{Code: n}}, {Unknown: []byte(s)}, {},
+		} {
+			harmlessLine(t, eventLine(e))
+		}
+		harmlessLine(t, findingLine(&apipb.Finding{
+			Id: s, Vm: s, Rule: s, Severity: s, Reason: s, Comm: s, Path: s, Technique: s, At: s, Pid: n, Ref: &apipb.Ref{Index: uint64(m)},
+		}))
+		var out bytes.Buffer
+		a := &app{out: bufio.NewWriter(&out)}
+		a.fact(s, s)
+		tab := a.table("A", "B")
+		tab.row(s, s)
+		tab.flush()
+		_ = a.out.Flush()
+		lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+		if len(lines) != 3 {
+			t.Fatalf("%d lines: %q", len(lines), out.String())
+		}
+		for _, l := range lines {
+			harmlessLine(t, l)
+		}
+	})
+}
+
+func harmlessLine(t *testing.T, s string) {
+	t.Helper()
+	if !utf8.ValidString(s) || strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) >= 0 {
+		t.Fatalf("%q", s)
+	}
+}
