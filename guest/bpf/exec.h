@@ -41,6 +41,7 @@ static __always_inline __u32 put_argv(struct scratch *sc, __u32 at, struct linux
 	__u32 argc = bprm->argc;
 	__u64 size = to - from;
 	bool cut = false;
+	__u8 last;
 	long done;
 
 	if (argc == 0)
@@ -55,16 +56,12 @@ static __always_inline __u32 put_argv(struct scratch *sc, __u32 at, struct linux
 	}
 	if (bpf_copy_from_user(&sc->record[at + 8], size, (void *)from))
 		return close_tail(sc, at, TAG_ARGV, TAIL_TRUNCATED, 0);
+	/* Where the copy ends the walk puts a NUL; was there one? */
+	last = sc->record[at + 8 + ARGV_SIZE - 1];
 	w.size = size;
 	done = bpf_loop(argc < ARGV_COUNT ? argc : ARGV_COUNT, next_arg, &w, 0);
-	/* All strings seen, and the last one whole: it did not end where the copy did. */
-	if (done == argc && !(cut && w.length >= ARGV_SIZE))
-		cut = false;
-	else
-		cut = true;
-	if (w.length == 0)
-		return close_tail(sc, at, TAG_ARGV, TAIL_TRUNCATED, 0);
-	return close_tail(sc, at, TAG_ARGV, cut ? TAIL_TRUNCATED : 0, w.length);
+	cut = done != argc || (cut && w.length >= ARGV_SIZE && last);
+	return close_tail(sc, at, TAG_ARGV, cut || w.length == 0 ? TAIL_TRUNCATED : 0, w.length);
 }
 
 /* What execve was asked for: for a script the script, not its interpreter. */
