@@ -124,22 +124,24 @@ func paths(t *testing.T, c apipbconnect.OutguardClient, r *apipb.EventsRequest) 
 
 func TestEventsFilters(t *testing.T) {
 	b := newBackend()
+	gone := uuid.UUID{15: 77}
 	b.Add(batch(t, web, 1, exec(7, "/bin/sh"), open(7, "/etc/passwd"), open(8, "/tmp/\x1b]0;x")),
-		batch(t, db, 2, open(7, "/etc/shadow")))
+		batch(t, db, 2, open(7, "/etc/shadow")), batch(t, gone, 3, open(9, "/left")))
 	c, _ := serve(t, b, nil)
 	for _, tc := range []struct {
 		name string
 		r    *apipb.EventsRequest
 		want string
 	}{
-		{"all", &apipb.EventsRequest{}, `web:/bin/sh web:/etc/passwd web:/tmp/\x1b]0;x db:/etc/shadow`},
+		{"all", &apipb.EventsRequest{}, `web:/bin/sh web:/etc/passwd web:/tmp/\x1b]0;x db:/etc/shadow :/left`},
+		{"a vm that is gone", &apipb.EventsRequest{Vm: gone.String()}, `:/left`},
 		{"vm by name", &apipb.EventsRequest{Vm: "db"}, `db:/etc/shadow`},
 		{"vm by uuid", &apipb.EventsRequest{Vm: db.String()}, `db:/etc/shadow`},
 		{"pid", &apipb.EventsRequest{Pid: 8}, `web:/tmp/\x1b]0;x`},
 		{"path", &apipb.EventsRequest{Path: "/etc/passwd"}, `web:/etc/passwd`},
 		{"pattern", &apipb.EventsRequest{Path: "/etc/*"}, `web:/etc/passwd db:/etc/shadow`},
 		{"type", &apipb.EventsRequest{Types: []string{"bprm_committed_creds"}}, `web:/bin/sh`},
-		{"since", &apipb.EventsRequest{Since: "2026-01-02T03:04:07Z"}, `db:/etc/shadow`},
+		{"since", &apipb.EventsRequest{Since: "2026-01-02T03:04:07Z"}, `db:/etc/shadow :/left`},
 		{"limit", &apipb.EventsRequest{Limit: 2}, `web:/bin/sh web:/etc/passwd`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -203,11 +203,19 @@ func (s *Server) fillName(ctx context.Context, name *string, id string) {
 	}
 }
 
+// resolveOptional finds the VM of a question. The record outlives its VM: one
+// that libvirt no longer knows can be asked for by its UUID.
 func (s *Server) resolveOptional(ctx context.Context, vm string) (uuid.UUID, error) {
 	if vm == "" {
 		return uuid.Nil, nil
 	}
-	return s.resolve(ctx, vm)
+	id, err := s.resolve(ctx, vm)
+	if connect.CodeOf(wireError(err)) == connect.CodeNotFound {
+		if gone, perr := uuid.Parse(vm); perr == nil {
+			return gone, nil
+		}
+	}
+	return id, err
 }
 
 // resolve finds a VM by name first: a domain may be named like a UUID.

@@ -35,7 +35,7 @@ func (a *app) bundleListCmd() *cobra.Command {
 		}
 		printAll(a, out.Bundles, "no bundles; `outguard capture DOMAIN` makes one",
 			[]string{"CREATED", "VM", "SIZE", "FINDING", "DIR"}, func(b *apipb.Bundle) []string {
-				return []string{clock(b.Created), b.Vm, size(b.Bytes), strings.Join(b.Findings, " "), b.Dir}
+				return []string{clock(b.Created), vmName(b), size(b.Bytes), strings.Join(b.Findings, " "), b.Dir}
 			})
 		return nil
 	})

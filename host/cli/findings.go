@@ -80,6 +80,6 @@ func findingLine(f *apipb.Finding) string {
 	if f.Technique != "" {
 		where += " " + safe.Text(f.Technique)
 	}
-	return fmt.Sprintf("%s  %-8s  %-12s %-20s  %s%s [%s]", clock(f.At), safe.Text(f.Severity), safe.Text(f.Vm),
+	return fmt.Sprintf("%s  %-8s  %-12s %-20s  %s%s [%s]", clock(f.At), safe.Text(f.Severity), vmName(f),
 		safe.Text(f.Rule), strings.Join(about, " "), safe.Text(f.Reason), where)
 }

@@ -51,7 +51,7 @@ func (a *app) models(ctx context.Context, r *apipb.ListModelsRequest) ([]*apipb.
 
 func modelRow(m *apipb.Model) []string {
 	return []string{
-		m.Vm, m.Engine, sealedWord(m), m.Mapping, fmt.Sprint(m.Points), fmt.Sprint(m.Events),
+		vmName(m), m.Engine, sealedWord(m), m.Mapping, fmt.Sprint(m.Points), fmt.Sprint(m.Events),
 		fmt.Sprint(m.Violations), clock(m.LastNew),
 	}
 }

@@ -54,7 +54,7 @@ func orderRow(o *apipb.Order) []string {
 	if result == "" {
 		result = o.Bundle
 	}
-	return []string{clock(o.Decided), o.Vm, o.Step, o.State, between(o.Decided, o.Effect), by, result, o.Id}
+	return []string{clock(o.Decided), vmName(o), o.Step, o.State, between(o.Decided, o.Effect), by, result, o.Id}
 }
 
 func (a *app) describeOrder(o *apipb.Order) {

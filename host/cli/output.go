@@ -188,3 +188,18 @@ func (p *progress) end() {
 
 // quoteSentence is text of ours with a guest's or a file's in it.
 func quoteSentence(s string) string { return safe.Text(s) }
+
+// vmName is the name of an answer's domain: its UUID where libvirt no longer
+// knows it, "host" for what is of no domain.
+func vmName(m interface {
+	GetVm() string
+	GetUuid() string
+}) string {
+	switch {
+	case m.GetVm() != "":
+		return safe.Text(m.GetVm())
+	case m.GetUuid() != "":
+		return safe.Text(m.GetUuid())
+	}
+	return "host"
+}

@@ -11,7 +11,7 @@ import (
 // eventLine is an event for people.
 func eventLine(e *apipb.Event) string {
 	return fmt.Sprintf("%s  %-12s %8d  %-20s %7d %-15s  %s",
-		clock(e.Received), safe.Text(e.Vm), e.Index, safe.Text(e.Type),
+		clock(e.Received), vmName(e), e.Index, safe.Text(e.Type),
 		e.GetSubject().GetTgid(), quote(e.GetSubject().GetComm()), summary(e))
 }
 
