@@ -75,7 +75,7 @@ var errOurs = errors.New("the monitor cannot go on")
 
 // tap records what was received. It is the first to see it.
 func (c *conn) tap(b []byte, whole bool) error {
-	c.at = time.Now()
+	c.at = c.link.Arrived()
 	if c.session == uuid.Nil && !c.worthKeeping(len(b)) {
 		return nil
 	}

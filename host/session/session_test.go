@@ -849,3 +849,47 @@ func TestNoiseIsBounded(t *testing.T) {
 		want(t, "delivered", w.delivered(), "file_open/1")
 	})
 }
+
+// TestFramesThatWaitKeepTheirTime has three frames arrive at once at a sink
+// that takes a minute for each.
+func TestFramesThatWaitKeepTheirTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(&Options{Heartbeat: time.Hour})
+		var got []time.Duration
+		start := time.Now()
+		m.p.Sink = sinkFunc(func(b *engine.Batch) {
+			got = append(got, b.Received.Sub(start))
+			time.Sleep(time.Minute)
+		})
+		ac, hc := prototest.Pipe()
+		go m.Serve(t.Context(), hc, vmID, "hybrid")
+		if !shakeHands(ac, ac) {
+			t.Fatal("no handshake")
+		}
+		go io.Copy(io.Discard, ac)
+		var three []byte
+		for i := range uint64(3) {
+			e := prototest.Sample(vsockproto.FileOpen)
+			e.Sequence = i + 1
+			b, err := e.Append(vsockproto.AppendEventsHeader(nil, 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			three = append(three, frameOf(vsockproto.FrameEvents, i+1, b)...)
+		}
+		time.Sleep(time.Second)
+		ac.Write(three)
+		time.Sleep(time.Hour / 2)
+		want(t, "received", fmt.Sprint(got), "[1s 1s 1s]")
+		ac.Close()
+		synctest.Wait()
+	})
+}
+
+type sinkFunc func(*engine.Batch)
+
+func (f sinkFunc) Deliver(_ context.Context, b *engine.Batch) error {
+	f(b)
+	return nil
+}

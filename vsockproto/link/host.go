@@ -49,7 +49,7 @@ func NewHost(conn net.Conn, o *HostOptions) *Host {
 	if o == nil {
 		o = &HostOptions{}
 	}
-	conn.SetReadDeadline(time.Now().Add(orDefault(o.Handshake, defaultHandshake)))
+	_ = conn.SetReadDeadline(time.Now().Add(orDefault(o.Handshake, defaultHandshake)))
 	return &Host{
 		conn:  conn,
 		r:     frameReader{src: conn, tap: o.Tap},
@@ -164,6 +164,10 @@ func (h *Host) Read() (Frame, error) {
 
 // Waiting reports whether a whole frame is there already, so that Read does not block.
 func (h *Host) Waiting() bool { return h.r.waiting() }
+
+// Arrived is when the last byte arrived that the tap was given, or at the
+// latest then: a frame that waited for Read had arrived before it.
+func (h *Host) Arrived() time.Time { return h.r.at }
 
 // Next is the sequence of the frame that Read returns next.
 func (h *Host) Next() uint64 { return h.next }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/outguard/outguard/vsockproto"
 )
@@ -22,7 +23,8 @@ type Frame struct {
 type frameReader struct {
 	src        io.Reader
 	buf        []byte
-	start, end int // unread bytes
+	start, end int       // unread bytes
+	at         time.Time // when the last of them arrived
 	tap        func(b []byte, whole bool) error
 }
 
@@ -82,6 +84,7 @@ func (r *frameReader) fill(n int) error {
 	for r.end-r.start < n {
 		m, err := r.src.Read(r.buf[r.end:])
 		r.end += m
+		r.at = time.Now()
 		if r.end-r.start >= n {
 			return nil
 		}
