@@ -135,7 +135,11 @@ func room(dir string) (string, error) {
 	if strings.ContainsAny(dir, "\x00\n") {
 		return "", fmt.Errorf("directory %q: unusable name", dir)
 	}
-	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+	err = os.Mkdir(dir, 0o711)
+	if err == nil {
+		err = os.Chmod(dir, 0o711) // whatever the umask
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
 	}
 	return dir, reachable(dir)
@@ -331,15 +335,19 @@ func size(path string) (int64, error) {
 	return fi.Size(), nil
 }
 
+// abortWithin is how long libvirt may take to abort a job.
+const abortWithin = 30 * time.Second
+
 // during runs fn, tells how far libvirt's job has come meanwhile, and aborts
 // the job when ctx ends; it returns after fn has, so that nothing is written
-// any more.
+// any more, unless libvirt does not abort it.
 func (k *taking) during(ctx context.Context, part string, fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	ended := ctx.Done()
+	var late <-chan time.Time
 	for {
 		select {
 		case err := <-done:
@@ -348,8 +356,10 @@ func (k *taking) during(ctx context.Context, part string, fn func() error) error
 			}
 			return err
 		case <-ended:
-			ended = nil
+			ended, late = nil, time.After(abortWithin)
 			k.abort()
+		case <-late:
+			return errors.Join(context.Cause(ctx), fmt.Errorf("libvirt has not aborted its job within %s", abortWithin))
 		case <-tick.C:
 			if j, err := k.job(ctx, 0); err == nil {
 				k.tell(part, j)

@@ -1,10 +1,14 @@
 package domain
 
 import (
+	"cmp"
 	"context"
 	"encoding/xml"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	libvirt "github.com/digitalocean/go-libvirt"
@@ -65,20 +69,43 @@ type Domain struct {
 	State State
 }
 
-// List returns all domains, active or not.
+// filters are libvirt's, with the state that each stands for; Unknown has to
+// be asked for.
+var filters = []struct {
+	flag  libvirt.ConnectListAllDomainsFlags
+	state State
+}{
+	{libvirt.ConnectListDomainsRunning, Running},
+	{libvirt.ConnectListDomainsPaused, Paused},
+	{libvirt.ConnectListDomainsShutoff, ShutOff},
+	{libvirt.ConnectListDomainsOther, Unknown},
+}
+
+// List returns all domains, active or not, sorted by name.
 func (c *Client) List(ctx context.Context) ([]Domain, error) {
-	var out []Domain
+	var found map[uuid.UUID]Domain
 	err := c.read(ctx, &c.lines[0], func(l *libvirt.Libvirt) error {
+		found = map[uuid.UUID]Domain{}
+		for _, f := range filters { // by state: one call for thousands of domains
+			ds, _, err := l.ConnectListAllDomains(1, f.flag)
+			if err != nil {
+				return err
+			}
+			for _, d := range ds {
+				if err := c.add(l, found, d, f.state); err != nil {
+					return err
+				}
+			}
+		}
 		ds, _, err := l.ConnectListAllDomains(1, 0)
 		if err != nil {
 			return err
 		}
-		out = make([]Domain, 0, len(ds))
-		for _, d := range ds {
-			if got, err := c.describe(l, d); err == nil { // else it is gone by now
-				out = append(out, got)
-			} else if lost(err) {
-				return err
+		for _, d := range ds { // one that changed its state meanwhile slipped through
+			if _, ok := found[uuid.UUID(d.UUID)]; !ok {
+				if err := c.add(l, found, d, Unknown); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -86,7 +113,25 @@ func (c *Client) List(ctx context.Context) ([]Domain, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list domains: %w", err)
 	}
-	return out, nil
+	return slices.SortedFunc(maps.Values(found), func(a, b Domain) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.UUID.String(), b.UUID.String()))
+	}), nil
+}
+
+// add puts a domain among those found; one that is gone by now is left out.
+func (c *Client) add(l *libvirt.Libvirt, found map[uuid.UUID]Domain, d libvirt.Domain, s State) error {
+	got := Domain{UUID: uuid.UUID(d.UUID), Name: d.Name, ID: int(d.ID), State: s}
+	if s == Unknown {
+		var err error
+		if got, err = c.describe(l, d); libvirt.IsNotFound(err) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	c.remember(d)
+	found[got.UUID] = got
+	return nil
 }
 
 func (c *Client) describe(l *libvirt.Libvirt, d libvirt.Domain) (Domain, error) {

@@ -35,6 +35,9 @@ type EnrollOptions struct {
 type plan struct {
 	EnrollOptions
 	owner, qemu ids
+	// root is StateDir once prepare has opened it. It belongs to the monitor,
+	// which must not make root write elsewhere by a link.
+	root *os.Root
 }
 
 type ids struct{ uid, gid int }
@@ -65,12 +68,12 @@ func (c *Client) enroll(ctx context.Context, nameOrUUID string, opts *EnrollOpti
 		return nil, err
 	}
 	defer unlock()
-	e := &Enrolment{Version: 1, UUID: d.UUID, Name: d.Name, Transport: p.Transport, KeyFile: p.keyFile(d), Enrolled: time.Now().UTC()}
+	e := &Enrolment{Version: 1, UUID: d.UUID, Name: d.Name, Transport: p.Transport, KeyFile: filepath.Join(p.StateDir, keyFile(d)), Enrolled: time.Now().UTC()}
 	_, _ = rand.Read(e.Key[:]) // never fails
 	if err := p.sockets(e); err != nil {
 		return nil, err
 	}
-	before, err := readEnrolment(p.file(d))
+	before, err := p.enrolment(d)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w; remove the file to enroll anew", err)
 	}
@@ -118,7 +121,7 @@ func (c *Client) unenroll(ctx context.Context, nameOrUUID string, opts *EnrollOp
 	if err != nil {
 		return err
 	}
-	before, err := readEnrolment(p.file(d))
+	before, err := p.enrolment(d)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -130,6 +133,16 @@ func (c *Client) unenroll(ctx context.Context, nameOrUUID string, opts *EnrollOp
 		return err
 	}
 	return p.remove(d)
+}
+
+// enrolment reads what is there of a domain.
+func (p *plan) enrolment(d Domain) (Enrolment, error) {
+	f, err := p.root.Open(file(d))
+	if err != nil {
+		return Enrolment{}, err
+	}
+	defer f.Close()
+	return readFile(f)
 }
 
 // forget removes what is left of a domain that is no more.
@@ -145,8 +158,8 @@ func (p *plan) forget(nameOrUUID string, cause error) error {
 
 func (p *plan) remove(d Domain) error {
 	var errs []error
-	for _, path := range []string{p.file(d), p.keyFile(d)} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, path := range []string{file(d), keyFile(d)} {
+		if err := p.root.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
@@ -266,52 +279,69 @@ func parseQEMUIDs(text string) (ids, error) {
 	return ids{}, errors.New("libvirt does not say as whom it runs QEMU; name the user")
 }
 
-func (p *plan) dir() string          { return filepath.Join(p.StateDir, "enroll") }
-func (p *plan) file(d Domain) string { return filepath.Join(p.dir(), d.UUID.String()+".json") }
-func (p *plan) keyFile(d Domain) string {
-	return filepath.Join(p.StateDir, "keys", d.UUID.String()+".key")
-}
+const (
+	enrollDir = "enroll"
+	keysDir   = "keys"
+)
+
+// file and keyFile are a domain's files in the state directory.
+func file(d Domain) string    { return filepath.Join(enrollDir, d.UUID.String()+".json") }
+func keyFile(d Domain) string { return filepath.Join(keysDir, d.UUID.String()+".key") }
+
+func (p *plan) dir() string { return filepath.Join(p.StateDir, enrollDir) }
 
 // prepare makes the directories and takes the lock, so that one enrolment is
 // made at a time.
 func (p *plan) prepare() (unlock func(), err error) {
-	keys := filepath.Join(p.StateDir, "keys")
-	for _, d := range []struct {
-		path string
-		mode fs.FileMode
-		ids
-	}{{p.StateDir, 0o711, p.owner}, {p.dir(), 0o700, p.owner}, {keys, 0o711, ids{}}} {
-		if err := directory(d.path, d.mode, d.ids); err != nil {
-			return nil, err
-		}
-	}
-	if err := reachable(keys); err != nil {
+	if err := os.MkdirAll(filepath.Dir(p.StateDir), 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(keys, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err := os.Mkdir(p.StateDir, 0o711); err == nil {
+		err = errors.Join(os.Chown(p.StateDir, p.owner.uid, p.owner.gid), os.Chmod(p.StateDir, 0o711))
+		if err != nil {
+			return nil, err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if p.root, err = os.OpenRoot(p.StateDir); err != nil {
+		return nil, err
+	}
+	lock, err := p.lock()
+	if err != nil {
+		return nil, errors.Join(err, p.root.Close())
+	}
+	return func() { _, _ = lock.Close(), p.root.Close() }, nil
+}
+
+func (p *plan) lock() (*os.File, error) {
+	if err := errors.Join(p.directory(enrollDir, 0o700, p.owner), p.directory(keysDir, 0o711, ids{})); err != nil {
+		return nil, err
+	}
+	if err := reachable(filepath.Join(p.StateDir, keysDir)); err != nil {
+		return nil, err
+	}
+	f, err := p.root.OpenFile(filepath.Join(keysDir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
 	}
-	return func() { _ = f.Close() }, nil
+	return f, nil
 }
 
 // directory makes one that is missing, as its owner's; one that is there is
 // left as it is.
-func directory(path string, mode fs.FileMode, owner ids) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	err := os.Mkdir(path, mode)
+func (p *plan) directory(name string, mode fs.FileMode, owner ids) error {
+	err := p.root.Mkdir(name, mode)
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.Chown(path, owner.uid, owner.gid), os.Chmod(path, mode))
+	return errors.Join(p.root.Chown(name, owner.uid, owner.gid), p.root.Chmod(name, mode))
 }
 
 // sockets fills in what a vhost-user channel needs.
@@ -362,9 +392,10 @@ func (p *plan) store(e *Enrolment) (undo func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
+	d := Domain{UUID: e.UUID}
 	files := []*stored{
-		{path: e.KeyFile, text: e.Key[:], mode: 0o400, ids: p.qemu},
-		{path: p.file(Domain{UUID: e.UUID}), text: append(b, '\n'), mode: 0o600, ids: p.owner},
+		{root: p.root, path: keyFile(d), text: e.Key[:], mode: 0o400, ids: p.qemu},
+		{root: p.root, path: file(d), text: append(b, '\n'), mode: 0o600, ids: p.owner},
 	}
 	undo = func() error {
 		var errs []error
@@ -383,6 +414,7 @@ func (p *plan) store(e *Enrolment) (undo func() error, err error) {
 
 // stored is one file that is replaced.
 type stored struct {
+	root    *os.Root
 	path    string
 	text    []byte
 	mode    fs.FileMode
@@ -394,13 +426,13 @@ type stored struct {
 
 func (f *stored) write() error {
 	var err error
-	if f.before, err = os.ReadFile(f.path); err == nil {
+	if f.before, err = f.root.ReadFile(f.path); err == nil {
 		f.existed = true
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	f.touched = true
-	return replace(f.path, f.text, f.mode, f.ids)
+	return f.replace(f.text)
 }
 
 func (f *stored) restore() error {
@@ -408,25 +440,29 @@ func (f *stored) restore() error {
 	case !f.touched:
 		return nil
 	case f.existed:
-		return replace(f.path, f.before, f.mode, f.ids)
+		return f.replace(f.before)
 	}
-	return os.Remove(f.path)
+	if err := f.root.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
-// replace writes a file beside path, as its owner's and synced, and renames
-// it there. Nobody else can open it at any time.
-func replace(path string, text []byte, mode fs.FileMode, owner ids) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+// replace writes a file beside the path, as its owner's and synced, and
+// renames it there. Nobody else can open it at any time.
+func (f *stored) replace(text []byte) error {
+	beside := filepath.Join(filepath.Dir(f.path), ".new-"+rand.Text())
+	w, err := f.root.OpenFile(beside, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Chmod(mode), f.Chown(owner.uid, owner.gid), f.Sync(), f.Close())
+	_, err = w.Write(text)
+	err = errors.Join(err, w.Chmod(f.mode), w.Chown(f.uid, f.gid), w.Sync(), w.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = f.root.Rename(beside, f.path)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
+		return errors.Join(fmt.Errorf("write %s: %w", f.path, err), f.root.Remove(beside))
 	}
 	return nil
 }

@@ -157,6 +157,22 @@ func TestEnrollRefuses(t *testing.T) {
 	if _, err := c.Enroll(ctx, g.Name, &closed); err == nil || !strings.Contains(err.Error(), "chmod o+x") {
 		t.Errorf("where QEMU cannot go: %v", err)
 	}
+	linked, outside := opts, filepath.Join(g.Dir, "outside")
+	linked.StateDir = filepath.Join(g.Dir, "linked")
+	for _, d := range []string{linked.StateDir, outside} {
+		if err := errors.Join(os.Mkdir(d, 0o711), os.Chmod(d, 0o711)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(outside, filepath.Join(linked.StateDir, "keys")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Enroll(ctx, g.Name, &linked); err == nil {
+		t.Error("wrote where a link led out of the state directory")
+	}
+	if left, _ := os.ReadDir(outside); len(left) != 0 {
+		t.Errorf("outside: %v", left)
+	}
 	if after := g.Virsh(t, "dumpxml"); after != before {
 		t.Error("a refused enrolment changed the domain")
 	}

@@ -161,6 +161,10 @@ func readEnrolment(path string) (Enrolment, error) {
 		return Enrolment{}, fmt.Errorf("read enrolment: %w", err)
 	}
 	defer f.Close()
+	return readFile(f)
+}
+
+func readFile(f *os.File) (Enrolment, error) {
 	b, err := io.ReadAll(io.LimitReader(f, maxEnrolment+1))
 	if err == nil && len(b) > maxEnrolment {
 		err = fmt.Errorf("larger than %d bytes", maxEnrolment)
@@ -169,11 +173,11 @@ func readEnrolment(path string) (Enrolment, error) {
 	if err == nil {
 		e, err = parseEnrolment(b)
 	}
-	if err == nil && e.UUID.String()+".json" != filepath.Base(path) {
+	if err == nil && e.UUID.String()+".json" != filepath.Base(f.Name()) {
 		err = errors.New("its name is not its domain's UUID")
 	}
 	if err != nil {
-		return Enrolment{}, fmt.Errorf("enrolment %s: %w", path, err)
+		return Enrolment{}, fmt.Errorf("enrolment %s: %w", f.Name(), err)
 	}
 	return e, nil
 }

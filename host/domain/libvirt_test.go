@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -59,6 +60,7 @@ func TestLife(t *testing.T) {
 	if s := qmp(t, g.QMP, "query-status"); !strings.Contains(s, `"status": "paused"`) {
 		t.Errorf("QEMU says %s", s)
 	}
+	listed(t, c, g, Paused)
 	cpu(t, c, g.UUID, false)
 	for range 2 {
 		if err := c.Resume(ctx, g.UUID); err != nil {
@@ -69,6 +71,7 @@ func TestLife(t *testing.T) {
 	g.Virsh(t, "reset")
 	events.want(t, g.UUID, "rebooted")
 	g.Virsh(t, "destroy")
+	listed(t, c, g, ShutOff)
 	events.want(t, g.UUID, "started booted", "suspended paused", "resumed unpaused", "stopped destroyed")
 	g.Virsh(t, "undefine")
 	events.want(t, g.UUID, "undefined removed")
@@ -78,6 +81,19 @@ func TestLife(t *testing.T) {
 	var p interface{ Permanent() bool }
 	if err := c.Pause(ctx, g.UUID); !errors.Is(err, ErrNotFound) || !errors.As(err, &p) || !p.Permanent() {
 		t.Errorf("pause when undefined: %v", err)
+	}
+}
+
+// listed checks that List has the guest in a state.
+func listed(t *testing.T, c *Client, g *domaintest.Guest, want State) {
+	t.Helper()
+	all, err := c.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(all, func(d Domain) bool { return d.UUID == g.UUID })
+	if i < 0 || all[i].State != want || all[i].Name != g.Name || (all[i].ID > 0) != want.Active() {
+		t.Errorf("listed at %d of %+v, want it %s", i, all, want)
 	}
 }
 
