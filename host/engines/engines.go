@@ -143,11 +143,12 @@ type unjudged struct {
 
 type item struct {
 	vm       *vmQueue
-	batch    engine.Batch
-	number   uint64 // on the present process's stream; 0: not sent
-	answered bool   // by this process
-	reported bool   // its verdict is out; another one would be a repeat
-	crashes  int    // how often the process ended with this one first in line
+	batch    engine.Batch // its records are message's
+	message  []byte       // as it goes on the stream
+	number   uint64       // on the present process's stream; 0: not sent
+	answered bool         // by this process
+	reported bool         // its verdict is out; another one would be a repeat
+	crashes  int          // how often the process ended with this one first in line
 }
 
 func (it *item) size() int { return len(it.batch.Records) + itemOverhead }
@@ -225,7 +226,7 @@ func (s *Supervisor) TrySubmit(b *engine.Batch) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	q := s.queue(b.VM)
-	if !s.circuitOpen && !s.room(q, len(b.Records)+itemOverhead) {
+	if len(b.Records) > engine.MaxBatchBytes || (!s.circuitOpen && !s.room(q, len(b.Records)+itemOverhead)) {
 		return false
 	}
 	s.take(q, b)
@@ -233,8 +234,12 @@ func (s *Supervisor) TrySubmit(b *engine.Batch) bool {
 }
 
 // Submit takes the next batch of its VM. It copies the records, and blocks
-// while this VM has too much unanswered. An error is the context's.
+// while this VM has too much unanswered. An error is the context's, or says
+// that the batch is larger than the contract allows.
 func (s *Supervisor) Submit(ctx context.Context, b *engine.Batch) error {
+	if len(b.Records) > engine.MaxBatchBytes {
+		return fmt.Errorf("submit to engine %s: batch of %d bytes: %w", s.cfg.Name, len(b.Records), engine.ErrTooLong)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	q := s.queue(b.VM)
@@ -263,7 +268,12 @@ func (s *Supervisor) take(q *vmQueue, b *engine.Batch) {
 		return
 	}
 	it := &item{vm: q, batch: *b}
-	it.batch.Records = append(make([]byte, 0, len(b.Records)), b.Records...)
+	message, err := engine.AppendBatch(nil, 0, b)
+	if err != nil { // its count: nothing that a session hands on
+		s.pass(q, b)
+		return
+	}
+	it.message, it.batch.Records = message, message[engine.BatchRecords:]
 	s.enqueue(it)
 	s.pump()
 }
@@ -323,7 +333,7 @@ func (s *Supervisor) pump() {
 		if len(s.inflight) > 0 && (len(s.inflight) >= windowBatches || s.windowUsed+n > windowBytes) {
 			return
 		}
-		number, err := s.proc.Send(&it.batch, time.Now().Add(s.opts.Deadline))
+		number, err := s.proc.SendMessage(it.message, time.Now().Add(s.opts.Deadline))
 		if err != nil {
 			s.proc.Kill() // Receive ends, and Run starts another
 			return

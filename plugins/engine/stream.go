@@ -113,6 +113,13 @@ func AppendBatch(b []byte, number uint64, batch *Batch) ([]byte, error) {
 	return append(b, batch.Records...), nil
 }
 
+// BatchRecords is where the records stand in a Batch message.
+const BatchRecords = MessageHeader + batchFixed
+
+// NumberBatch makes a Batch message that of another number, in place: a host
+// that keeps messages sends one again under a new number.
+func NumberBatch(message []byte, number uint64) { le.PutUint64(message[MessageHeader:], number) }
+
 // ParseBatch reads the payload of a Batch message. Records alias p.
 func ParseBatch(p []byte) (number uint64, batch Batch, err error) {
 	if len(p) < batchFixed {

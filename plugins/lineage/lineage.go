@@ -154,6 +154,7 @@ type Tree struct {
 	opts     Options
 	identify Identify
 	tasks    map[Key]*Task
+	last     *Task            // whose event was the last one; nil if it is given up
 	holders  map[uint32]*Task // who has a pid now
 	running  ageList
 	ended    ageList
@@ -234,12 +235,15 @@ func (t *Task) at(execID uint32) *Program {
 
 // subject finds the event's own task, and takes in one that was never seen.
 func (t *Tree) subject(e *vsockproto.Event) Identity {
-	task := t.tasks[KeyOf(e.Task)]
-	if task == nil {
-		task = t.meet(e)
-	}
-	if task == nil {
-		return Identity{Program: t.unknown}
+	task := t.last // events come in runs of one task
+	if task == nil || task.PID != e.PID || task.StartNs != e.StartNs {
+		if task = t.tasks[KeyOf(e.Task)]; task == nil {
+			task = t.meet(e)
+		}
+		if task == nil {
+			return Identity{Program: t.unknown}
+		}
+		t.last = task
 	}
 	p := task.at(e.ExecID)
 	if p == nil {
@@ -449,6 +453,9 @@ func (t *Tree) forget(more func() bool) {
 func (t *Tree) evict(task *Task) {
 	t.ended.remove(task)
 	delete(t.tasks, task.Key)
+	if t.last == task {
+		t.last = nil
+	}
 	for _, g := range task.generations {
 		t.drop(g.program)
 	}

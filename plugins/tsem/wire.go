@@ -15,12 +15,16 @@ var (
 	DigestAbsent = ID(sha256.Sum256([]byte("outguard: no digest was asked for")))
 )
 
-// pseudoFS are the file systems whose mappings TSEM does not model.
+// pseudoFS reports a file system whose mappings TSEM does not model.
 // Source: SPEC section 2.
-var pseudoFS = map[uint32]bool{
-	0x9fa0: true, 0x62656572: true, 0x64626720: true, tmpfsMagic: true, 0x1cd1: true, // proc, sysfs, debugfs, tmpfs, devpts
-	0x42494e4d: true, 0x73636673: true, 0xf97cff8c: true, 0x43415d53: true, // binfmt_misc, securityfs, selinuxfs, smackfs
-	0x27e0eb: true, 0x63677270: true, 0x6e736673: true, 0xde5e81e4: true, // cgroup, cgroup2, nsfs, efivarfs
+func pseudoFS(magic uint32) bool {
+	switch magic {
+	case procMagic, 0x62656572, 0x64626720, tmpfsMagic, 0x1cd1, // sysfs, debugfs, devpts
+		0x42494e4d, 0x73636673, 0xf97cff8c, 0x43415d53, // binfmt_misc, securityfs, selinuxfs, smackfs
+		0x27e0eb, 0x63677270, 0x6e736673, 0xde5e81e4: // cgroup, cgroup2, nsfs, efivarfs
+		return true
+	}
+	return false
 }
 
 const (
@@ -42,7 +46,7 @@ func modelled(e *vsockproto.Event) bool {
 		if !e.HasFile {
 			return e.Prot&protExec != 0
 		}
-		return e.File.Mode&modeType == modeFile && !pseudoFS[e.File.Magic]
+		return e.File.Mode&modeType == modeFile && !pseudoFS(e.File.Magic)
 	case vsockproto.TaskKill:
 		return e.Signal != sigURG
 	case vsockproto.BprmCommittedCreds, vsockproto.SocketCreate, vsockproto.SocketBind, vsockproto.SocketConnect,

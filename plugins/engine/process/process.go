@@ -75,8 +75,7 @@ type Process struct {
 	description engine.Description
 	callTimeout time.Duration
 
-	sendMu sync.Mutex // guards what Send uses; held while writing
-	buf    []byte
+	sendMu sync.Mutex // guards sent; held while writing
 	sent   uint64
 
 	closeOnce sync.Once
@@ -272,17 +271,23 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // blocks while the socket is full, until deadline (zero: without end). After
 // an error the process is of no more use.
 func (p *Process) Send(b *engine.Batch, deadline time.Time) (uint64, error) {
-	p.sendMu.Lock()
-	defer p.sendMu.Unlock()
-	buf, err := engine.AppendBatch(p.buf[:0], p.sent+1, b)
+	message, err := engine.AppendBatch(nil, 0, b)
 	if err != nil {
 		return 0, fmt.Errorf("send batch: %w", err)
 	}
-	p.buf = buf
+	return p.SendMessage(message, deadline)
+}
+
+// SendMessage is Send for what engine.AppendBatch made; it sets the number in
+// it.
+func (p *Process) SendMessage(message []byte, deadline time.Time) (uint64, error) {
+	p.sendMu.Lock()
+	defer p.sendMu.Unlock()
+	engine.NumberBatch(message, p.sent+1)
 	if err := p.stream.SetWriteDeadline(deadline); err != nil {
 		return 0, fmt.Errorf("send batch: %w", err)
 	}
-	if _, err := p.stream.Write(buf); err != nil {
+	if _, err := p.stream.Write(message); err != nil {
 		return 0, fmt.Errorf("send batch: %w", err)
 	}
 	p.sent++
