@@ -129,6 +129,33 @@ func TestEnroll(t *testing.T) {
 	}
 }
 
+// TestEnrollChangesTransport enrols over one transport and then another; the
+// definition is libvirt's own, though the host may lack the device to start it.
+func TestEnrollChangesTransport(t *testing.T) {
+	g := domaintest.Start(t, domaintest.Config{Off: true})
+	c, ctx := client(t), t.Context()
+	before := g.Virsh(t, "dumpxml")
+	opts := &EnrollOptions{StateDir: filepath.Join(g.Dir, "state"), RunDir: filepath.Join(g.Dir, "run"), User: "nobody"}
+	for _, opts.Transport = range []Transport{KernelVsock, VhostUser, KernelVsock} {
+		e, err := c.Enroll(ctx, g.Name, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := g.Virsh(t, "dumpxml")
+		kernel := strings.Contains(text, "<vsock model='virtio'>") && !strings.Contains(text, "vhost-user-vsock") && e.Listen() == ""
+		user := !strings.Contains(text, "<vsock") && strings.Contains(text, "vhost-user-vsock-pci") && e.Listen() != ""
+		if kernel != (opts.Transport == KernelVsock) || user != (opts.Transport == VhostUser) {
+			t.Errorf("%s, listening at %q:\n%s", opts.Transport, e.Listen(), text)
+		}
+	}
+	if err := c.Unenroll(ctx, g.Name, opts); err != nil {
+		t.Fatal(err)
+	}
+	if after := g.Virsh(t, "dumpxml"); after != before {
+		t.Errorf("unenrolling leaves something:\n%s\nwas\n%s", after, before)
+	}
+}
+
 func TestEnrollRefuses(t *testing.T) {
 	g := domaintest.Start(t, domaintest.Config{Off: true})
 	c, ctx := client(t), t.Context()
