@@ -216,7 +216,7 @@ func (d *Demo) exploit(ctx context.Context) (err error) {
 	if d.attack.Called {
 		d.say("     it reached the attacker before the guest stood still")
 	} else {
-		d.say("     it did not get as far as the attacker")
+		d.say("     the guest stood still before it reached the attacker")
 	}
 	return nil
 }
