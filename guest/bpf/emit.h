@@ -178,7 +178,7 @@ static __always_inline __u32 close_tail(struct scratch *sc, __u32 at, __u16 tag,
 	struct tail_header *t;
 
 	barrier_var(end); /* or the compiler forgets below what was checked here */
-	if (at > RECORD_MAX - 8 || end > RECORD_MAX - 8)
+	if (at > RECORD_ROOM - 8 || end > RECORD_ROOM - 8)
 		return at;
 	t = (void *)&sc->record[at];
 	t->tag = tag;

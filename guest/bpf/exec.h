@@ -4,29 +4,43 @@
 #define OUTGUARD_EXEC_H
 
 #define ARGV_SIZE 2560
-#define ARGV_COUNT 2560
-#define FILENAME_SIZE 1024
+#define FILENAME_SIZE 896
+#define CHUNK_SIZE 512
+#define ARGV_END (sizeof(struct exec_record) + 8 + PATH_SIZE + 8 + ARGV_SIZE)
+
+_Static_assert(ARGV_END + 8 + FILENAME_SIZE + 8 <= RECORD_ROOM, "an exec with all its tails has room");
+_Static_assert(ARGV_END + CHUNK_SIZE <= RECORD_ROOM, "the walk over the arguments has room behind them");
+_Static_assert(RECORD_ROOM <= RECORD_MAX, "no record is larger than the protocol allows");
 
 /* Walks argument strings, so that the environment behind them stays out. */
 struct argv_walk {
 	struct scratch *sc;
-	__u32 base;
+	unsigned long from;
 	__u32 size;
 	__u32 length;
+	__u32 argc;
+	__u32 seen;
 };
 
+/* One string, or CHUNK_SIZE bytes of a longer one; the copy is only measured. */
 static long next_arg(__u32 i, struct argv_walk *w)
 {
-	__u32 base = w->base, at = w->length, left = w->size - at;
+	__u32 left = w->size - w->length;
+	const char *from = (void *)(w->from + w->length);
+	char last = 0;
 	long n;
 
-	if (base > sizeof(struct exec_record) + 16 + PATH_SIZE || at >= ARGV_SIZE || left == 0 || left > ARGV_SIZE)
+	if (w->seen >= w->argc || left == 0 || left > ARGV_SIZE)
 		return 1;
-	/* A string copied onto itself is only measured. */
-	n = bpf_probe_read_kernel_str(&w->sc->record[base + at], left, &w->sc->record[base + at]);
+	if (left > CHUNK_SIZE)
+		left = CHUNK_SIZE;
+	n = bpf_probe_read_kernel_str(&w->sc->record[ARGV_END], left, from);
 	if (n <= 0)
 		return 1;
-	w->length = at + n;
+	bpf_probe_read_kernel(&last, 1, from + n - 1);
+	w->length += n;
+	if (!last)
+		w->seen++;
 	return 0;
 }
 
@@ -36,32 +50,24 @@ static long next_arg(__u32 i, struct argv_walk *w)
  */
 static __always_inline __u32 put_argv(struct scratch *sc, __u32 at, struct linux_binprm *bprm)
 {
-	struct argv_walk w = {.sc = sc, .base = at + 8};
+	struct argv_walk w = {.sc = sc, .argc = bprm->argc};
 	unsigned long from = bprm->p, to = bprm->exec;
-	__u32 argc = bprm->argc;
 	__u64 size = to - from;
-	bool cut = false;
-	__u8 last;
-	long done;
 
-	if (argc == 0)
+	if (w.argc == 0)
 		return at;
-	if (at > sizeof(struct exec_record) + 8 + PATH_SIZE)
+	if (at > ARGV_END - ARGV_SIZE - 8)
 		return at;
 	if (to <= from)
 		return close_tail(sc, at, TAG_ARGV, TAIL_TRUNCATED, 0);
-	if (size > ARGV_SIZE) {
+	if (size > ARGV_SIZE)
 		size = ARGV_SIZE;
-		cut = true;
-	}
 	if (bpf_copy_from_user(&sc->record[at + 8], size, (void *)from))
 		return close_tail(sc, at, TAG_ARGV, TAIL_TRUNCATED, 0);
-	/* Where the copy ends the walk puts a NUL; was there one? */
-	last = sc->record[at + 8 + ARGV_SIZE - 1];
+	w.from = (unsigned long)&sc->record[at + 8];
 	w.size = size;
-	done = bpf_loop(argc < ARGV_COUNT ? argc : ARGV_COUNT, next_arg, &w, 0);
-	cut = done != argc || (cut && w.length >= ARGV_SIZE && last);
-	return close_tail(sc, at, TAG_ARGV, cut || w.length == 0 ? TAIL_TRUNCATED : 0, w.length);
+	bpf_loop(ARGV_SIZE + ARGV_SIZE / CHUNK_SIZE + 1, next_arg, &w, 0);
+	return close_tail(sc, at, TAG_ARGV, w.seen < w.argc ? TAIL_TRUNCATED : 0, w.length);
 }
 
 /* What execve was asked for: for a script the script, not its interpreter. */
@@ -69,7 +75,7 @@ static __always_inline __u32 put_filename(struct scratch *sc, __u32 at, struct l
 {
 	long n;
 
-	if (at > RECORD_MAX - 8 - FILENAME_SIZE)
+	if (at > RECORD_ROOM - 16 - FILENAME_SIZE)
 		return at;
 	n = bpf_probe_read_kernel_str(&sc->record[at + 8], FILENAME_SIZE, bprm->filename);
 	if (n <= 1 || n > FILENAME_SIZE)

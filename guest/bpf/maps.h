@@ -47,11 +47,14 @@ struct digest_cache {
 	__u8 digest[32];
 };
 
-/* Room to build a record in. A record is sent as far as it is filled. */
-#define SCRATCH_SLACK 2048
+/*
+ * Room to build a record in; it is sent as far as it is filled. Newer kernels
+ * (7.2) refuse task storage of more than 8 KiB, their own header included.
+ */
+#define RECORD_ROOM 7928
 struct scratch {
 	__u64 busy;
-	__u8 record[RECORD_MAX + SCRATCH_SLACK];
+	__u8 record[RECORD_ROOM];
 };
 
 struct {

@@ -41,7 +41,7 @@ type ProbeDigestCache struct {
 type ProbeScratch struct {
 	_      structs.HostLayout
 	Busy   uint64
-	Record [10240]uint8
+	Record [7928]uint8
 }
 
 type ProbeSocketLabel struct {
