@@ -41,10 +41,10 @@ func TestDefaultPlaybook(t *testing.T) {
 	}{
 		{"tsem", engine.High, "violation", []Step{Log, Pause, Capture}},
 		{"tsem", engine.Severest, "violation", []Step{Log, Pause, Capture}},
-		{"tsem", engine.Medium, "note", []Step{Log}},
+		{"tsem", engine.Medium, "", nil},
 		{"monitor", engine.Severest, "lying-guest", []Step{Log, Pause, Capture}},
-		{"monitor", engine.High, "note", []Step{Log}},
-		{"ioc", engine.Severest, "note", []Step{Log}},
+		{"monitor", engine.High, "", nil},
+		{"ioc", engine.Severest, "", nil},
 	} {
 		f := &engine.Finding{Engine: c.engine, VM: vm, Severity: c.severity}
 		d := Decide(p, Input{Finding: f, Now: t0}, History{})

@@ -71,8 +71,8 @@ func prepare(tx *bolt.Tx) error {
 // Close closes the file.
 func (j *Journal) Close() error { return j.db.Close() }
 
-// begin journals orders, all or none.
-func (j *Journal) begin(orders []Order) error {
+// begin journals orders, and results that are known already, all or none.
+func (j *Journal) begin(orders []Order, results []Result) error {
 	return j.db.Update(func(tx *bolt.Tx) error {
 		for i := range orders {
 			b, err := json.Marshal(&orders[i])
@@ -87,32 +87,39 @@ func (j *Journal) begin(orders []Order) error {
 				return err
 			}
 		}
+		for i := range results {
+			if err := j.settle(tx, &results[i]); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
 }
 
 // end journals a result. The first result of an order stands.
 func (j *Journal) end(r *Result) error {
+	return j.db.Update(func(tx *bolt.Tx) error { return j.settle(tx, r) })
+}
+
+func (j *Journal) settle(tx *bolt.Tx, r *Result) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	return j.db.Update(func(tx *bolt.Tx) error {
-		id := r.Order[:]
-		if tx.Bucket(bOrders).Get(id) == nil {
-			return ErrNoOrder
-		}
-		if tx.Bucket(bResults).Get(id) != nil {
-			return errors.New("the order has a result")
-		}
-		if err := tx.Bucket(bResults).Put(id, b); err != nil {
-			return err
-		}
-		if err := tx.Bucket(bPending).Delete(id); err != nil {
-			return err
-		}
-		return j.prune(tx)
-	})
+	id := r.Order[:]
+	if tx.Bucket(bOrders).Get(id) == nil {
+		return ErrNoOrder
+	}
+	if tx.Bucket(bResults).Get(id) != nil {
+		return errors.New("the order has a result")
+	}
+	if err := tx.Bucket(bResults).Put(id, b); err != nil {
+		return err
+	}
+	if err := tx.Bucket(bPending).Delete(id); err != nil {
+		return err
+	}
+	return j.prune(tx)
 }
 
 // prune lets go of the oldest settled order when there are too many. Ids are

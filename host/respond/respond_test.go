@@ -174,7 +174,7 @@ func TestPauseAndCapture(t *testing.T) {
 	var seen []Entry
 	r := New(j, b, b, b, &Options{Observe: func(e Entry) { seen = append(seen, e) }})
 	stop := run(t, r)
-	orders := submit(t, r, vm1, Log, Pause, Capture)
+	orders := submit(t, r, vm1, Pause, Capture)
 	for _, o := range orders {
 		res := wait(t, r, o)
 		if res.Status != Done {
@@ -185,18 +185,18 @@ func TestPauseAndCapture(t *testing.T) {
 		}
 	}
 	stop()
-	want := "order log; log done; order pause; pause; pause done; order capture; capture; capture done"
+	want := "order pause; pause; pause done; order capture; capture; capture done"
 	if got := b.said(); got != want {
 		t.Errorf("calls:\n got %s\nwant %s", got, want)
 	}
-	e, err := j.Entry(orders[2].ID)
-	if err != nil || e.Result == nil || e.Result.Bundle != "/bundles/"+orders[2].ID.String() {
+	e, err := j.Entry(orders[1].ID)
+	if err != nil || e.Result == nil || e.Result.Bundle != "/bundles/"+orders[1].ID.String() {
 		t.Errorf("journal: %+v, %v", e, err)
 	}
-	if len(seen) != 3 || orders[0].Group != orders[2].Group {
-		t.Errorf("observed %d, groups %v %v", len(seen), orders[0].Group, orders[2].Group)
+	if len(seen) != 2 || orders[0].Group != orders[1].Group {
+		t.Errorf("observed %d, groups %v %v", len(seen), orders[0].Group, orders[1].Group)
 	}
-	if s := r.Stats(); s.Given != 3 || s.Done != 3 || s.Waiting != 0 {
+	if s := r.Stats(); s.Given != 2 || s.Done != 2 || s.Waiting != 0 {
 		t.Errorf("stats: %+v", s)
 	}
 }
@@ -346,19 +346,65 @@ func TestQueueIsBounded(t *testing.T) {
 	j := journal(t)
 	b := newBox(j)
 	r := New(j, b, b, b, &Options{Waiting: 3})
-	submit(t, r, vm1, Pause, Capture)
-	_, err := r.Submit(context.Background(), Request{VM: vm1, Steps: []Kind{Log, Pause}, Asked: "test"})
-	if !errors.Is(err, ErrQueueFull) {
-		t.Errorf("got %v", err)
+	full := func(vm uuid.UUID, steps ...Kind) bool {
+		_, err := r.Submit(context.Background(), Request{VM: vm, Steps: steps, Asked: "test"})
+		return errors.Is(err, ErrQueueFull)
 	}
-	last := submit(t, r, vm1, Log)[0]
-	submit(t, r, vm2, Log, Log)
+	submit(t, r, vm1, Capture, Resume)
+	if !full(vm1, Capture, Resume) {
+		t.Error("4 of 3 wait")
+	}
+	submit(t, r, vm1, Capture)
+	if full(vm1, Pause, Capture) { // what stops a VM has room that others cannot take
+		t.Error("no room for a pause")
+	}
+	submit(t, r, vm2, Capture)
+	last := submit(t, r, vm1, Pause)[0]
+	if !full(vm1, Pause) {
+		t.Error("7 of twice 3 wait")
+	}
 	run(t, r)
 	if res := wait(t, r, last); res.Status != Done {
 		t.Errorf("%+v", res)
 	}
 	for range 20 { // places are given back
-		wait(t, r, submit(t, r, vm1, Log, Log)[1])
+		wait(t, r, submit(t, r, vm1, Capture, Resume)[1])
+	}
+}
+
+// TestLogNeedsNoTurn: what is only logged is settled by its journal entry and
+// takes no place in the queue, though a capture holds it.
+func TestLogNeedsNoTurn(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	hold := make(chan struct{})
+	b.capture = func(context.Context, Order) (string, error) { <-hold; return "/b", nil }
+	r := New(j, b, b, b, &Options{Waiting: 2})
+	run(t, r)
+	capture := submit(t, r, vm1, Capture)[0]
+	for range 100 {
+		o := submit(t, r, vm1, Log)[0]
+		if res := wait(t, r, o); res.Status != Done {
+			t.Fatalf("%+v", res)
+		}
+	}
+	orders := submit(t, r, vm1, Log, Pause)
+	if e, err := j.Entry(orders[0].ID); err != nil || e.Result == nil || e.Result.Status != Done {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if e, err := j.Entry(orders[1].ID); err != nil || e.Result != nil {
+		t.Errorf("%+v, %v", e, err)
+	}
+	close(hold)
+	wait(t, r, capture)
+	if res := wait(t, r, orders[1]); res.Status != Done {
+		t.Errorf("%+v", res)
+	}
+	if n := strings.Count(b.said(), "order log; log done"); n < 100 {
+		t.Errorf("%d of 101 logs are on the record", n)
+	}
+	if s := r.Stats(); s.Given != 103 || s.Done != 103 || s.Waiting != 0 {
+		t.Errorf("%+v", s)
 	}
 }
 
@@ -448,7 +494,7 @@ func TestRecovery(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := j.begin(orders); err != nil {
+			if err := j.begin(orders, nil); err != nil {
 				t.Fatal(err)
 			}
 			b := newBox(j)
@@ -516,7 +562,7 @@ func TestFirstResultStands(t *testing.T) {
 	j := journal(t)
 	q := Request{VM: vm1, Steps: []Kind{Pause}, Asked: "a"}
 	orders, _ := q.orders(time.Now())
-	if err := j.begin(orders); err != nil {
+	if err := j.begin(orders, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := j.end(&Result{Order: orders[0].ID, Status: Done}); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,8 +44,8 @@ type recorder interface {
 type Options struct {
 	PauseWithin   time.Duration // default 5 s; resume has the same
 	CaptureWithin time.Duration // default 10 min
-	Waiting       int           // orders of one VM that may wait; default 64
-	Observe       func(Entry)   // called after each result; must not block
+	Waiting       int           // orders of one VM that may wait, twice as many where one pauses; default 64
+	Observe       func(Entry)   // called after each result, at times from within Submit; must not block
 	Log           *slog.Logger  // default: discards
 }
 
@@ -202,6 +203,7 @@ func (r *Responder) Submit(_ context.Context, req Request) ([]Order, error) {
 		r.refused.Add(1)
 		return nil, fmt.Errorf("order for %s: %w", req.VM, err)
 	}
+	r.given.Add(uint64(len(orders)))
 	return orders, nil
 }
 
@@ -210,43 +212,75 @@ func (r *Responder) submit(req Request) ([]Order, error) {
 	if err != nil {
 		return nil, err
 	}
-	q, err := r.reserve(req.VM, len(orders))
+	logs, results, jobs := split(orders, r.now())
+	q, err := r.reserve(req.VM, jobs)
 	if err != nil {
 		return nil, err
 	}
 	q.submit.Lock()
 	defer q.submit.Unlock()
-	err = r.journal.begin(orders)
-	journaled := r.now()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	q.room -= len(orders)
+	err = r.journal.begin(orders, results)
+	r.enqueue(q, jobs, err)
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	for _, o := range orders {
-		j := &job{order: o, journaled: journaled, done: make(chan struct{})}
-		r.jobs[o.ID] = j
-		q.jobs = append(q.jobs, j)
+	for i, o := range logs {
+		r.recordOrder(o)
+		r.tell(&job{order: o}, results[i])
 	}
-	r.given.Add(uint64(len(orders)))
-	r.kick(q)
 	return orders, nil
 }
 
-// reserve takes room for n orders in a VM's queue.
-func (r *Responder) reserve(vm uuid.UUID, n int) (*queue, error) {
+// split parts the orders that are carried out by being journaled, with their
+// results, from those that need a turn. So a flood of what is only logged
+// neither fills a VM's queue nor holds up its pause.
+func split(orders []Order, now time.Time) (logs []Order, results []Result, jobs []*job) {
+	for _, o := range orders {
+		if o.Kind == Log {
+			logs = append(logs, o)
+			results = append(results, Result{Order: o.ID, Status: Done, Started: now, Effect: now, Finished: now})
+			continue
+		}
+		jobs = append(jobs, &job{order: o, done: make(chan struct{})})
+	}
+	return logs, results, jobs
+}
+
+// reserve takes room for jobs in a VM's queue. A request that stops the VM has
+// as much room again, which no other can take from it.
+func (r *Responder) reserve(vm uuid.UUID, jobs []*job) (*queue, error) {
+	limit := r.opts.Waiting
+	if slices.ContainsFunc(jobs, func(j *job) bool { return j.order.Kind == Pause }) {
+		limit *= 2
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ended {
 		return nil, ErrStopped
 	}
 	q := r.queue(vm)
-	if len(q.jobs)+q.room+n > r.opts.Waiting {
+	if len(jobs) > 0 && len(q.jobs)+q.room+len(jobs) > limit {
 		return nil, ErrQueueFull
 	}
-	q.room += n
+	q.room += len(jobs)
 	return q, nil
+}
+
+// enqueue gives the room back, to the jobs where they were journaled.
+func (r *Responder) enqueue(q *queue, jobs []*job, err error) {
+	journaled := r.now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	q.room -= len(jobs)
+	if err != nil {
+		return
+	}
+	for _, j := range jobs {
+		j.journaled = journaled
+		r.jobs[j.order.ID] = j
+		q.jobs = append(q.jobs, j)
+	}
+	r.kick(q)
 }
 
 // Wait returns the result of an order when it has one. ErrStopped says that
@@ -360,6 +394,13 @@ func (r *Responder) settle(j *job, res Result) {
 	if err := r.journal.end(&res); err != nil {
 		r.log.Error("result not journaled; the order will be looked at again after a restart", "order", res.Order, "err", err)
 	}
+	r.tell(j, res)
+	j.result = res
+	close(j.done)
+}
+
+// tell puts a journaled result on the record, counts it and shows it.
+func (r *Responder) tell(j *job, res Result) {
 	if r.record != nil {
 		if err := r.record.RecordResult(j.order, res); err != nil {
 			r.unrecorded.Add(1)
@@ -378,8 +419,6 @@ func (r *Responder) settle(j *job, res Result) {
 	if r.opts.Observe != nil {
 		r.opts.Observe(Entry{Order: j.order, Result: &res})
 	}
-	j.result = res
-	close(j.done)
 }
 
 func (r *Responder) recordOrder(o Order) {
