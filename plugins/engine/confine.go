@@ -2,6 +2,8 @@ package engine
 
 import (
 	"fmt"
+	"runtime"
+	"unsafe"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
@@ -9,7 +11,7 @@ import (
 )
 
 // confine takes from this process what judging does not need: core dumps,
-// files of its own, new privileges, every path but the directory of its
+// files of its own, capabilities, new privileges, every path but the directory of its
 // control socket, TCP, signals to others, and the system calls in refused.
 // Where the kernel has no Landlock the rest holds.
 func confine(socketDir string) error {
@@ -19,7 +21,10 @@ func confine(socketDir string) error {
 			return fmt.Errorf("limit resource %d: %w", what, err)
 		}
 	}
-	// On every thread of the process, with cgo and without.
+	// What is a thread's is set on every one, with cgo and without.
+	if err := dropCapabilities(); err != nil {
+		return err
+	}
 	if _, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
 		return fmt.Errorf("set no_new_privs: %w", errno)
 	}
@@ -31,4 +36,16 @@ func confine(socketDir string) error {
 		return fmt.Errorf("landlock: %w", err)
 	}
 	return refuseCalls()
+}
+
+func dropCapabilities() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	_, _, errno := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&none)), 0)
+	runtime.KeepAlive(&header)
+	runtime.KeepAlive(&none)
+	if errno != 0 {
+		return fmt.Errorf("drop capabilities: %w", errno)
+	}
+	return nil
 }

@@ -7,29 +7,26 @@
 package process
 
 import (
-	"bufio"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
-
-	"crypto/sha256"
 
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/engine/enginepb"
@@ -59,12 +56,6 @@ var (
 	ErrProtocol = errors.New("engine broke the contract")
 )
 
-// Verdict is the answer to one batch.
-type Verdict struct {
-	Number   uint64           // of the batch; all before it are answered too
-	Findings []engine.Finding // nil where there was nothing to say; the receiver's to keep
-}
-
 // Process is one running engine.
 type Process struct {
 	client      *plugin.Client
@@ -72,6 +63,7 @@ type Process struct {
 	control     enginepb.ControlClient
 	stream      net.Conn
 	dir         string
+	log         *slog.Logger
 	description engine.Description
 	callTimeout time.Duration
 
@@ -91,7 +83,10 @@ func Start(ctx context.Context, cfg Config, opts *Options) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start engine %s: %w", cfg.Path, err)
 	}
-	p := &Process{callTimeout: cmpOr(opts.CallTimeout, 30*time.Second)}
+	p := &Process{
+		callTimeout: cmpOr(opts.CallTimeout, 30*time.Second),
+		log:         cmpOr(opts.Logger, slog.Default()).With("engine", filepath.Base(cfg.Path)),
+	}
 	if err := p.start(ctx, cfg, opts, secure); err != nil {
 		p.Close()
 		return nil, fmt.Errorf("start engine %s: %w", cfg.Path, err)
@@ -128,7 +123,6 @@ func check(cfg Config) (*plugin.SecureConfig, error) {
 }
 
 func (p *Process) start(ctx context.Context, cfg Config, opts *Options, secure *plugin.SecureConfig) error {
-	logger := cmpOr(opts.Logger, slog.Default()).With("engine", filepath.Base(cfg.Path))
 	theirs, err := p.socketPair()
 	if err != nil {
 		return err
@@ -142,7 +136,7 @@ func (p *Process) start(ctx context.Context, cfg Config, opts *Options, secure *
 	p.cmd.Dir = "/"
 	p.cmd.ExtraFiles = []*os.File{theirs}
 	p.cmd.SysProcAttr = attributes(cfg)
-	stderr := &lineLogger{log: logger}
+	stderr := &lineLogger{log: p.log}
 	p.client = plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig:  engine.Handshake,
 		Plugins:          plugin.PluginSet{engine.PluginName: &clientPlugin{}},
@@ -157,7 +151,7 @@ func (p *Process) start(ctx context.Context, cfg Config, opts *Options, secure *
 		GRPCDialOptions: []grpc.DialOption{grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(engine.MaxCheckpoint+1<<10), grpc.MaxCallSendMsgSize(engine.MaxCheckpoint+1<<10))},
 	})
-	rpc, err := p.client.Client()
+	rpc, err := withoutAmbient(p.client.Client)
 	if err != nil {
 		return explain(err, stderr)
 	}
@@ -169,19 +163,37 @@ func (p *Process) start(ctx context.Context, cfg Config, opts *Options, secure *
 	return p.describe(ctx)
 }
 
+// withoutAmbient starts a process that inherits no capability of this one's:
+// changing from one plain user to another keeps them. They are a thread's, and
+// the thread that gives them up ends with its goroutine.
+func withoutAmbient(start func() (plugin.ClientProtocol, error)) (rpc plugin.ClientProtocol, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for good
+		if err = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+			err = fmt.Errorf("give up ambient capabilities: %w", err)
+			return
+		}
+		rpc, err = start()
+	}()
+	<-done
+	return rpc, err
+}
+
 // explain turns go-plugin's words into an error to branch on.
 func explain(err error, stderr *lineLogger) error {
-	text := err.Error()
+	if errors.Is(err, plugin.ErrChecksumsDoNotMatch) {
+		return ErrChecksum
+	}
+	text, _, _ := strings.Cut(err.Error(), "\n")
 	if said := stderr.first(); said != "" {
 		text += " (it said: " + said + ")"
 	}
-	switch {
-	case errors.Is(err, plugin.ErrChecksumsDoNotMatch):
-		return ErrChecksum
-	case strings.Contains(text, "ncompatible"), strings.Contains(text, "Unrecognized remote plugin message"),
-		strings.Contains(text, "plugin exited before"), strings.Contains(text, "unsupported plugin protocol"):
-		text, _, _ = strings.Cut(text, "\n")
-		return fmt.Errorf("%w %d: %s", ErrContract, engine.ContractVersion, text)
+	for _, sign := range [...]string{"ncompatible", "Unrecognized remote plugin message", "plugin exited before", "unsupported plugin protocol"} {
+		if strings.Contains(text, sign) {
+			return fmt.Errorf("%w %d: %s", ErrContract, engine.ContractVersion, text)
+		}
 	}
 	return errors.New(text)
 }
@@ -216,13 +228,24 @@ func (p *Process) makeDir(cfg Config, parent string) error {
 	if cfg.UID == nil {
 		return nil
 	}
-	if err := os.Chown(dir, -1, int(gid(cfg))); err != nil {
-		return fmt.Errorf("control socket: %w", err)
-	}
-	if err := os.Chmod(dir, 0o770); err != nil {
+	if err := openTo(dir, int(gid(cfg))); err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
 	return nil
+}
+
+// openTo lets a group make its socket in dir. Without CAP_CHOWN everyone can,
+// in a directory that cannot be listed and where nobody can remove another's:
+// both ends prove themselves by certificate anyway.
+func openTo(dir string, group int) error {
+	err := os.Chown(dir, -1, group)
+	if errors.Is(err, os.ErrPermission) {
+		return os.Chmod(dir, 0o733|os.ModeSticky)
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o770)
 }
 
 func gid(cfg Config) uint32 {
@@ -294,182 +317,21 @@ func (p *Process) SendMessage(message []byte, deadline time.Time) (uint64, error
 	return p.sent, nil
 }
 
-// Receive reads answers and hands each batch's verdict to got, in the order of
-// the batches, until the stream ends or the engine breaks the contract. It
-// never returns nil: io.EOF is the engine's orderly end. next is called from
-// this goroutine alone.
-func (p *Process) Receive(got func(Verdict)) error {
-	r := receiver{r: bufio.NewReaderSize(p.stream, 64<<10), buf: make([]byte, engine.MaxAnswer)}
-	for {
-		v, err := r.verdict()
-		if err != nil {
-			return err
-		}
-		got(v)
-	}
-}
-
-// receiver reads verdicts. The watermark must go up by one, and the findings
-// before it be of that batch and within the limits.
-type receiver struct {
-	r    *bufio.Reader
-	buf  []byte
-	last uint64
-}
-
-func (r *receiver) verdict() (Verdict, error) {
-	v := Verdict{Number: r.last + 1}
-	for {
-		kind, payload, err := r.message()
-		if err != nil {
-			return Verdict{}, err
-		}
-		switch kind {
-		case engine.KindFinding:
-			number, f, err := engine.ParseFinding(payload)
-			if err != nil {
-				return Verdict{}, fmt.Errorf("%w: %w", ErrProtocol, err)
-			}
-			if number != v.Number || len(v.Findings) == engine.MaxBatchFindings {
-				return Verdict{}, fmt.Errorf("%w: finding %d of batch %d in batch %d", ErrProtocol, len(v.Findings)+1, number, v.Number)
-			}
-			v.Findings = append(v.Findings, f)
-		case engine.KindJudged:
-			number, findings, err := engine.ParseJudged(payload)
-			if err != nil {
-				return Verdict{}, fmt.Errorf("%w: %w", ErrProtocol, err)
-			}
-			if number != v.Number || int(findings) != len(v.Findings) {
-				return Verdict{}, fmt.Errorf("%w: judged %d with %d findings, want %d with %d", ErrProtocol, number, findings, v.Number, len(v.Findings))
-			}
-			r.last = number
-			return v, nil
-		case engine.KindBroken:
-			_, reason, err := engine.ParseBroken(payload)
-			if err != nil {
-				return Verdict{}, fmt.Errorf("%w: %w", ErrProtocol, err)
-			}
-			return Verdict{}, fmt.Errorf("engine gave up: %q", reason)
-		default:
-			return Verdict{}, fmt.Errorf("%w: message kind %d", ErrProtocol, kind)
-		}
-	}
-}
-
-func (r *receiver) message() (engine.Kind, []byte, error) {
-	header := r.buf[:engine.MessageHeader]
-	if _, err := io.ReadFull(r.r, header); err != nil {
-		return 0, nil, err // io.EOF between messages is the orderly end
-	}
-	kind, n, err := engine.ParseMessageHeader(header, engine.MaxAnswer)
-	if err != nil {
-		return 0, nil, fmt.Errorf("%w: %w", ErrProtocol, err)
-	}
-	if _, err := io.ReadFull(r.r, r.buf[:n]); err != nil {
-		return 0, nil, fmt.Errorf("read answer: %w", io.ErrUnexpectedEOF)
-	}
-	return kind, r.buf[:n], nil
-}
-
-// Models lists the engine's models.
-func (p *Process) Models(ctx context.Context) ([]engine.Model, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	reply, err := p.control.Models(ctx, &enginepb.ModelsRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("models: %w", err)
-	}
-	models := make([]engine.Model, 0, len(reply.GetModels()))
-	for _, m := range reply.GetModels() {
-		model, err := modelFromPB(m)
-		if err != nil {
-			return nil, fmt.Errorf("models: %w", err)
-		}
-		models = append(models, model)
-	}
-	return models, nil
-}
-
-// Checkpoint is an engine's state for one VM, and the number of the last batch
-// that it covers.
-type Checkpoint struct {
-	Data   []byte
-	Judged uint64
-}
-
-// Learn opens the VM's model; the checkpoint holds the change.
-func (p *Process) Learn(ctx context.Context, vm uuid.UUID) (engine.Model, Checkpoint, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	c, err := p.control.Learn(ctx, &enginepb.VM{Vm: vm[:]})
-	return changed("learn", c, err)
-}
-
-// Seal closes the VM's model; the checkpoint holds the change.
-func (p *Process) Seal(ctx context.Context, vm uuid.UUID) (engine.Model, Checkpoint, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	c, err := p.control.Seal(ctx, &enginepb.VM{Vm: vm[:]})
-	return changed("seal", c, err)
-}
-
-func changed(what string, c *enginepb.Changed, err error) (engine.Model, Checkpoint, error) {
-	if err != nil {
-		return engine.Model{}, Checkpoint{}, fmt.Errorf("%s: %w", what, err)
-	}
-	m, err := modelFromPB(c.GetModel())
-	if err != nil {
-		return engine.Model{}, Checkpoint{}, fmt.Errorf("%s: %w", what, err)
-	}
-	return m, checkpointFromPB(c.GetCheckpoint()), nil
-}
-
-// Checkpoint asks for the VM's state.
-func (p *Process) Checkpoint(ctx context.Context, vm uuid.UUID) (Checkpoint, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	c, err := p.control.Checkpoint(ctx, &enginepb.VM{Vm: vm[:]})
-	if err != nil {
-		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
-	}
-	return checkpointFromPB(c), nil
-}
-
-// Restore gives the VM's state back.
-func (p *Process) Restore(ctx context.Context, vm uuid.UUID, data []byte) error {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	if _, err := p.control.Restore(ctx, &enginepb.RestoreRequest{Vm: vm[:], Checkpoint: data}); err != nil {
-		return fmt.Errorf("restore: %w", err)
-	}
-	return nil
-}
-
-func checkpointFromPB(c *enginepb.CheckpointReply) Checkpoint {
-	return Checkpoint{Data: c.GetCheckpoint(), Judged: c.GetJudged()}
-}
-
-func modelFromPB(m *enginepb.Model) (engine.Model, error) {
-	vm, err := uuid.FromBytes(m.GetVm())
-	if err != nil {
-		return engine.Model{}, fmt.Errorf("model: %w: %w", ErrProtocol, err)
-	}
-	out := engine.Model{
-		VM: vm, Mapping: m.GetMapping(), Sealed: m.GetSealed(), Points: m.GetPoints(), Events: m.GetEvents(),
-		Violations: m.GetViolations(), Measurement: m.GetMeasurement(), State: m.GetState(),
-	}
-	if ns := m.GetLastNewNs(); ns != 0 {
-		out.LastNew = time.Unix(0, ns)
-	}
-	return out, nil
-}
-
-// Kill ends the process at once, whatever it does.
+// Kill ends the process at once, whatever it does. Where this process may not
+// signal that of another user (CAP_KILL), its stream is closed instead, at
+// which an engine ends unless it hangs.
 func (p *Process) Kill() {
-	if p.cmd != nil && p.cmd.Process != nil {
-		_ = p.cmd.Process.Kill() // fails only where it has ended already
+	if p.cmd == nil || p.cmd.Process == nil {
+		return
+	}
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.log.Warn("engine process cannot be killed", "pid", p.cmd.Process.Pid, "err", err)
+		p.stream.Close()
 	}
 }
+
+// closeTimeout is how long Close waits for a process that cannot be killed.
+const closeTimeout = 10 * time.Second
 
 // Close ends the process and returns when it has ended. Send and Receive fail
 // from then on.
@@ -480,13 +342,23 @@ func (p *Process) Close() error {
 		}
 		p.Kill()
 		if p.client != nil {
-			p.client.Kill()
+			p.reap()
 		}
 		if p.dir != "" {
 			os.RemoveAll(p.dir)
 		}
 	})
 	return nil
+}
+
+func (p *Process) reap() {
+	ended := make(chan struct{})
+	go func() { defer close(ended); p.client.Kill() }()
+	select {
+	case <-ended:
+	case <-time.After(closeTimeout):
+		p.log.Error("engine process does not end", "path", p.cmd.Path)
+	}
 }
 
 // clientPlugin is the host's end of go-plugin.

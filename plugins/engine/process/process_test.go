@@ -14,8 +14,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/psx"
 
 	"github.com/outguard/outguard/plugins/engine"
 )
@@ -190,9 +193,51 @@ func TestNoNewPrivileges(t *testing.T) {
 		if err != nil {
 			continue // it has ended
 		}
-		if s := string(b); !strings.Contains(s, "NoNewPrivs:\t1") || !strings.Contains(s, "Seccomp:\t2") {
-			t.Errorf("%s:\n%s", path, s)
+		for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapAmb:\t0000000000000000"} {
+			if !strings.Contains(string(b), want) {
+				t.Errorf("%s lacks %q:\n%s", path, want, b)
+			}
 		}
+	}
+}
+
+// A monitor with ambient capabilities hands none of them to what it starts,
+// even to a binary that would not give them up.
+func TestNoAmbientCapabilities(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs CAP_SETPCAP")
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&header, &caps[0]); err != nil {
+		t.Fatal(err)
+	}
+	caps[0].Inheritable |= 1 << unix.CAP_KILL
+	if _, _, errno := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&caps)), 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	if _, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, unix.CAP_KILL, 0, 0, 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	defer psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0)
+	path := filepath.Join(t.TempDir(), "engine")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\ngrep CapAmb /proc/self/status\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Start(t.Context(), Config{Path: path}, options())
+	if err == nil || !strings.Contains(err.Error(), "CapAmb:\t0000000000000000") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestOpenTo(t *testing.T) {
+	dir := t.TempDir()
+	if err := openTo(dir, os.Getgid()); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(dir)
+	if err != nil || st.Mode().Perm() != 0o770 {
+		t.Errorf("mode %v, error %v", st.Mode(), err)
 	}
 }
 

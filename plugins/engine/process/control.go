@@ -1,0 +1,105 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/plugins/engine/enginepb"
+)
+
+// Models lists the engine's models.
+func (p *Process) Models(ctx context.Context) ([]engine.Model, error) {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	reply, err := p.control.Models(ctx, &enginepb.ModelsRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("models: %w", err)
+	}
+	models := make([]engine.Model, 0, len(reply.GetModels()))
+	for _, m := range reply.GetModels() {
+		model, err := modelFromPB(m)
+		if err != nil {
+			return nil, fmt.Errorf("models: %w", err)
+		}
+		models = append(models, model)
+	}
+	return models, nil
+}
+
+// Checkpoint is an engine's state for one VM, and the number of the last batch
+// that it covers.
+type Checkpoint struct {
+	Data   []byte
+	Judged uint64
+}
+
+// Learn opens the VM's model; the checkpoint holds the change.
+func (p *Process) Learn(ctx context.Context, vm uuid.UUID) (engine.Model, Checkpoint, error) {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	c, err := p.control.Learn(ctx, &enginepb.VM{Vm: vm[:]})
+	return changed("learn", c, err)
+}
+
+// Seal closes the VM's model; the checkpoint holds the change.
+func (p *Process) Seal(ctx context.Context, vm uuid.UUID) (engine.Model, Checkpoint, error) {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	c, err := p.control.Seal(ctx, &enginepb.VM{Vm: vm[:]})
+	return changed("seal", c, err)
+}
+
+func changed(what string, c *enginepb.Changed, err error) (engine.Model, Checkpoint, error) {
+	if err != nil {
+		return engine.Model{}, Checkpoint{}, fmt.Errorf("%s: %w", what, err)
+	}
+	m, err := modelFromPB(c.GetModel())
+	if err != nil {
+		return engine.Model{}, Checkpoint{}, fmt.Errorf("%s: %w", what, err)
+	}
+	return m, checkpointFromPB(c.GetCheckpoint()), nil
+}
+
+// Checkpoint asks for the VM's state.
+func (p *Process) Checkpoint(ctx context.Context, vm uuid.UUID) (Checkpoint, error) {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	c, err := p.control.Checkpoint(ctx, &enginepb.VM{Vm: vm[:]})
+	if err != nil {
+		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
+	}
+	return checkpointFromPB(c), nil
+}
+
+// Restore gives the VM's state back.
+func (p *Process) Restore(ctx context.Context, vm uuid.UUID, data []byte) error {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	if _, err := p.control.Restore(ctx, &enginepb.RestoreRequest{Vm: vm[:], Checkpoint: data}); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	return nil
+}
+
+func checkpointFromPB(c *enginepb.CheckpointReply) Checkpoint {
+	return Checkpoint{Data: c.GetCheckpoint(), Judged: c.GetJudged()}
+}
+
+func modelFromPB(m *enginepb.Model) (engine.Model, error) {
+	vm, err := uuid.FromBytes(m.GetVm())
+	if err != nil {
+		return engine.Model{}, fmt.Errorf("model: %w: %w", ErrProtocol, err)
+	}
+	out := engine.Model{
+		VM: vm, Mapping: m.GetMapping(), Sealed: m.GetSealed(), Points: m.GetPoints(), Events: m.GetEvents(),
+		Violations: m.GetViolations(), Measurement: m.GetMeasurement(), State: m.GetState(),
+	}
+	if ns := m.GetLastNewNs(); ns != 0 {
+		out.LastNew = time.Unix(0, ns)
+	}
+	return out, nil
+}
