@@ -44,8 +44,8 @@ lint: ## gofmt, go vet, staticcheck, and the layout rules
 	@echo "== layout"; $(GO) test ./vmtests/layout
 
 .PHONY: generated
-generated: install-check ## fail if generating the BPF objects anew changes them
-	@echo "== go generate ./guest/bpf"; .ci/generated guest/bpf
+generated: install-check ## fail if generating the BPF objects and the rest anew changes them
+	@echo "== go generate"; .ci/generated guest/bpf host/api/apipb plugins/engine
 
 .PHONY: unit
 unit: install-check ## unit tests with -race, the fuzz targets' seeds among them

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"time"
 )
 
 //go:embed files
@@ -67,13 +68,44 @@ func Build(ctx context.Context, dir string, o *Options) (*Image, error) {
 	img := &Image{Hash: b.hash(), Release: b.release}
 	final := filepath.Join(dir, img.Hash)
 	img.Kernel, img.Initrd, img.Disk = filepath.Join(final, "vmlinuz"), filepath.Join(final, "initrd"), filepath.Join(final, "root.qcow2")
-	if _, err := os.Stat(final); err == nil {
+	if now := time.Now(); os.Chtimes(final, now, now) == nil { // it is there, and was of use
 		return img, nil
 	}
 	if err := b.into(ctx, dir, final); err != nil {
 		return nil, fmt.Errorf("guest image %s: %w", img.Hash, err)
 	}
+	if err := prune(dir, kept); err != nil {
+		return nil, fmt.Errorf("guest images: %w", err)
+	}
 	return img, nil
+}
+
+// kept is how many images stay: each new agent makes one.
+const kept = 8
+
+// prune removes all but the n images that were of use last.
+func prune(dir string, n int) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	type used struct {
+		path string
+		at   time.Time
+	}
+	var all []used
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil { // else another has removed it
+			all = append(all, used{filepath.Join(dir, e.Name()), fi.ModTime()})
+		}
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].at.After(all[j].at) })
+	for _, u := range all[min(n, len(all)):] {
+		if err := os.RemoveAll(u.path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // build holds the inputs, read whole, so that what is hashed is what is used.

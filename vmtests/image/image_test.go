@@ -97,6 +97,27 @@ func TestBuildIsKept(t *testing.T) {
 	}
 }
 
+func TestOldImagesGo(t *testing.T) {
+	dir := t.TempDir()
+	for i, name := range []string{"oldest", "older", "new"} {
+		if err := os.MkdirAll(filepath.Join(dir, name, "disk"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Unix(int64(1000+i), 0)
+		if err := os.Chtimes(filepath.Join(dir, name), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := prune(dir, 2); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"oldest": false, "older": true, "new": true} {
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", name, err == nil, want)
+		}
+	}
+}
+
 func TestModulesComeAfterWhatTheyDependOn(t *testing.T) {
 	need(t)
 	b, err := newBuild(nil)
