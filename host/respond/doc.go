@@ -4,7 +4,8 @@
 //
 //	Submit -> journal (synced) -> the VM's queue -> machine -> check -> result
 //
-// What is only logged is settled by its entry. The orders of one VM are carried out one after the other; those of several
-// run side by side. After a restart every order without a result is found
-// again, held against what the VM is now, and given one.
+// The orders of one VM are carried out one after the other; those of several
+// run side by side. What is only logged is settled by its journal entry. After
+// a restart every order without a result is found again, held against what the
+// VM is now, and given one.
 package respond
