@@ -30,12 +30,12 @@ func everything() (bits uint64) {
 // resume takes over the links of an earlier agent if every one of them is
 // there, holds the very program that we would attach, and writes to our maps.
 func (l *loader) resume(s *Sensor) (bool, error) {
-	if l.fresh {
-		return false, nil
+	if old, err := filepath.Glob(l.link("*")); err != nil || len(old) == 0 {
+		return false, err
 	}
 	all := programs(&s.objects)
 	for _, h := range l.hooks() {
-		got, err := l.same(h.program, all[h.program], s.objects.Counters)
+		got, err := l.same(h.program, all[h.program])
 		if err != nil {
 			l.log.Info("replacing the programs of an earlier agent", "hook", h.program, "reason", err)
 			return false, s.dropLinks()
@@ -48,20 +48,20 @@ func (l *loader) resume(s *Sensor) (bool, error) {
 }
 
 // same opens the link of a hook if it is what we would make ourselves.
-func (l *loader) same(name string, ours *ebpf.Program, counters *ebpf.Map) (link.Link, error) {
+func (l *loader) same(name string, ours *ebpf.Program) (link.Link, error) {
 	got, err := link.LoadPinnedLink(l.link(name), nil)
 	if err != nil {
 		return nil, fmt.Errorf("open link: %w", err)
 	}
-	if err := sameProgram(got, ours, counters); err != nil {
+	if err := l.sameProgram(got, ours); err != nil {
 		return nil, errors.Join(err, got.Close())
 	}
 	return got, nil
 }
 
-var errOther = errors.New("another program")
+var errOther = errors.New("of another build")
 
-func sameProgram(got link.Link, ours *ebpf.Program, counters *ebpf.Map) error {
+func (l *loader) sameProgram(got link.Link, ours *ebpf.Program) error {
 	theirs, err := linked(got)
 	if err != nil {
 		return err
@@ -76,31 +76,54 @@ func sameProgram(got link.Link, ours *ebpf.Program, counters *ebpf.Map) error {
 		return err
 	}
 	if a != b {
-		return errOther
+		return fmt.Errorf("program: %w", errOther)
 	}
-	return sameMaps(ours, theirs, counters)
+	return l.sameMaps(ours, theirs)
 }
 
-// sameMaps checks that both programs use the same counters, or both none.
-func sameMaps(ours, theirs *ebpf.Program, counters *ebpf.Map) error {
-	info, err := counters.Info()
+// sameMaps checks that theirs uses every pinned map that ours uses.
+func (l *loader) sameMaps(ours, theirs *ebpf.Program) error {
+	a, err := mapsOf(ours)
 	if err != nil {
-		return fmt.Errorf("map info: %w", err)
+		return err
 	}
-	id, _ := info.ID()
-	var uses [2]bool
-	for i, p := range []*ebpf.Program{ours, theirs} {
-		info, err := p.Info()
+	b, err := mapsOf(theirs)
+	if err != nil {
+		return err
+	}
+	for _, name := range pinned {
+		id, err := pinnedID(filepath.Join(l.pins, name))
 		if err != nil {
-			return fmt.Errorf("program info: %w", err)
+			return err
 		}
-		ids, _ := info.MapIDs()
-		uses[i] = slices.Contains(ids, id)
-	}
-	if uses[0] != uses[1] {
-		return fmt.Errorf("other maps: %w", errOther)
+		if slices.Contains(a, id) && !slices.Contains(b, id) {
+			return fmt.Errorf("map %s: %w", name, errOther)
+		}
 	}
 	return nil
+}
+
+func mapsOf(p *ebpf.Program) ([]ebpf.MapID, error) {
+	info, err := p.Info()
+	if err != nil {
+		return nil, fmt.Errorf("program info: %w", err)
+	}
+	ids, _ := info.MapIDs()
+	return ids, nil
+}
+
+func pinnedID(path string) (ebpf.MapID, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return 0, fmt.Errorf("open pinned map: %w", err)
+	}
+	defer m.Close()
+	info, err := m.Info()
+	if err != nil {
+		return 0, fmt.Errorf("map info: %w", err)
+	}
+	id, _ := info.ID()
+	return id, nil
 }
 
 func (s *Sensor) dropLinks() error {
@@ -113,11 +136,10 @@ func (s *Sensor) dropLinks() error {
 }
 
 // begin attaches every program, writes down what runs already, and then pins:
-// an agent that dies on the way leaves no half of it behind.
+// an agent that dies on the way leaves no half of it behind. The programs of an
+// earlier agent go when ours are there: for a moment both report, since an
+// event that comes twice is better than one that nobody misses.
 func (l *loader) begin(s *Sensor) error {
-	if err := l.unlink(); err != nil {
-		return err
-	}
 	err := s.configure(func(c *bpf.ProbeAgentConfig) {
 		c.Snapshotting = 1
 		if c.Hooks == 0 {
@@ -128,6 +150,9 @@ func (l *loader) begin(s *Sensor) error {
 		return err
 	}
 	if err := l.attach(s); err != nil {
+		return err
+	}
+	if err := l.unlink(); err != nil {
 		return err
 	}
 	if err := s.alive(); err != nil {

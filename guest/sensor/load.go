@@ -30,7 +30,6 @@ type loader struct {
 	log    *slog.Logger
 
 	postOpen bool // the kernel has file_post_open
-	fresh    bool // the maps are new: links of an earlier agent lead elsewhere
 }
 
 func (l *loader) link(program string) string { return filepath.Join(l.pins, "link_"+program) }
@@ -43,12 +42,6 @@ func (l *loader) load(o *bpf.ProbeObjects) error {
 		// Since 6.12 an iterator may not ask for the path of a task's file.
 		l.log.Info("the snapshot goes without paths on this kernel")
 		err = l.tryLoad(o, false)
-	}
-	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		l.log.Info("replacing the maps of another build")
-		if err = l.unpin(); err == nil {
-			err = l.tryLoad(o, true)
-		}
 	}
 	if errors.Is(err, os.ErrPermission) && !errors.As(err, &v) {
 		return fmt.Errorf("load programs: %w: the agent needs root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
@@ -67,7 +60,9 @@ func (l *loader) tryLoad(o *bpf.ProbeObjects, paths bool) error {
 	if err := l.fit(spec, paths); err != nil {
 		return err
 	}
-	l.fresh = !exists(filepath.Join(l.pins, "counters"))
+	if err := l.replace(spec); err != nil {
+		return err
+	}
 	options := &ebpf.CollectionOptions{
 		Maps:     ebpf.MapOptions{PinPath: l.pins},
 		Programs: ebpf.ProgramOptions{KernelTypes: l.kernel},
@@ -145,14 +140,25 @@ func (l *loader) hooks() []hook {
 	return slices.DeleteFunc(slices.Clone(hooks), func(h hook) bool { return h.program == postOpen })
 }
 
-// unpin removes everything of an earlier agent: its programs end.
-func (l *loader) unpin() error {
-	entries, err := os.ReadDir(l.pins)
-	if err != nil {
-		return fmt.Errorf("read pins: %w", err)
-	}
-	for _, e := range entries {
-		if err := os.Remove(filepath.Join(l.pins, e.Name())); err != nil {
+// replace removes the pins of maps that another build laid out otherwise. The
+// others, the numbers among them, stay.
+func (l *loader) replace(spec *ebpf.CollectionSpec) error {
+	for _, name := range pinned {
+		path := filepath.Join(l.pins, name)
+		m, err := ebpf.LoadPinnedMap(path, nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open pinned map %s: %w", name, err)
+		}
+		other := spec.Maps[name].Compatible(m)
+		m.Close()
+		if other == nil {
+			continue
+		}
+		l.log.Info("replacing a map of another build", "map", name, "reason", other)
+		if err := os.Remove(path); err != nil {
 			return fmt.Errorf("remove pin: %w", err)
 		}
 	}
@@ -203,9 +209,4 @@ func (l *loader) describe(s *Sensor) ([]vsockproto.Hook, error) {
 	}
 	list = append(list, vsockproto.Hook{Type: vsockproto.TaskSnapshot, Available: true, Attached: true, Tag: tag})
 	return ascending(list), nil
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }
