@@ -217,8 +217,8 @@ func (s *Sensor) alive() error {
 		return err
 	}
 	if after.AgentOpens == before.AgentOpens {
-		return fmt.Errorf("the attached programs do not run: %w: boot with lsm=...,bpf on the kernel command line "+
-			"(see /sys/kernel/security/lsm), and check that /proc/sys/kernel/ftrace_enabled is 1", errors.ErrUnsupported)
+		return fmt.Errorf("the attached programs do not run: %w: %s, and check that /proc/sys/kernel/ftrace_enabled is 1",
+			errors.ErrUnsupported, bootWithBPF)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/guest/bpf"
 	"github.com/outguard/outguard/vsockproto"
@@ -45,6 +46,10 @@ func (l *loader) load(o *bpf.ProbeObjects) error {
 	}
 	if errors.Is(err, os.ErrPermission) && !errors.As(err, &v) {
 		return fmt.Errorf("load programs: %w: the agent needs root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		// Storage at inodes is there only with the BPF security module.
+		return fmt.Errorf("load programs: %w: %s", err, bootWithBPF)
 	}
 	if err != nil {
 		return fmt.Errorf("load programs: %w", err)

@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// bootWithBPF is what to do where BPF is not among the kernel's security modules.
+const bootWithBPF = "boot with bpf in the lsm= list of the kernel command line (what is active: /sys/kernel/security/lsm)"
+
 // preflight reads the kernel's description of itself.
 func preflight() (*btf.Spec, error) {
 	if os.Geteuid() != 0 {
