@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/engine/process"
@@ -30,10 +32,25 @@ func (s *Supervisor) checkpointer(ctx context.Context) {
 // age, or that keeps more than half of what it may.
 func (s *Supervisor) checkpointDirty(ctx context.Context, age time.Duration) {
 	for _, vm := range s.dirty(age) {
-		if err := s.checkpoint(ctx, vm); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotRunning) {
+		err := s.checkpoint(ctx, vm)
+		if ctx.Err() != nil || errors.Is(err, ErrNotRunning) {
+			return
+		}
+		if s.failing(vm, err) {
 			s.own(RuleStore, engine.Medium, vm, fmt.Sprintf("Engine %s has no new checkpoint: %v.", s.cfg.Name, err), nil)
 		}
 	}
+}
+
+// failing reports the first failure of a VM's checkpoints since the last
+// success.
+func (s *Supervisor) failing(vm uuid.UUID, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.queue(vm)
+	before := q.failing
+	q.failing = err != nil
+	return q.failing && !before
 }
 
 func (s *Supervisor) dirty(age time.Duration) []uuid.UUID {
@@ -69,6 +86,10 @@ func (s *Supervisor) checkpoint(ctx context.Context, vm uuid.UUID) error {
 		return err
 	}
 	c, err := p.Checkpoint(ctx, vm)
+	if status.Code(err) == codes.Unavailable {
+		p.Kill() // without its control the process is of no use
+		return fmt.Errorf("%w: %w", ErrNotRunning, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -137,16 +158,7 @@ func (s *Supervisor) awaitAnswers(ctx context.Context, number uint64) error {
 		case s.answered >= number, number == ^uint64(0) && len(s.inflight) == 0:
 			return nil
 		}
-		changed := s.changed
-		s.mu.Unlock()
-		var err error
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-		s.mu.Lock()
-		if err != nil {
+		if err := s.wait(ctx); err != nil {
 			return err
 		}
 	}

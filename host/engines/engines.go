@@ -102,7 +102,8 @@ type Supervisor struct {
 	answered    uint64 // number of the last answer of this process
 	progress    bool   // this process answered at all
 	circuitOpen bool
-	changed     chan struct{} // closed and replaced whenever room or answers came
+	changed     chan struct{} // closed and replaced whenever room or answers came, if anybody waits
+	waiting     int
 	status      Status
 }
 
@@ -132,6 +133,7 @@ type vmQueue struct {
 	dirtySince time.Time
 	isReady    bool
 	refused    bool       // the stored checkpoint could not be used, and stays
+	failing    bool       // the last checkpoint could not be stored
 	covered    engine.Ref // the last batch that this Supervisor let go of: Session and Index
 	unjudged   unjudged
 }
@@ -245,16 +247,7 @@ func (s *Supervisor) Submit(ctx context.Context, b *engine.Batch) error {
 	q := s.queue(b.VM)
 	size := len(b.Records) + itemOverhead
 	for !s.circuitOpen && !s.room(q, size) {
-		changed := s.changed
-		s.mu.Unlock()
-		var err error
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-		s.mu.Lock()
-		if err != nil {
+		if err := s.wait(ctx); err != nil {
 			return fmt.Errorf("submit to engine %s: %w", s.cfg.Name, err)
 		}
 	}
@@ -396,8 +389,27 @@ func (s *Supervisor) settle(it *item, v process.Verdict, now time.Time) {
 	}
 }
 
+// wait lets go of mu until announce is called or ctx ends.
+func (s *Supervisor) wait(ctx context.Context) error {
+	changed := s.changed
+	s.waiting++
+	s.mu.Unlock()
+	var err error
+	select {
+	case <-changed:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	s.mu.Lock()
+	s.waiting--
+	return err
+}
+
 // announce wakes everyone who waits for room or for an answer.
 func (s *Supervisor) announce() {
+	if s.waiting == 0 {
+		return
+	}
 	close(s.changed)
 	s.changed = make(chan struct{})
 }

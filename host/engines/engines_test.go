@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.uber.org/goleak"
 
 	"github.com/outguard/outguard/plugins/engine"
 )
@@ -29,7 +31,7 @@ func TestMain(m *testing.M) {
 		engine.Serve(&scripted{sums: map[uuid.UUID]uint64{}})
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // scripted does what the records of a batch say. Its state is a sum for each
@@ -259,6 +261,52 @@ func TestCrashJudgesAgain(t *testing.T) {
 	want := []string{"a 1", "b 3", fmt.Sprint("c ", 1<<32+7), fmt.Sprint("d ", 1<<32+15)}
 	if got := h.reasons(); !slices.Equal(got, want) {
 		t.Errorf("findings %q, want %q", got, want)
+	}
+}
+
+// However often the process is killed, and wherever checkpoints fall, each VM's
+// batches are judged once and in order: the sums that the engine keeps say so.
+func TestKilledAgainAndAgain(t *testing.T) {
+	const batches = 300
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	h := start(t, Config{}, &Options{
+		MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond, CheckpointEvery: 2 * time.Millisecond,
+		CircuitAfter: 1000, QueueBytes: 20 * itemOverhead,
+	})
+	vms := []uuid.UUID{vmA, vmB, {0xc}}
+	for i := range uint64(batches) {
+		for _, vm := range vms {
+			h.submit(vm, i, "w")
+		}
+		if r.IntN(40) == 0 {
+			h.kill()
+		}
+	}
+	want := make([]string, batches)
+	sum := 0
+	for i := range want {
+		sum += i
+		want[i] = fmt.Sprint("w ", sum)
+	}
+	for _, vm := range vms {
+		h.await(vm.String(), func(f engine.Finding) bool { return f.VM == vm && f.Ref != nil && f.Ref.Index == batches-1 })
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	got := map[uuid.UUID][]string{}
+	for _, f := range h.findings {
+		if f.Rule == "scripted/seen" {
+			got[f.VM] = append(got[f.VM], f.Reason)
+		} else if f.Rule != RuleEnded {
+			t.Errorf("finding %+v", f)
+		}
+	}
+	for _, vm := range vms {
+		if !slices.Equal(got[vm], want) {
+			t.Errorf("%s was judged %q", vm, got[vm])
+		}
 	}
 }
 
