@@ -75,6 +75,11 @@ func (b *batcher) sent() uint64 {
 	return b.bulk.read
 }
 
+// pending reports whether there is anything to hand over.
+func (b *batcher) pending() bool {
+	return b.heldCount > 0 || b.critical.AvailableBytes() > 0 || b.bulk.AvailableBytes() > 0
+}
+
 // next appends records to out, never beyond its capacity, and counts them. An
 // out without room for the largest record may stay as it is.
 func (b *batcher) next(out []byte) ([]byte, int, error) {

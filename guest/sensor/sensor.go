@@ -164,7 +164,7 @@ func (s *Sensor) Hooks() []vsockproto.Hook { return s.hooks }
 func (s *Sensor) Batch(b []byte) (records []byte, count int, err error) { return s.batcher.next(b) }
 
 // Wait returns when there are records, after Wake, or after d.
-func (s *Sensor) Wait(d time.Duration) error { return s.bell.wait(d) }
+func (s *Sensor) Wait(d time.Duration) error { return s.bell.wait(d, s.batcher.pending) }
 
 // Wake ends a Wait that is under way, or else the next one.
 func (s *Sensor) Wake() error { return s.bell.ring() }

@@ -46,9 +46,14 @@ func (b *bell) ring() error {
 	return err
 }
 
-// wait returns when there is something to read, when the bell was rung, or after d.
-func (b *bell) wait(d time.Duration) error {
-	if ready, err := b.poll(min(d, linger)); ready || err != nil || d <= linger {
+// wait returns when there is something to read, when the bell was rung, or after
+// d. Pending looks at the rings themselves: a record that woke nobody is seen
+// by it alone.
+func (b *bell) wait(d time.Duration, pending func() bool) error {
+	if pending() {
+		return nil
+	}
+	if ready, err := b.poll(min(d, linger)); ready || err != nil || d <= linger || pending() {
 		return err
 	}
 	_, err := b.poll(d - linger)

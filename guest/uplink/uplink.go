@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
@@ -44,7 +43,7 @@ type Config struct {
 	Link     *link.Agent
 	Source   Source
 	Policies Policies
-	Dial     func(context.Context) (net.Conn, error)
+	Dial     DialFunc
 	Hello    func() *vsockproto.Hello // what the agent says of itself, with the time of now
 	Clock    func() (bootNs, realNs uint64)
 	Save     func(link.State) error // keeps a session for the next agent of this boot

@@ -4,66 +4,19 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/guest/sensor"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/link"
 )
-
-type dialFunc = func(context.Context) (net.Conn, error)
-
-// dialer reads a channel: vsock:CID:PORT or unix:PATH.
-func dialer(channel string) (dialFunc, error) {
-	kind, rest, _ := strings.Cut(channel, ":")
-	switch kind {
-	case "unix":
-		if rest == "" {
-			return nil, fmt.Errorf("channel %q: no path: want unix:PATH", channel)
-		}
-		return func(ctx context.Context) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", rest)
-		}, nil
-	case "vsock":
-		return vsockDialer(channel, rest)
-	}
-	return nil, fmt.Errorf("channel %q: want vsock:CID:PORT or unix:PATH", channel)
-}
-
-func vsockDialer(channel, rest string) (dialFunc, error) {
-	c, p, _ := strings.Cut(rest, ":")
-	cid, err := strconv.ParseUint(c, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("channel %q: CID: %w", channel, err)
-	}
-	port, err := strconv.ParseUint(p, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("channel %q: port: %w", channel, err)
-	}
-	return func(context.Context) (net.Conn, error) {
-		conn, err := vsock.Dial(uint32(cid), uint32(port), nil)
-		switch {
-		case errors.Is(err, unix.EAFNOSUPPORT):
-			return nil, fmt.Errorf("%w: load the module vmw_vsock_virtio_transport", err)
-		case errors.Is(err, unix.ENODEV):
-			return nil, fmt.Errorf("%w: this machine has no vsock device: run outguard enroll on the host", err)
-		case err != nil:
-			return nil, err
-		}
-		return conn, nil
-	}, nil
-}
 
 func readKey(path string) (key [vsockproto.KeySize]byte, err error) {
 	b, err := os.ReadFile(path)

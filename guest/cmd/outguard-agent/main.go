@@ -56,7 +56,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "outguard-agent %s %s\n", version, runtime.Version())
 		return 0
 	}
-	dial, err := dialer(*channel)
+	dial, err := uplink.Dialer(*channel)
 	if err != nil {
 		fmt.Fprintln(stderr, "outguard-agent:", err)
 		return 2
@@ -69,7 +69,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-func serve(ctx context.Context, keyFile string, dial dialFunc, log *slog.Logger) (err error) {
+func serve(ctx context.Context, keyFile string, dial uplink.DialFunc, log *slog.Logger) (err error) {
 	settle()
 	key, err := readKey(keyFile)
 	if err != nil {
