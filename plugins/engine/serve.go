@@ -41,7 +41,8 @@ var Handshake = plugin.HandshakeConfig{
 
 // Serve serves e in this process until the monitor ends it or closes the
 // stream; it does not return before that. An engine's main is one call of it.
-// The process gives up files, network and new privileges first.
+// First the process gives up files, network, capabilities and the start of
+// other programs, so what an engine has to read it reads before it is served.
 func Serve(e Engine) {
 	if err := serve(e); err != nil {
 		fmt.Fprintln(os.Stderr, "engine:", err)

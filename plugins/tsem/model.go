@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Model is one security model: the points that were seen, in order, and what
@@ -212,10 +213,7 @@ func (m *Model) apply(e *Event) {
 // Load takes one line of a model file.
 // Source: Quixote SecurityModel/TSEM.c, see SPEC section 6.4.
 func (m *Model) Load(line string) error {
-	word, arg := line, ""
-	if i := bytes.IndexByte([]byte(line), ' '); i >= 0 {
-		word, arg = line[:i], line[i+1:]
-	}
+	word, arg, _ := strings.Cut(line, " ")
 	if word != "signature" && word != "end" {
 		m.loading = true
 	}
