@@ -316,9 +316,17 @@ func (s *Supervisor) finish(received <-chan error, ended bool) {
 	if ended {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), min(s.opts.Deadline, 3*time.Second))
-	defer cancel()
-	if s.awaitAnswers(ctx, ^uint64(0)) == nil {
-		s.checkpointDirty(ctx, 0)
+	if within(min(s.opts.Deadline, 3*time.Second), func(ctx context.Context) error { return s.awaitAnswers(ctx, ^uint64(0)) }) != nil {
+		return
 	}
+	_ = within(15*time.Second, func(ctx context.Context) error { // what fails is reported
+		s.checkpointDirty(ctx, 0)
+		return nil
+	})
+}
+
+func within(d time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	return do(ctx)
 }
