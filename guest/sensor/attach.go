@@ -141,7 +141,6 @@ func (s *Sensor) dropLinks() error {
 // event that comes twice is better than one that nobody misses.
 func (l *loader) begin(s *Sensor) error {
 	err := s.configure(func(c *bpf.ProbeAgentConfig) {
-		c.Snapshotting = 1
 		if c.Hooks == 0 {
 			c.Hooks = everything()
 		}
@@ -158,10 +157,7 @@ func (l *loader) begin(s *Sensor) error {
 	if err := s.alive(); err != nil {
 		return err
 	}
-	if err := s.snapshot(); err != nil {
-		return err
-	}
-	if err := s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 0 }); err != nil {
+	if err := s.Snapshot(); err != nil {
 		return err
 	}
 	for name, k := range s.links {
@@ -223,18 +219,11 @@ func (s *Sensor) alive() error {
 	return nil
 }
 
-// snapshot writes a record for every task that runs. The program of each is
+// Snapshot writes a record for every task that runs. The program of each is
 // mapped first, so that its digest is known: an iterator cannot compute one.
-func (s *Sensor) snapshot() error {
-	exes, err := filepath.Glob("/proc/[0-9]*/exe")
-	if err != nil {
-		return fmt.Errorf("list processes: %w", err)
-	}
-	for _, exe := range exes {
-		// A kernel thread has no program, and a task may be gone.
-		if err := look(exe); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+func (s *Sensor) Snapshot() error {
+	if err := s.digestRunning(); err != nil {
+		return err
 	}
 	it, err := link.AttachIter(link.IterOptions{Program: s.objects.TaskSnapshot})
 	if err != nil {
@@ -248,6 +237,49 @@ func (s *Sensor) snapshot() error {
 	defer r.Close()
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return fmt.Errorf("iterate tasks: %w", err)
+	}
+	return nil
+}
+
+// digestRunning fills the map of running programs' digests anew.
+func (s *Sensor) digestRunning() (err error) {
+	if err := empty(s.objects.Running); err != nil {
+		return err
+	}
+	if err := s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 1 }); err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 0 }))
+	}()
+	exes, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	for _, exe := range exes {
+		// A kernel thread has no program, a task may be gone, a program may lie
+		// where nothing can be mapped: those go without a digest.
+		_ = look(exe)
+	}
+	return nil
+}
+
+// empty deletes what is in m: an address can be another inode's by now.
+func empty(m *ebpf.Map) error {
+	var keys []uint64
+	var key uint64
+	var value [32]byte
+	it := m.Iterate()
+	for it.Next(&key, &value) {
+		keys = append(keys, key)
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("list digests: %w", err)
+	}
+	for _, key := range keys {
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("delete digest: %w", err)
+		}
 	}
 	return nil
 }

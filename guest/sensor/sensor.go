@@ -39,7 +39,7 @@ type Options struct {
 }
 
 // Sensor is the set of programs in the kernel and the reading end of their
-// rings. Batch, Mark, Settled, Counters and Wait belong to one goroutine; the
+// rings. Batch, Mark, Settled, Counters, Snapshot and Wait belong to one goroutine; the
 // rest may be called from any.
 type Sensor struct {
 	lock    *os.File

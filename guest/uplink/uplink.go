@@ -30,6 +30,8 @@ type Source interface {
 	Mark() error
 	Settled() bool
 	Counters(to []vsockproto.Counter) []vsockproto.Counter
+	// Snapshot writes a record for every running task.
+	Snapshot() error
 }
 
 // Policies puts into force what the host asks for.
@@ -54,6 +56,7 @@ type Options struct {
 	Log      *slog.Logger  // default: nothing is logged
 	MinDelay time.Duration // before the first attempt to connect again, doubled by each; default 100 ms
 	MaxDelay time.Duration // default 5 s
+	Stale    bool          // the source has not written a snapshot since it was opened
 	Drain    time.Duration // for the last records and Bye at the end of Run; default 5 s
 }
 
@@ -78,10 +81,14 @@ type Uplink struct {
 	marked   time.Time // when the mark for the next heartbeat was taken; zero: not yet
 	lastBeat time.Time
 	counters []vsockproto.Counter
+	lost     uint64 // critical records, at the last heartbeat
+	missed   uint64 // and of those, up to the last snapshot
 
 	mu      sync.Mutex            // guards what follows
 	beat    time.Duration         // between heartbeats, as the host asked
 	fresh   bool                  // welcomed since the last heartbeat
+	stale   bool                  // the last snapshot belongs to an earlier session
+	again   bool                  // a snapshot is due
 	answers *vsockproto.PolicyAck // not yet sent
 }
 
@@ -98,6 +105,7 @@ func New(c Config, o *Options) *Uplink {
 		drain:    or(o.Drain, 5*time.Second),
 		buf:      make([]byte, 0, batchSize),
 		beat:     time.Second,
+		stale:    o.Stale,
 	}
 	if u.log == nil {
 		u.log = slog.New(slog.DiscardHandler)
@@ -186,6 +194,9 @@ func (h handler) Welcome(ack vsockproto.HelloAck, resumed bool) {
 	}
 	u.mu.Lock()
 	u.beat, u.fresh = time.Duration(ack.HeartbeatMs)*time.Millisecond, true
+	again := !resumed && u.stale
+	u.stale = true // from here on another new session begins without one
+	u.again = u.again || again
 	u.mu.Unlock()
 	u.log.Info("connected", "resumed", resumed, "next_frame", ack.Next, "credit", ack.Credit, "heartbeat_ms", ack.HeartbeatMs)
 	u.wake()
@@ -215,6 +226,9 @@ func (u *Uplink) carry(ctx context.Context) error {
 		if err := u.pulse(); err != nil {
 			return err
 		}
+		if err := u.mend(); err != nil {
+			return err
+		}
 		moved, err := u.move()
 		if err != nil {
 			return err
@@ -227,6 +241,46 @@ func (u *Uplink) carry(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// mend writes a snapshot where the host cannot know what runs: in a new session
+// that is not the first, and after starts of tasks or programs were lost.
+func (u *Uplink) mend() error {
+	if u.Link.Room() < minRoom || !u.due() {
+		return nil
+	}
+	if err := u.Source.Snapshot(); err != nil {
+		return fmt.Errorf("write a snapshot: %w", err)
+	}
+	u.log.Info("snapshot written", "critical_lost", u.missed)
+	return nil
+}
+
+// due reports once that a snapshot is due.
+func (u *Uplink) due() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	due := u.again
+	u.again = false
+	return due
+}
+
+// tally finds out whether critical records were lost that no snapshot has made
+// up for, and none any more since the last heartbeat: a snapshot in the middle
+// of a flood would only add to it.
+func (u *Uplink) tally() {
+	lost := uint64(0)
+	for _, c := range u.counters {
+		if c.Class == vsockproto.Critical {
+			lost += c.Lost
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if lost > u.missed && lost == u.lost {
+		u.again, u.missed = true, lost
+	}
+	u.lost = lost
 }
 
 // rest waits for something to do: for room if a batch could not go, for records
@@ -315,6 +369,7 @@ func (u *Uplink) pulse() error {
 		u.marked = time.Time{}
 	}
 	u.beaten(now)
+	u.tally()
 	return nil
 }
 

@@ -29,7 +29,10 @@ type source struct {
 	taken   uint64
 	mark    uint64
 	settled uint64
+	lost    uint64 // critical ones
 	err     error
+
+	snapshots int
 }
 
 func newSource(t testing.TB) *source { return &source{t: t, wake: make(chan struct{}, 1)} }
@@ -106,7 +109,17 @@ func (s *source) Counters(to []vsockproto.Counter) []vsockproto.Counter {
 	if s.settled == 0 {
 		return to
 	}
+	if s.lost > 0 {
+		to = append(to, vsockproto.Counter{Class: vsockproto.Critical, Watermark: s.lost, Lost: s.lost})
+	}
 	return append(to, vsockproto.Counter{Class: vsockproto.Bulk, Watermark: s.settled})
+}
+
+func (s *source) Snapshot() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.snapshots++
+	return nil
 }
 
 func (s *source) left() int {
@@ -281,6 +294,46 @@ func TestReconnect(t *testing.T) {
 			t.Errorf("saved %v", l.saved)
 		}
 	})
+}
+
+// TestSnapshotAfterLoss: what was lost of starts is made up for by one snapshot.
+func TestSnapshotAfterLoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, prototest.HostOptions{})
+		l.run(t, func() {
+			l.src.put(10)
+			time.Sleep(3 * time.Second)
+			if l.src.snapshots != 0 {
+				t.Errorf("%d snapshots with nothing lost", l.src.snapshots)
+			}
+			l.src.mu.Lock()
+			l.src.lost = 7
+			l.src.mu.Unlock()
+			time.Sleep(5 * time.Second)
+		})
+		if l.src.snapshots != 1 {
+			t.Errorf("%d snapshots, want 1", l.src.snapshots)
+		}
+	})
+}
+
+// TestSnapshotForANewSession: a host that does not know the session any more
+// gets a snapshot, one that goes on with it does not.
+func TestSnapshotForANewSession(t *testing.T) {
+	for _, stale := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLab(t, prototest.HostOptions{})
+			l.uplink.stale = stale
+			l.run(t, func() {
+				time.Sleep(3 * time.Second)
+				l.host.Break()
+				time.Sleep(3 * time.Second)
+			})
+			if want := map[bool]int{false: 0, true: 1}[stale]; l.src.snapshots != want {
+				t.Errorf("taken over %v: %d snapshots, want %d", stale, l.src.snapshots, want)
+			}
+		})
+	}
 }
 
 func TestPolicyIsAnswered(t *testing.T) {

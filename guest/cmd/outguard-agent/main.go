@@ -100,7 +100,7 @@ func serve(ctx context.Context, keyFile string, dial uplink.DialFunc, log *slog.
 		Hello:    me.hello,
 		Clock:    clock,
 		Save:     func(st link.State) error { return s.Save(packState(st)) },
-	}, &uplink.Options{Log: log}).Run(ctx)
+	}, &uplink.Options{Log: log, Stale: s.Resumed()}).Run(ctx)
 }
 
 // settle makes the runtime small. With one P a goroutine in a system call that
