@@ -37,7 +37,8 @@ static __always_inline bool is_pseudo(__u64 magic)
  * File systems where this kernel sees every change of a file's content as an
  * open for writing or a truncation of this very inode. Not so: stacked ones
  * (overlay: the layer's inode changes), those with a server (NFS, FUSE, 9p),
- * and memfds, which are writable without ever having been opened.
+ * and memfds, which are writable without ever having been opened. What root
+ * writes to the block device beneath is not seen by any file system.
  */
 static __always_inline bool is_cacheable(struct super_block *sb)
 {

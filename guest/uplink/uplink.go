@@ -126,30 +126,26 @@ func or(d, otherwise time.Duration) time.Duration {
 func (u *Uplink) Run(ctx context.Context) error {
 	linkCtx, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer hangUp()
-	dialCtx, stopDialing := context.WithCancel(ctx)
-	defer stopDialing()
 	var wg sync.WaitGroup
-	wg.Go(func() { u.connect(dialCtx, linkCtx) })
-	wake := context.AfterFunc(ctx, func() { u.Source.Wake() })
+	wg.Go(func() { u.connect(linkCtx) })
+	wake := context.AfterFunc(ctx, u.wake)
 	defer wake()
 
 	err := u.carry(ctx)
 	if err == nil {
 		err = u.finish(linkCtx)
 	}
-	stopDialing()
 	hangUp()
 	wg.Wait()
 	return err
 }
 
-// connect keeps a connection up. No new one is made after ctx; the one that is
-// up then lasts until link ends.
-func (u *Uplink) connect(ctx, link context.Context) {
+// connect keeps a connection up until ctx ends.
+func (u *Uplink) connect(ctx context.Context) {
 	delay := u.minDelay
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := u.connectOnce(ctx, link)
+		err := u.connectOnce(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -162,12 +158,12 @@ func (u *Uplink) connect(ctx, link context.Context) {
 	}
 }
 
-func (u *Uplink) connectOnce(ctx, link context.Context) error {
+func (u *Uplink) connectOnce(ctx context.Context) error {
 	conn, err := u.Dial(ctx)
 	if err != nil {
 		return err
 	}
-	return u.Link.Run(link, conn, u.Hello(), handler{u})
+	return u.Link.Run(ctx, conn, u.Hello(), handler{u})
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -366,6 +366,19 @@ func TestNoHost(t *testing.T) {
 	})
 }
 
+// TestStoppedAtOnce: what is in the kernel goes out all the same.
+func TestStoppedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, prototest.HostOptions{})
+		l.src.put(10)
+		l.run(t, func() {})
+		l.account(t)
+		if len(l.byes) != 1 {
+			t.Errorf("byes %+v", l.byes)
+		}
+	})
+}
+
 func TestSourceFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, prototest.HostOptions{})
