@@ -64,7 +64,7 @@ test: check vm ## install what is needed and run everything
 
 .PHONY: bench
 bench: install-check install-vm build ## print the numbers, one line each: bench NAME VALUE UNIT
-	@$(GO) run -buildvcs=false ./vmtests/cmd/outguard-bench -benchtime $(BENCHTIME) -agent bin/outguard-agent
+	@$(GO) run -buildvcs=false ./vmtests/cmd/outguard-bench -benchtime $(BENCHTIME) -bin bin
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 30s)

@@ -4,7 +4,10 @@
 //	bench NAME VALUE UNIT
 //
 // NAME is the package's last folder and the benchmark's name. Units are the
-// testing package's (ns/op, B/op, allocs/op) or the benchmark's own.
+// testing package's (ns/op, B/op, allocs/op) or the benchmark's own; of
+// "p50-us" the first half is a part of the name.
+//
+// Beside them it measures the agent in a guest.
 package bench
 
 import (
@@ -42,12 +45,28 @@ func Filter(w io.Writer, r io.Reader) (int, error) {
 		}
 		for _, v := range numbers {
 			n++
-			if _, err := fmt.Fprintf(w, "bench %s/%s %s %s\n", pkg, name, v.value, v.unit); err != nil {
+			what, unit := split(v.unit)
+			if _, err := fmt.Fprintf(w, "bench %s/%s%s %s %s\n", pkg, name, what, v.value, unit); err != nil {
 				return n, err
 			}
 		}
 	}
 	return n, lines.Err()
+}
+
+// split takes a unit such as "p50-us" apart into "/p50" and "us".
+func split(unit string) (what, of string) {
+	i := strings.LastIndexByte(unit, '-')
+	if i < 0 {
+		return "", unit
+	}
+	switch unit[i+1:] {
+	case "ns", "us", "ms", "s":
+		return "/" + unit[:i], unit[i+1:]
+	case "ratio":
+		return "/" + unit, "x"
+	}
+	return "", unit
 }
 
 func failed(line string) bool {

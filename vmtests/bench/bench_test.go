@@ -23,8 +23,8 @@ FAIL	github.com/outguard/outguard/host/pipeline	0.1s
 bench vsockproto/Decode 0 B/op
 bench vsockproto/Decode 0 allocs/op
 bench pipeline/Verdict/1k 10 ns/op
-bench pipeline/Verdict/1k 88.50 p50-us
-bench pipeline/Verdict/1k 120 p99-us
+bench pipeline/Verdict/1k/p50 88.50 us
+bench pipeline/Verdict/1k/p99 120 us
 --- FAIL: BenchmarkBroken
 FAIL	github.com/outguard/outguard/host/pipeline	0.1s
 `

@@ -11,9 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 
 	"github.com/outguard/outguard/vmtests/bench"
-	"github.com/outguard/outguard/vmtests/vm"
 )
 
 func main() {
@@ -28,21 +28,23 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("outguard-bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	agent := flags.String("agent", "bin/outguard-agent", "the agent's binary")
+	bin := flags.String("bin", "bin", "where the binaries were built")
 	time := flags.String("benchtime", "1s", "how long each benchmark runs, as go test takes it")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	fi, err := os.Stat(*agent)
+	fi, err := os.Stat(filepath.Join(*bin, "outguard-agent"))
 	if err != nil {
 		return fmt.Errorf("agent: %w (make build makes it)", err)
 	}
 	fmt.Fprintf(stdout, "bench agent/binary %.2f MB\n", float64(fi.Size())/1e6)
 
-	// Some boot guests.
-	if _, err := vm.EnsureLibvirt(ctx, ""); err != nil {
-		return err
+	r, err := bench.AgentResident(ctx, *bin)
+	if err != nil {
+		return fmt.Errorf("agent in a guest: %w", err)
 	}
+	fmt.Fprintf(stdout, "bench agent/resident %.1f MB\nbench agent/resident-peak %.1f MB\n", float64(r.Now)*1024/1e6, float64(r.Peak)*1024/1e6)
+
 	packages := flags.Args()
 	if len(packages) == 0 {
 		packages = []string{"./..."}
