@@ -165,6 +165,9 @@ func (l *loader) begin(s *Sensor) error {
 			return fmt.Errorf("pin %s: %w", name, err)
 		}
 	}
+	if err := s.objects.Adopt.Pin(adoptPin(l.pins)); err != nil {
+		return fmt.Errorf("pin adopt: %w", err)
+	}
 	return nil
 }
 
@@ -173,6 +176,9 @@ func (l *loader) unlink() error {
 	old, err := filepath.Glob(l.link("*"))
 	if err != nil {
 		return fmt.Errorf("find links: %w", err)
+	}
+	if _, err := os.Lstat(adoptPin(l.pins)); err == nil {
+		old = append(old, adoptPin(l.pins))
 	}
 	for _, path := range old {
 		if err := os.Remove(path); err != nil {

@@ -88,7 +88,11 @@ func runAdopt(spec *ebpf.CollectionSpec, options *ebpf.CollectionOptions) error 
 		return err
 	}
 	defer o.Adopt.Close()
-	ret, err := o.Adopt.Run(&ebpf.RunOptions{})
+	return adopt(o.Adopt)
+}
+
+func adopt(p *ebpf.Program) error {
+	ret, err := p.Run(&ebpf.RunOptions{})
 	if err == nil && ret != 0 {
 		err = fmt.Errorf("result %d: %w", ret, errors.ErrUnsupported)
 	}
@@ -96,6 +100,24 @@ func runAdopt(spec *ebpf.CollectionSpec, options *ebpf.CollectionOptions) error 
 		return fmt.Errorf("make the programs know the agent: %w", err)
 	}
 	return nil
+}
+
+func adoptPin(pins string) string { return filepath.Join(pins, "adopt") }
+
+// adoptEarly makes the programs of an earlier agent know this one before it
+// does anything else. If that fails they will know it a little later.
+func adoptEarly(pins string, log *slog.Logger) {
+	p, err := ebpf.LoadPinnedProgram(adoptPin(pins), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	if err == nil {
+		defer p.Close()
+		err = adopt(p)
+	}
+	if err != nil {
+		log.Warn("the programs of an earlier agent do not know this one", "error", err)
+	}
 }
 
 // fit sizes the maps, says which may be shared, and picks the shape of a hook

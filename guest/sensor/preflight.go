@@ -15,11 +15,8 @@ import (
 // bootWithBPF is what to do where BPF is not among the kernel's security modules.
 const bootWithBPF = "boot with bpf in the lsm= list of the kernel command line (what is active: /sys/kernel/security/lsm)"
 
-// preflight reads the kernel's description of itself.
-func preflight() (*btf.Spec, error) {
-	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("the agent loads programs into the kernel: %w: run it as root", os.ErrPermission)
-	}
+// kernelTypes reads the kernel's description of itself.
+func kernelTypes() (*btf.Spec, error) {
 	kernel, err := btf.LoadKernelSpec()
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errors.ErrUnsupported) {
 		return nil, fmt.Errorf("read kernel types: %w: the kernel needs CONFIG_DEBUG_INFO_BTF=y and /sys mounted "+

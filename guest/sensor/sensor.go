@@ -79,11 +79,16 @@ func Open(o *Options) (*Sensor, error) {
 }
 
 func (s *Sensor) open(pins string, log *slog.Logger) error {
-	kernel, err := preflight()
-	if err != nil {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("the agent loads programs into the kernel: %w: run it as root", os.ErrPermission)
+	}
+	var err error
+	if s.lock, err = claim(pins); err != nil {
 		return err
 	}
-	if s.lock, err = claim(pins); err != nil {
+	adoptEarly(pins, log)
+	kernel, err := kernelTypes()
+	if err != nil {
 		return err
 	}
 	if s.cpus, err = ebpf.PossibleCPU(); err != nil {

@@ -89,6 +89,7 @@ type Uplink struct {
 	fresh   bool                  // welcomed since the last heartbeat
 	stale   bool                  // the last snapshot belongs to an earlier session
 	again   bool                  // a snapshot is due
+	ended   bool                  // Bye is sent: the host will close the connection
 	answers *vsockproto.PolicyAck // not yet sent
 }
 
@@ -146,7 +147,7 @@ func (u *Uplink) connect(ctx context.Context) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := u.connectOnce(ctx)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || u.hasEnded() {
 			return
 		}
 		if time.Since(began) > u.maxDelay {
@@ -421,8 +422,21 @@ func (u *Uplink) finish(ctx context.Context) error {
 		u.log.Warn("no bye", "error", err)
 		return nil
 	}
+	u.end()
 	if err := u.Link.Drained(ctx); err != nil {
 		u.log.Warn("the host has not confirmed the end", "error", err)
 	}
 	return nil
+}
+
+func (u *Uplink) end() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.ended = true
+}
+
+func (u *Uplink) hasEnded() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.ended
 }
