@@ -141,79 +141,6 @@ func (u *Uplink) Run(ctx context.Context) error {
 	return err
 }
 
-// connect keeps a connection up until ctx ends.
-func (u *Uplink) connect(ctx context.Context) {
-	delay := u.minDelay
-	for ctx.Err() == nil {
-		began := time.Now()
-		err := u.connectOnce(ctx)
-		if ctx.Err() != nil || u.hasEnded() {
-			return
-		}
-		if time.Since(began) > u.maxDelay {
-			delay = u.minDelay
-		}
-		u.log.Warn("no connection to the host", "error", err, "next", delay)
-		pause(ctx, delay)
-		delay = min(2*delay, u.maxDelay)
-	}
-}
-
-func (u *Uplink) connectOnce(ctx context.Context) error {
-	conn, err := u.Dial(ctx)
-	if err != nil {
-		return err
-	}
-	return u.Link.Run(ctx, conn, u.Hello(), handler{u})
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
-
-// handler takes what the host sends.
-type handler struct{ u *Uplink }
-
-func (h handler) Welcome(ack vsockproto.HelloAck, resumed bool) {
-	u := h.u
-	if !resumed {
-		u.Policies.Begin()
-	}
-	if state, ok := u.Link.State(); ok {
-		if err := u.Save(state); err != nil {
-			u.log.Warn("a restart will not go on with this session", "error", err)
-		}
-	}
-	u.mu.Lock()
-	u.beat, u.fresh = time.Duration(ack.HeartbeatMs)*time.Millisecond, true
-	again := !resumed && u.stale
-	u.stale = true // from here on another new session begins without one
-	u.again = u.again || again
-	u.mu.Unlock()
-	u.log.Info("connected", "resumed", resumed, "next_frame", ack.Next, "credit", ack.Credit, "heartbeat_ms", ack.HeartbeatMs)
-	u.wake()
-}
-
-func (h handler) Policy(p vsockproto.Policy) {
-	ack := h.u.Policies.Apply(p)
-	h.u.log.Info("policy", "number", p.Number, "hooks", len(p.Hooks), "refused", ack.Reason)
-	h.u.mu.Lock()
-	h.u.answers = &ack
-	h.u.mu.Unlock()
-	h.u.wake()
-}
-
-func (u *Uplink) wake() {
-	if err := u.Source.Wake(); err != nil {
-		u.log.Warn("wake the reader", "error", err)
-	}
-}
-
 // carry moves records and signs of life until ctx ends.
 func (u *Uplink) carry(ctx context.Context) error {
 	for ctx.Err() == nil {
@@ -240,46 +167,6 @@ func (u *Uplink) carry(ctx context.Context) error {
 	return nil
 }
 
-// mend writes a snapshot where the host cannot know what runs: in a new session
-// that is not the first, and after starts of tasks or programs were lost.
-func (u *Uplink) mend() error {
-	if u.Link.Room() < minRoom || !u.due() {
-		return nil
-	}
-	if err := u.Source.Snapshot(); err != nil {
-		return fmt.Errorf("write a snapshot: %w", err)
-	}
-	u.log.Info("snapshot written", "critical_lost", u.missed)
-	return nil
-}
-
-// due reports once that a snapshot is due.
-func (u *Uplink) due() bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	due := u.again
-	u.again = false
-	return due
-}
-
-// tally finds out whether critical records were lost that no snapshot has made
-// up for, and none any more since the last heartbeat: a snapshot in the middle
-// of a flood would only add to it.
-func (u *Uplink) tally() {
-	lost := uint64(0)
-	for _, c := range u.counters {
-		if c.Class == vsockproto.Critical {
-			lost += c.Lost
-		}
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if lost > u.missed && lost == u.lost {
-		u.again, u.missed = true, lost
-	}
-	u.lost = lost
-}
-
 // rest waits for something to do: for room if a batch could not go, for records
 // otherwise, and no longer than to the next heartbeat.
 func (u *Uplink) rest(ctx context.Context) error {
@@ -294,21 +181,6 @@ func (u *Uplink) rest(ctx context.Context) error {
 	defer cancel()
 	_ = u.Link.Wait(ctx, minRoom) // its only error is that of ctx, and the caller looks
 	return nil
-}
-
-func (u *Uplink) interval() time.Duration {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.beat
-}
-
-func (u *Uplink) nextBeat() time.Time {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.fresh {
-		return time.Time{}
-	}
-	return u.lastBeat.Add(u.beat)
 }
 
 // move sends one batch. It reads one only if there is room for it, so that
@@ -334,52 +206,6 @@ func (u *Uplink) move() (bool, error) {
 	}
 	u.count = 0
 	return true, nil
-}
-
-// pulse takes a mark when a heartbeat is due, and sends the heartbeat when
-// everything from before the mark has been sent. If that takes longer than to
-// the next one, a heartbeat goes out with the account as it was before.
-func (u *Uplink) pulse() error {
-	now := time.Now()
-	if u.marked.IsZero() {
-		if now.Before(u.nextBeat()) {
-			return nil
-		}
-		if err := u.Source.Mark(); err != nil {
-			return fmt.Errorf("take counters: %w", err)
-		}
-		u.marked = now
-	}
-	settled := u.count == 0 && u.Source.Settled()
-	if !settled && now.Sub(u.marked) < u.interval() {
-		return nil
-	}
-	err := u.Link.SendHeartbeat(u.account())
-	if errors.Is(err, link.ErrNoRoom) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("send heartbeat: %w", err)
-	}
-	u.marked = now
-	if settled {
-		u.marked = time.Time{}
-	}
-	u.beaten(now)
-	u.tally()
-	return nil
-}
-
-func (u *Uplink) beaten(now time.Time) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.lastBeat, u.fresh = now, false
-}
-
-func (u *Uplink) account() *vsockproto.Heartbeat {
-	u.counters = u.Source.Counters(u.counters[:0])
-	boot, real := u.Clock()
-	return &vsockproto.Heartbeat{BootNs: boot, RealNs: real, Counters: u.counters}
 }
 
 // answer sends what is owed for a policy.
@@ -427,16 +253,4 @@ func (u *Uplink) finish(ctx context.Context) error {
 		u.log.Warn("the host has not confirmed the end", "error", err)
 	}
 	return nil
-}
-
-func (u *Uplink) end() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.ended = true
-}
-
-func (u *Uplink) hasEnded() bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.ended
 }

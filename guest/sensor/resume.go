@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sensor
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// resume takes over the links of an earlier agent if every one of them is
+// there, holds the very program that we would attach, and writes to our maps.
+func (l *loader) resume(s *Sensor) (bool, error) {
+	if old, err := filepath.Glob(l.link("*")); err != nil || len(old) == 0 {
+		return false, err
+	}
+	all := programs(&s.objects)
+	for _, h := range l.hooks() {
+		got, err := l.same(h.program, all[h.program])
+		if err != nil {
+			l.log.Info("replacing the programs of an earlier agent", "hook", h.program, "reason", err)
+			return false, s.dropLinks()
+		}
+		if got != nil {
+			s.links[h.program] = got
+		}
+	}
+	return true, nil
+}
+
+// same opens the link of a hook if it is what we would make ourselves.
+func (l *loader) same(name string, ours *ebpf.Program) (link.Link, error) {
+	got, err := link.LoadPinnedLink(l.link(name), nil)
+	if err != nil {
+		return nil, fmt.Errorf("open link: %w", err)
+	}
+	if err := l.sameProgram(got, ours); err != nil {
+		return nil, errors.Join(err, got.Close())
+	}
+	return got, nil
+}
+
+var errOther = errors.New("of another build")
+
+func (l *loader) sameProgram(got link.Link, ours *ebpf.Program) error {
+	theirs, err := linked(got)
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	a, err := tagOf(ours)
+	if err != nil {
+		return err
+	}
+	b, err := tagOf(theirs)
+	if err != nil {
+		return err
+	}
+	if a != b {
+		return fmt.Errorf("program: %w", errOther)
+	}
+	return l.sameMaps(ours, theirs)
+}
+
+// sameMaps checks that theirs uses every pinned map that ours uses.
+func (l *loader) sameMaps(ours, theirs *ebpf.Program) error {
+	a, err := mapsOf(ours)
+	if err != nil {
+		return err
+	}
+	b, err := mapsOf(theirs)
+	if err != nil {
+		return err
+	}
+	for _, name := range pinned {
+		id, err := pinnedID(filepath.Join(l.pins, name))
+		if err != nil {
+			return err
+		}
+		if slices.Contains(a, id) && !slices.Contains(b, id) {
+			return fmt.Errorf("map %s: %w", name, errOther)
+		}
+	}
+	return nil
+}
+
+func mapsOf(p *ebpf.Program) ([]ebpf.MapID, error) {
+	info, err := p.Info()
+	if err != nil {
+		return nil, fmt.Errorf("program info: %w", err)
+	}
+	ids, _ := info.MapIDs()
+	return ids, nil
+}
+
+func pinnedID(path string) (ebpf.MapID, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return 0, fmt.Errorf("open pinned map: %w", err)
+	}
+	defer m.Close()
+	info, err := m.Info()
+	if err != nil {
+		return 0, fmt.Errorf("map info: %w", err)
+	}
+	id, _ := info.ID()
+	return id, nil
+}
+
+func (s *Sensor) dropLinks() error {
+	var errs []error
+	for name, l := range s.links {
+		errs = append(errs, l.Close())
+		delete(s.links, name)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sensor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/guest/bpf"
+)
+
+// Snapshot writes a record for every task that runs. The program of each is
+// mapped first, so that its digest is known: an iterator cannot compute one.
+func (s *Sensor) Snapshot() error {
+	if err := s.digestRunning(); err != nil {
+		return err
+	}
+	it, err := link.AttachIter(link.IterOptions{Program: s.objects.TaskSnapshot})
+	if err != nil {
+		return fmt.Errorf("iterate tasks: %w", err)
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return fmt.Errorf("iterate tasks: %w", err)
+	}
+	defer r.Close()
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return fmt.Errorf("iterate tasks: %w", err)
+	}
+	return nil
+}
+
+// digestRunning fills the map of running programs' digests anew.
+func (s *Sensor) digestRunning() (err error) {
+	if err := empty(s.objects.Running); err != nil {
+		return err
+	}
+	if err := s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 1 }); err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 0 }))
+	}()
+	exes, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	for _, exe := range exes {
+		// A kernel thread has no program, a task may be gone, a program may lie
+		// where nothing can be mapped: those go without a digest.
+		_ = look(exe)
+	}
+	return nil
+}
+
+// empty deletes what is in m: an address can be another inode's by now.
+func empty(m *ebpf.Map) error {
+	var keys []uint64
+	var key uint64
+	var value [32]byte
+	it := m.Iterate()
+	for it.Next(&key, &value) {
+		keys = append(keys, key)
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("list digests: %w", err)
+	}
+	for _, key := range keys {
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("delete digest: %w", err)
+		}
+	}
+	return nil
+}
+
+// look opens and maps a running program.
+func look(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open a running program: %w", err)
+	}
+	defer f.Close()
+	b, err := unix.Mmap(int(f.Fd()), 0, 1, unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return fmt.Errorf("map a running program: %w", err)
+	}
+	return unix.Munmap(b)
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package uplink
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/link"
+)
+
+// mend writes a snapshot where the host cannot know what runs: in a new session
+// that is not the first, and after starts of tasks or programs were lost.
+func (u *Uplink) mend() error {
+	if u.Link.Room() < minRoom || !u.due() {
+		return nil
+	}
+	if err := u.Source.Snapshot(); err != nil {
+		return fmt.Errorf("write a snapshot: %w", err)
+	}
+	u.log.Info("snapshot written", "critical_lost", u.missed)
+	return nil
+}
+
+// due reports once that a snapshot is due.
+func (u *Uplink) due() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	due := u.again
+	u.again = false
+	return due
+}
+
+// tally finds out whether critical records were lost that no snapshot has made
+// up for, and none any more since the last heartbeat: a snapshot in the middle
+// of a flood would only add to it.
+func (u *Uplink) tally() {
+	lost := uint64(0)
+	for _, c := range u.counters {
+		if c.Class == vsockproto.Critical {
+			lost += c.Lost
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if lost > u.missed && lost == u.lost {
+		u.again, u.missed = true, lost
+	}
+	u.lost = lost
+}
+
+func (u *Uplink) interval() time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.beat
+}
+
+func (u *Uplink) nextBeat() time.Time {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.fresh {
+		return time.Time{}
+	}
+	return u.lastBeat.Add(u.beat)
+}
+
+// pulse takes a mark when a heartbeat is due, and sends the heartbeat when
+// everything from before the mark has been sent. If that takes longer than to
+// the next one, a heartbeat goes out with the account as it was before.
+func (u *Uplink) pulse() error {
+	now := time.Now()
+	if u.marked.IsZero() {
+		if now.Before(u.nextBeat()) {
+			return nil
+		}
+		if err := u.Source.Mark(); err != nil {
+			return fmt.Errorf("take counters: %w", err)
+		}
+		u.marked = now
+	}
+	settled := u.count == 0 && u.Source.Settled()
+	if !settled && now.Sub(u.marked) < u.interval() {
+		return nil
+	}
+	err := u.Link.SendHeartbeat(u.account())
+	if errors.Is(err, link.ErrNoRoom) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("send heartbeat: %w", err)
+	}
+	u.marked = now
+	if settled {
+		u.marked = time.Time{}
+	}
+	u.beaten(now)
+	u.tally()
+	return nil
+}
+
+func (u *Uplink) beaten(now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.lastBeat, u.fresh = now, false
+}
+
+func (u *Uplink) account() *vsockproto.Heartbeat {
+	u.counters = u.Source.Counters(u.counters[:0])
+	boot, real := u.Clock()
+	return &vsockproto.Heartbeat{BootNs: boot, RealNs: real, Counters: u.counters}
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package uplink
+
+import (
+	"context"
+	"time"
+
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// connect keeps a connection up until ctx ends.
+func (u *Uplink) connect(ctx context.Context) {
+	delay := u.minDelay
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := u.connectOnce(ctx)
+		if ctx.Err() != nil || u.hasEnded() {
+			return
+		}
+		if time.Since(began) > u.maxDelay {
+			delay = u.minDelay
+		}
+		u.log.Warn("no connection to the host", "error", err, "next", delay)
+		pause(ctx, delay)
+		delay = min(2*delay, u.maxDelay)
+	}
+}
+
+func (u *Uplink) connectOnce(ctx context.Context) error {
+	conn, err := u.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	return u.Link.Run(ctx, conn, u.Hello(), handler{u})
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// handler takes what the host sends.
+type handler struct{ u *Uplink }
+
+func (h handler) Welcome(ack vsockproto.HelloAck, resumed bool) {
+	u := h.u
+	if !resumed {
+		u.Policies.Begin()
+	}
+	if state, ok := u.Link.State(); ok {
+		if err := u.Save(state); err != nil {
+			u.log.Warn("a restart will not go on with this session", "error", err)
+		}
+	}
+	u.mu.Lock()
+	u.beat, u.fresh = time.Duration(ack.HeartbeatMs)*time.Millisecond, true
+	again := !resumed && u.stale
+	u.stale = true // from here on another new session begins without one
+	u.again = u.again || again
+	u.mu.Unlock()
+	u.log.Info("connected", "resumed", resumed, "next_frame", ack.Next, "credit", ack.Credit, "heartbeat_ms", ack.HeartbeatMs)
+	u.wake()
+}
+
+func (h handler) Policy(p vsockproto.Policy) {
+	ack := h.u.Policies.Apply(p)
+	h.u.log.Info("policy", "number", p.Number, "hooks", len(p.Hooks), "refused", ack.Reason)
+	h.u.mu.Lock()
+	h.u.answers = &ack
+	h.u.mu.Unlock()
+	h.u.wake()
+}
+
+func (u *Uplink) wake() {
+	if err := u.Source.Wake(); err != nil {
+		u.log.Warn("wake the reader", "error", err)
+	}
+}
+
+func (u *Uplink) end() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.ended = true
+}
+
+func (u *Uplink) hasEnded() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.ended
+}
