@@ -135,61 +135,99 @@ func (b backend) streams(q api.Query) ([]uuid.UUID, error) {
 // read hands every record that q asks for to yield, stream after stream, and
 // with Follow all of them side by side, one call at a time.
 func (b backend) read(ctx context.Context, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
+	if q.Follow {
+		return b.follow(ctx, q, yield)
+	}
 	vms, err := b.streams(q)
 	if err != nil {
 		return err
 	}
-	if !q.Follow {
-		for _, vm := range vms {
-			if err := b.readOne(ctx, vm, q, yield); err != nil {
-				return err
-			}
+	for _, vm := range vms {
+		if err := b.readOne(ctx, vm, q, yield); err != nil {
+			return err
 		}
-		return nil
 	}
-	return b.follow(ctx, vms, q, yield)
+	return nil
 }
 
 func (b backend) readOne(ctx context.Context, vm uuid.UUID, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
-	err := evidence.NewReader(evidence.StreamDir(b.m.store.Dir(), vm)).Read(0, 1<<63, func(r *evidence.Record) error {
-		if r.Time.Before(q.Since) {
-			return ctx.Err()
-		}
-		return errors.Join(ctx.Err(), yield(vm, r))
-	})
+	r := evidence.NewReader(evidence.StreamDir(b.m.store.Dir(), vm))
+	from, err := r.Since(q.Since)
+	if err == nil {
+		err = r.Read(from, 1<<63, func(r *evidence.Record) error {
+			if r.Time.Before(q.Since) {
+				return ctx.Err()
+			}
+			return errors.Join(ctx.Err(), yield(vm, r))
+		})
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
 }
 
-func (b backend) follow(ctx context.Context, vms []uuid.UUID, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
+// followEvery is how soon a VM that is new on record is followed too.
+const followEvery = time.Second
+
+// follow reads on in the streams of vms, and with no VM named in those that
+// come to be later, until ctx ends or yield fails.
+func (b backend) follow(ctx context.Context, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	since := q.Since
-	if since.IsZero() {
-		since = time.Now()
+	if q.Since.IsZero() {
+		q.Since = time.Now()
 	}
 	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for _, vm := range vms {
-		wg.Go(func() {
-			r := evidence.NewReader(evidence.StreamDir(b.m.store.Dir(), vm))
-			err := r.Follow(ctx, 0, func(r *evidence.Record) error {
-				if r.Time.Before(since) {
-					return nil
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				return yield(vm, r)
-			})
-			if err != nil {
-				cancel(err)
-			}
-		})
+	one := func(vm uuid.UUID, r *evidence.Record) error {
+		mu.Lock()
+		defer mu.Unlock()
+		return yield(vm, r)
 	}
-	wg.Wait()
-	return context.Cause(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	followed := map[uuid.UUID]bool{}
+	for {
+		vms, err := b.streams(q)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			cancel(err)
+		}
+		for _, vm := range vms {
+			if followed[vm] {
+				continue
+			}
+			followed[vm] = true
+			wg.Go(func() {
+				if err := b.followOne(ctx, vm, q, one); err != nil {
+					cancel(err)
+				}
+			})
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+func (b backend) followOne(ctx context.Context, vm uuid.UUID, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
+	r := evidence.NewReader(evidence.StreamDir(b.m.store.Dir(), vm))
+	from, err := r.Since(q.Since)
+	if errors.Is(err, fs.ErrNotExist) {
+		from, err = 0, nil // no record yet: Follow waits
+	}
+	if err != nil {
+		return err
+	}
+	return r.Follow(ctx, from, func(r *evidence.Record) error {
+		if r.Time.Before(q.Since) {
+			return nil
+		}
+		return yield(vm, r)
+	})
 }
 
 func (b backend) Batches(ctx context.Context, q api.Query, yield func(*engine.Batch) error) error {
@@ -204,8 +242,15 @@ func (b backend) Batches(ctx context.Context, q api.Query, yield func(*engine.Ba
 	})
 }
 
+// Findings hands findings on as they come where it follows, and otherwise in
+// the order of their time over all VMs.
 func (b backend) Findings(ctx context.Context, q api.Query, yield func(*engine.Finding) error) error {
-	return b.read(ctx, q, func(_ uuid.UUID, r *evidence.Record) error {
+	var all []engine.Finding
+	each := yield
+	if !q.Follow {
+		each = func(f *engine.Finding) error { all = append(all, *f); return nil }
+	}
+	err := b.read(ctx, q, func(_ uuid.UUID, r *evidence.Record) error {
 		if r.Kind != evidence.KindFinding {
 			return nil
 		}
@@ -213,8 +258,13 @@ func (b backend) Findings(ctx context.Context, q api.Query, yield func(*engine.F
 		if err != nil {
 			return err
 		}
-		return yield(&f)
+		return each(&f)
 	})
+	slices.SortStableFunc(all, func(a, b engine.Finding) int { return a.At.Compare(b.At) })
+	for i := 0; i < len(all) && err == nil; i++ {
+		err = yield(&all[i])
+	}
+	return err
 }
 
 func (b backend) Orders(_ context.Context, q api.Query) ([]*apipb.Order, error) {

@@ -76,13 +76,20 @@ func (c *capturer) Capture(ctx context.Context, o respond.Order) (string, error)
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o711)); err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(dir)
 	shot, err := c.m.libvirt.Capture(ctx, o.VM, dir, &domain.CaptureOptions{Progress: func(p domain.Progress) {
 		c.tell(o.VM, p.Part, p.Done, p.Total)
 	}})
 	if err != nil {
-		return "", err
+		return "", errors.Join(err, os.RemoveAll(dir))
 	}
+	path, err := c.pack(ctx, o, shot)
+	if err != nil {
+		return "", fmt.Errorf("%w; memory and disks stay in %s", err, dir) // there is no second copy
+	}
+	return path, os.RemoveAll(dir)
+}
+
+func (c *capturer) pack(ctx context.Context, o respond.Order, shot *domain.Snapshot) (string, error) {
 	spec, err := c.spec(o, shot)
 	if err != nil {
 		return "", err

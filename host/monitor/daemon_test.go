@@ -360,6 +360,16 @@ func (h *host) missing(t *testing.T) {
 func TestDaemonWrongKey(t *testing.T) {
 	h := newHost(t)
 	h.start()
+	since := api.FormatTime(time.Now())
+	followed := make(chan string, 1) // while the VM has no record yet
+	go func() {
+		s, err := h.api.Findings(t.Context(), &apipb.FindingsRequest{Follow: true, Since: since})
+		if err != nil || !s.Receive() {
+			followed <- fmt.Sprint(err)
+			return
+		}
+		followed <- s.Msg().Finding.Rule
+	}()
 	impostor := prototest.NewAgent(&prototest.AgentOptions{Key: [32]byte{1, 2, 3}})
 	var refused *link.RejectError
 	if err := impostor.Run(t.Context(), h.dial()); !errors.As(err, &refused) || refused.Code != vsockproto.RejectProof {
@@ -368,11 +378,52 @@ func TestDaemonWrongKey(t *testing.T) {
 	if f := h.await(session.RuleProof); f.Uuid != h.vm.String() {
 		t.Errorf("finding: %v", f)
 	}
+	if rule := <-followed; rule != session.RuleProof {
+		t.Errorf("followed: %s", rule)
+	}
 	a := prototest.NewAgent(nil)
 	stop := h.connect(a)
 	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	_ = stop()
+}
+
+// A record that rotted on disk is set aside, and said; the VM's goes on in a
+// new one.
+func TestDaemonCorruptEvidence(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	a := prototest.NewAgent(nil)
+	stop := h.connect(a)
+	<-a.Up()
+	send(t, a, opened("/etc/passwd"))
+	_ = stop()
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	stream := evidence.StreamDir(filepath.Join(h.root, "state", evidence.StoreDir), h.vm)
+	segments, err := filepath.Glob(stream + "/*.seg")
+	if err != nil || len(segments) == 0 {
+		t.Fatalf("segments: %v, %v", segments, err)
+	}
+	text, err := os.ReadFile(segments[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[len(text)/2] ^= 1
+	h.write(segments[0], string(text))
+
+	h.start()
+	h.await("evidence/corrupt")
+	a = prototest.NewAgent(&prototest.AgentOptions{BootID: [16]byte{2}})
+	stop = h.connect(a)
+	<-a.Up()
+	send(t, a, opened("/etc/passwd"))
+	_ = stop()
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	h.verify()
 }
 
 // What is wrong with a file is said with its line, before anything starts.

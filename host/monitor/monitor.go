@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/bundle"
 	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/engines"
@@ -108,6 +109,7 @@ func (m *Monitor) Run(ctx context.Context) (err error) {
 		return errors.Join(err, m.close())
 	}
 	defer func() { err = errors.Join(err, m.close()) }()
+	m.leftovers()
 	m.wire()
 	return m.stages().run(ctx, m.log)
 }
@@ -136,7 +138,7 @@ func (m *Monitor) open() error {
 	}
 	m.store, err = evidence.Open(filepath.Join(m.cfg.StateDir, evidence.StoreDir), m.key, &evidence.Options{
 		SegmentSize: int64(m.cfg.Evidence.Segment), Quota: int64(m.cfg.Evidence.Quota),
-		SyncInterval: m.cfg.Evidence.Sync, Log: m.log,
+		SyncInterval: m.cfg.Evidence.Sync, SetAside: m.setAside, Log: m.log,
 	})
 	if err != nil {
 		return err
@@ -146,6 +148,29 @@ func (m *Monitor) open() error {
 	}
 	m.journal, err = respond.OpenJournal(filepath.Join(m.cfg.StateDir, "journal.db"))
 	return err
+}
+
+// setAside reports a VM's record that could not be gone on with. The store has
+// begun a new one; it is in the middle of that, so the finding comes after.
+func (m *Monitor) setAside(vm uuid.UUID, err error, dir string) {
+	go m.judge.found(engine.Finding{
+		VM: vm, Rule: "evidence/corrupt", Severity: engine.Severest, Technique: "T1070",
+		Reason: "The VM's record is not what was written; it was set aside and a new one begun.",
+		Detail: map[string]string{"error": err.Error(), "dir": dir},
+	})
+}
+
+// leftovers tells of bundles that a crash left half written. They may hold the
+// only copy of a capture, so nobody removes them unasked.
+func (m *Monitor) leftovers() {
+	dirs, err := bundle.Partial(m.bundleDir())
+	more, err2 := filepath.Glob(filepath.Join(m.bundleDir(), capturing+"*"))
+	if err := errors.Join(err, err2); err != nil {
+		m.log.Warn("look for unfinished bundles", "error", err)
+	}
+	for _, dir := range append(dirs, more...) {
+		m.log.Warn("an unfinished capture; remove it if it is not needed", "dir", dir)
+	}
 }
 
 // makeDir makes a directory of exactly that mode. One that was there before

@@ -55,11 +55,12 @@ func (r recorder) Record(f *session.Received) (uint64, error) {
 	}
 	var e [envelopeSize]byte
 	putEnvelope(&e, f.Session, f.Whole)
-	add := s.Append
+	var index uint64
 	if f.Critical {
-		add = s.AppendCritical
+		index, err = s.AppendCritical(evidence.KindFrame, f.At, e[:], f.Raw)
+	} else {
+		index, err = s.Append(evidence.KindFrame, f.At, e[:], f.Raw)
 	}
-	index, err := add(evidence.KindFrame, f.At, e[:], f.Raw)
 	counts := r.m.metrics.VM(f.VM, "")
 	if errors.Is(err, evidence.ErrQuota) {
 		counts.Refused()

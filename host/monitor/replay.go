@@ -50,10 +50,25 @@ func (m *Monitor) replay(ctx context.Context) error {
 			continue
 		}
 		for _, e := range m.engines {
-			if one := m.replayOne(ctx, vm, e); !errors.Is(one, fs.ErrNotExist) { // a stream without a record yet
-				err = errors.Join(err, one)
-			}
+			err = errors.Join(err, m.replayed(vm, m.replayOne(ctx, vm, e)))
 		}
+	}
+	return err
+}
+
+// replayed takes what came of replaying a VM's record. One without a record yet
+// is no error; one that is corrupt is set aside, and the VM goes on.
+func (m *Monitor) replayed(vm uuid.UUID, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case errors.Is(err, evidence.ErrCorrupt):
+		dir, aside := m.store.SetAside(vm)
+		if aside == nil {
+			m.setAside(vm, err, dir)
+			return nil
+		}
+		err = errors.Join(err, aside)
 	}
 	return err
 }

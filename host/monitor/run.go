@@ -114,7 +114,10 @@ func (m *Monitor) readDomains(ctx context.Context) error {
 func (m *Monitor) happened(e domain.Event) {
 	stale := m.domains.apply(e)
 	m.lifecycle(e)
-	if e.Kind == domain.Started || e.Kind == domain.Rebooted {
+	switch {
+	case e.Kind == domain.Started && (e.Reason == "from snapshot" || e.Reason == "restored"):
+		m.sessions.Renew(e.VM) // it goes on from numbers and a secret of an earlier time
+	case e.Kind == domain.Started || e.Kind == domain.Rebooted:
 		m.sessions.Booted(e.VM)
 	}
 	if !stale {

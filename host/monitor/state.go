@@ -32,9 +32,14 @@ func openState(path string) (*state, error) {
 
 func (s *state) Close() error { return s.db.Close() }
 
-// Save keeps a session's state; it is on disk when Save returns.
+// Save keeps a session's state, nil to forget it; it is on disk when Save returns.
 func (s *state) Save(vm uuid.UUID, b []byte) error {
-	return s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(sessionBucket).Put(vm[:], b) })
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		if b == nil {
+			return tx.Bucket(sessionBucket).Delete(vm[:])
+		}
+		return tx.Bucket(sessionBucket).Put(vm[:], b)
+	})
 }
 
 // Load returns what Save kept, nil if nothing.
