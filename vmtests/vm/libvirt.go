@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"os/user"
 	"strconv"
 	"strings"
@@ -55,11 +56,13 @@ func EnsureLibvirt(ctx context.Context, uri string) (Choice, error) {
 		c.Name, c.Why = "running", "one answers at "+uri
 		return c, nil
 	}
-	start := [][]string{{"virtlogd", "-d"}, {"libvirtd", "-d"}}
-	c.Name, c.Why = "started", "none answered, and there is no systemd: virtlogd -d, libvirtd -d"
+	start := [][]string{{"virtlogd", "-d"}, {"libvirtd", "-d", "-f", libvirtdConf}}
+	c.Name, c.Why = "started", "none answered, and there is no systemd: virtlogd -d, libvirtd -d -f "+libvirtdConf
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
 		start = [][]string{{"systemctl", "start", "libvirtd.service"}}
 		c.Why = "none answered: systemctl start libvirtd"
+	} else if err := writeLibvirtdConf(); err != nil {
+		return c, err
 	}
 	for _, args := range start {
 		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil && args[0] != "virtlogd" {
@@ -70,6 +73,24 @@ func EnsureLibvirt(ctx context.Context, uri string) (Choice, error) {
 		_, err := virsh(ctx, uri, "uri")
 		return err == nil
 	})
+}
+
+// libvirtdConf lets group libvirt in by the socket's mode. Debian's default asks
+// polkit, which asks the system bus, and without systemd there is none: then
+// libvirtd refuses everybody but root.
+const libvirtdConf = "/var/cache/outguard/libvirtd.conf"
+
+func writeLibvirtdConf() error {
+	const text = `unix_sock_group = "libvirt"
+unix_sock_ro_perms = "0770"
+unix_sock_rw_perms = "0770"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+`
+	if err := os.MkdirAll(filepath.Dir(libvirtdConf), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(libvirtdConf, []byte(text), 0o644)
 }
 
 // StopLibvirt ends the daemons that Open started. With domains left, somebody
