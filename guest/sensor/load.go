@@ -40,8 +40,8 @@ func (l *loader) load(o *bpf.ProbeObjects) error {
 	err := l.tryLoad(o, true)
 	var v *ebpf.VerifierError
 	if errors.As(err, &v) {
-		// Since 6.12 an iterator may not ask for the path of a task's file.
-		l.log.Info("the snapshot goes without paths on this kernel")
+		// A kernel may not let an iterator ask for the path of a task's file.
+		l.log.Info("trying with a snapshot without paths", "refused", v)
 		err = l.tryLoad(o, false)
 	}
 	if errors.Is(err, os.ErrPermission) && !errors.As(err, &v) {
