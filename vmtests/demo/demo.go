@@ -272,8 +272,8 @@ func (d *Demo) readTimeline() error {
 			at[e.What] = *e.SinceReceived / 1e6
 		}
 	}
-	for _, step := range []string{"event", "finding", "decision", "paused", "captured"} {
-		if _, ok := at[step]; !ok && step != "event" {
+	for _, step := range []string{"finding", "decision", "paused", "captured"} {
+		if _, ok := at[step]; !ok {
 			return fmt.Errorf("timeline.json tells no time of %q", step)
 		}
 	}

@@ -1,0 +1,42 @@
+package demo
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestReadTimeline(t *testing.T) {
+	for _, test := range []struct {
+		name, entries, err string
+		paused, captured   float64
+	}{
+		{"whole", `{"what":"finding","since_received_ns":300000},{"what":"decision","since_received_ns":500000},
+			{"what":"paused","since_received_ns":16570268},{"what":"paused","since_received_ns":99},{"what":"captured","since_received_ns":2380289467}`,
+			"", 16.570268, 2380.289467},
+		{"no pause", `{"what":"finding","since_received_ns":1},{"what":"decision","since_received_ns":1},{"what":"captured","since_received_ns":1}`,
+			`"paused"`, 0, 0},
+		{"a pause at an unknown time", `{"what":"finding","since_received_ns":1},{"what":"decision","since_received_ns":1},{"what":"paused"},{"what":"captured","since_received_ns":1}`,
+			`"paused"`, 0, 0},
+	} {
+		d := &Demo{bundle: t.TempDir()}
+		text := `{"entries":[` + test.entries + `]}`
+		if err := os.WriteFile(filepath.Join(d.bundle, "timeline.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := d.readTimeline()
+		if test.err != "" {
+			if err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Errorf("%s: %v, want an error with %s", test.name, err, test.err)
+			}
+			continue
+		}
+		if err != nil || d.result.PausedMs != test.paused || d.result.CapturedMs != test.captured {
+			t.Errorf("%s: %+v, %v", test.name, d.result, err)
+		}
+	}
+	if err := (&Demo{bundle: t.TempDir()}).readTimeline(); err == nil {
+		t.Error("no timeline, and no error")
+	}
+}
