@@ -85,6 +85,7 @@ const (
 	RecordFixed      = RecordHeaderSize + SubjectSize
 	MaxRecord        = 8192
 
+	taskSize    = 16
 	fileSize    = 128
 	socketSize  = 48
 	addressSize = 40

@@ -152,6 +152,28 @@ func (r *reader) u64() uint64 {
 	return 0
 }
 
+// fail keeps err if it is the first.
+func (r *reader) fail(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+}
+
+// reserved takes bits that must be zero.
+func (r *reader) reserved(bits uint64) {
+	if bits != 0 {
+		r.fail(ErrReserved)
+	}
+}
+
+// bool takes a byte that is 0 or 1.
+func (r *reader) bool(v byte) bool {
+	if v > 1 {
+		r.fail(ErrInvalid)
+	}
+	return v == 1
+}
+
 func (r *reader) zero(n int) {
 	for _, c := range r.take(n) {
 		if c != 0 && r.err == nil {

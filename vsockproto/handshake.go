@@ -235,13 +235,7 @@ func flag(v bool) byte {
 	return 0
 }
 
-func (r *reader) flag() bool {
-	v := r.u8()
-	if v > 1 && r.err == nil {
-		r.err = ErrInvalid
-	}
-	return v == 1
-}
+func (r *reader) flag() bool { return r.bool(r.u8()) }
 
 // text takes a tail that must carry the tag and hold at most MaxText bytes.
 func (r *reader) text(want Tag) string {

@@ -61,7 +61,7 @@ func (e *Event) Parse(b []byte) (rest []byte, err error) {
 	}
 	r := reader{b: b[RecordHeaderSize:h.Length]}
 	e.Header = h
-	e.Subject.parse(&r)
+	e.Subject.parse(&r, (*[SubjectSize]byte)(r.take(SubjectSize))) // ParseHeader saw that it is there
 	if h.Type.Known() {
 		e.parseBody(&r)
 		e.parseTails(&r)
@@ -102,48 +102,55 @@ func (e *Event) Append(b []byte) ([]byte, error) {
 	return b, nil
 }
 
+// parseBody reads the fixed body, whose size is checked once for all fields.
 func (e *Event) parseBody(r *reader) {
-	if len(r.b) < bodySize[e.Type] {
-		r.err = ErrShort
+	b := r.take(bodySize[e.Type])
+	if r.err != nil {
 		return
 	}
 	switch e.Type {
 	case BprmCommittedCreds:
-		e.File.parse(r)
-		e.Argc, e.Envc, e.SecureExec = r.u32(), r.u32(), r.flag()
-		r.zero(7)
+		e.File.parse(r, (*[fileSize]byte)(b))
+		t := (*[16]byte)(b[fileSize:])
+		e.Argc, e.Envc, e.SecureExec = le.Uint32(t[0:]), le.Uint32(t[4:]), r.bool(t[8])
+		r.reserved(le.Uint64(t[8:]) >> 8)
 	case FileOpen, TaskSnapshot:
-		e.File.parse(r)
+		e.File.parse(r, (*[fileSize]byte)(b))
 	case MmapFile:
-		e.File.parse(r)
-		e.ReqProt, e.Prot, e.MapFlags, e.HasFile = r.u32(), r.u32(), r.u32(), r.flag()
-		r.zero(3)
+		e.File.parse(r, (*[fileSize]byte)(b))
+		t := (*[16]byte)(b[fileSize:])
+		e.ReqProt, e.Prot, e.MapFlags, e.HasFile = le.Uint32(t[0:]), le.Uint32(t[4:]), le.Uint32(t[8:]), r.bool(t[12])
+		r.reserved(uint64(le.Uint32(t[12:]) >> 8))
 		if !e.HasFile && e.File != (File{}) && r.err == nil {
 			r.err = fmt.Errorf("a file where there is none: %w", ErrReserved)
 		}
 	case SocketCreate:
-		e.Socket = Socket{Family: r.u32(), Type: r.u32(), Protocol: r.u32(), Kernel: r.flag()}
-		r.zero(3)
+		t := (*[16]byte)(b)
+		e.Socket = Socket{Family: le.Uint32(t[0:]), Type: le.Uint32(t[4:]), Protocol: le.Uint32(t[8:]), Kernel: r.bool(t[12])}
+		r.reserved(uint64(le.Uint32(t[12:]) >> 8))
 	case SocketBind, SocketConnect, SocketAccept:
-		e.Socket.parse(r)
-		e.Address.parse(r)
+		e.Socket.parse(r, (*[socketSize]byte)(b))
+		e.Address.parse(r, (*[addressSize]byte)(b[socketSize:]))
 	case SocketListen:
-		e.Socket.parse(r)
-		e.Backlog = r.u32()
-		r.zero(4)
+		e.Socket.parse(r, (*[socketSize]byte)(b))
+		t := (*[8]byte)(b[socketSize:])
+		e.Backlog = le.Uint32(t[0:])
+		r.reserved(uint64(le.Uint32(t[4:])))
 	case TaskKill:
-		e.Target.parse(r)
-		e.TargetExecID, e.Signal = r.u32(), r.u32()
-		r.zero(8)
+		t := (*[32]byte)(b)
+		e.Target.parse((*[taskSize]byte)(t[0:]))
+		e.TargetExecID, e.Signal = le.Uint32(t[16:]), le.Uint32(t[20:])
+		r.reserved(le.Uint64(t[24:]))
 	case TaskNewtask:
-		e.Child.parse(r)
-		e.ChildLeaderStartNs, e.ChildExecID = r.u64(), r.u32()
-		r.zero(4)
-		e.CloneFlags = r.u64()
-		r.zero(8)
+		t := (*[48]byte)(b)
+		e.Child.parse((*[taskSize]byte)(t[0:]))
+		e.ChildLeaderStartNs, e.ChildExecID = le.Uint64(t[16:]), le.Uint32(t[24:])
+		e.CloneFlags = le.Uint64(t[32:])
+		r.reserved(uint64(le.Uint32(t[28:])) | le.Uint64(t[40:]))
 	case SchedProcessExit:
-		e.ExitCode, e.GroupDead = r.u32(), r.flag()
-		r.zero(3)
+		t := (*[8]byte)(b)
+		e.ExitCode, e.GroupDead = le.Uint32(t[0:]), r.bool(t[4])
+		r.reserved(uint64(le.Uint32(t[4:]) >> 8))
 	}
 }
 
@@ -243,7 +250,9 @@ func (e *Event) appendTails(b []byte) []byte {
 	return b
 }
 
-func (t *Task) parse(r *reader) { t.PID, t.TGID, t.StartNs = r.u32(), r.u32(), r.u64() }
+func (t *Task) parse(b *[taskSize]byte) {
+	t.PID, t.TGID, t.StartNs = le.Uint32(b[0:]), le.Uint32(b[4:]), le.Uint64(b[8:])
+}
 
 func (t *Task) append(b []byte) []byte {
 	b = le.AppendUint32(b, t.PID)
@@ -251,17 +260,21 @@ func (t *Task) append(b []byte) []byte {
 	return le.AppendUint64(b, t.StartNs)
 }
 
-func (s *Subject) parse(r *reader) {
-	s.Task.parse(r)
-	s.LeaderStartNs = r.u64()
-	s.ParentTGID, s.ExecID = r.u32(), r.u32()
-	s.ParentStartNs, s.CgroupID = r.u64(), r.u64()
-	s.MntNS, s.PidNS, s.UserNS, s.NetNS = r.u32(), r.u32(), r.u32(), r.u32()
-	s.UID, s.EUID, s.SUID, s.GID = r.u32(), r.u32(), r.u32(), r.u32()
-	s.EGID, s.SGID, s.FSUID, s.FSGID = r.u32(), r.u32(), r.u32(), r.u32()
-	s.CapEff, s.Securebits, s.KernelThread = r.u64(), r.u32(), r.flag()
-	r.zero(3)
-	copy(s.Comm[:], r.take(len(s.Comm)))
+func (s *Subject) parse(r *reader, b *[SubjectSize]byte) {
+	s.Task.parse((*[taskSize]byte)(b[0:]))
+	s.LeaderStartNs = le.Uint64(b[16:])
+	s.ParentTGID, s.ExecID = le.Uint32(b[24:]), le.Uint32(b[28:])
+	s.ParentStartNs, s.CgroupID = le.Uint64(b[32:]), le.Uint64(b[40:])
+	s.MntNS, s.PidNS = le.Uint32(b[48:]), le.Uint32(b[52:])
+	s.UserNS, s.NetNS = le.Uint32(b[56:]), le.Uint32(b[60:])
+	s.UID, s.EUID = le.Uint32(b[64:]), le.Uint32(b[68:])
+	s.SUID, s.GID = le.Uint32(b[72:]), le.Uint32(b[76:])
+	s.EGID, s.SGID = le.Uint32(b[80:]), le.Uint32(b[84:])
+	s.FSUID, s.FSGID = le.Uint32(b[88:]), le.Uint32(b[92:])
+	s.CapEff = le.Uint64(b[96:])
+	s.Securebits, s.KernelThread = le.Uint32(b[104:]), r.bool(b[108])
+	r.reserved(uint64(le.Uint32(b[108:]) >> 8))
+	s.Comm = [16]byte(b[112:])
 }
 
 func (s *Subject) append(b []byte) []byte {
@@ -283,19 +296,18 @@ func (s *Subject) append(b []byte) []byte {
 	return append(b, s.Comm[:]...)
 }
 
-func (f *File) parse(r *reader) {
-	f.Inode, f.Generation, f.Dev, f.Flags = r.u64(), r.u32(), r.u32(), r.u32()
-	f.UID, f.GID, f.Mode = r.u32(), r.u32(), r.u16()
-	f.PathKind, f.Digested = PathKind(r.u8()), DigestState(r.u8())
-	f.Magic, f.Links, f.Size = r.u32(), r.u32(), r.u64()
-	copy(f.FSID[:], r.take(len(f.FSID)))
-	copy(f.UUID[:], r.take(len(f.UUID)))
-	copy(f.Digest[:], r.take(len(f.Digest)))
-	if r.err == nil && (f.PathKind > PathChroot || f.Digested > digestHighest) {
-		r.err = fmt.Errorf("path kind %d, digest state %d: %w", f.PathKind, f.Digested, ErrInvalid)
+func (f *File) parse(r *reader, b *[fileSize]byte) {
+	f.Inode, f.Generation = le.Uint64(b[0:]), le.Uint32(b[8:])
+	f.Dev, f.Flags = le.Uint32(b[12:]), le.Uint32(b[16:])
+	f.UID, f.GID, f.Mode = le.Uint32(b[20:]), le.Uint32(b[24:]), le.Uint16(b[28:])
+	f.PathKind, f.Digested = PathKind(b[30]), DigestState(b[31])
+	f.Magic, f.Links, f.Size = le.Uint32(b[32:]), le.Uint32(b[36:]), le.Uint64(b[40:])
+	f.FSID, f.UUID, f.Digest = [32]byte(b[48:]), [16]byte(b[80:]), [32]byte(b[96:])
+	if f.PathKind > PathChroot || f.Digested > digestHighest {
+		r.fail(fmt.Errorf("path kind %d, digest state %d: %w", f.PathKind, f.Digested, ErrInvalid))
 	}
-	if r.err == nil && f.Digested != DigestSHA256 && f.Digest != [32]byte{} {
-		r.err = fmt.Errorf("a digest in state %d: %w", f.Digested, ErrReserved)
+	if f.Digested != DigestSHA256 && f.Digest != [32]byte{} {
+		r.fail(fmt.Errorf("a digest in state %d: %w", f.Digested, ErrReserved))
 	}
 }
 
@@ -316,19 +328,18 @@ func (f *File) append(b []byte) []byte {
 	return append(b, f.Digest[:]...)
 }
 
-func (s *Socket) parse(r *reader) {
-	s.Family, s.Type, s.Protocol = r.u32(), r.u32(), r.u32()
-	s.Kernel, s.Owned = r.flag(), OwnerState(r.u8())
-	r.zero(2)
-	s.Cookie = r.u64()
-	s.Owner.parse(r)
-	s.OwnerExecID = r.u32()
-	r.zero(4)
-	if r.err == nil && s.Owned > OwnerLabelled {
-		r.err = fmt.Errorf("owner state %d: %w", s.Owned, ErrInvalid)
+func (s *Socket) parse(r *reader, b *[socketSize]byte) {
+	s.Family, s.Type, s.Protocol = le.Uint32(b[0:]), le.Uint32(b[4:]), le.Uint32(b[8:])
+	s.Kernel, s.Owned = r.bool(b[12]), OwnerState(b[13])
+	s.Cookie = le.Uint64(b[16:])
+	s.Owner.parse((*[taskSize]byte)(b[24:]))
+	s.OwnerExecID = le.Uint32(b[40:])
+	r.reserved(uint64(le.Uint16(b[14:])) | uint64(le.Uint32(b[44:])))
+	if s.Owned > OwnerLabelled {
+		r.fail(fmt.Errorf("owner state %d: %w", s.Owned, ErrInvalid))
 	}
-	if r.err == nil && s.Owned == OwnerUnknown && (s.Owner != Task{} || s.OwnerExecID != 0) {
-		r.err = fmt.Errorf("an owner where none is known: %w", ErrReserved)
+	if s.Owned == OwnerUnknown && (s.Owner != Task{} || s.OwnerExecID != 0) {
+		r.fail(fmt.Errorf("an owner where none is known: %w", ErrReserved))
 	}
 }
 
@@ -343,15 +354,13 @@ func (s *Socket) append(b []byte) []byte {
 	return append(b, 0, 0, 0, 0)
 }
 
-func (a *Address) parse(r *reader) {
-	a.Family, a.Length = r.u16(), r.u16()
-	copy(a.Port[:], r.take(len(a.Port)))
-	r.zero(2)
-	copy(a.Addr4[:], r.take(len(a.Addr4)))
-	a.FlowInfo = r.u32()
-	copy(a.Addr6[:], r.take(len(a.Addr6)))
-	a.Scope = r.u32()
-	r.zero(4)
+func (a *Address) parse(r *reader, b *[addressSize]byte) {
+	a.Family, a.Length = le.Uint16(b[0:]), le.Uint16(b[2:])
+	a.Port, a.Addr4 = [2]byte(b[4:]), [4]byte(b[8:])
+	a.FlowInfo = le.Uint32(b[12:])
+	a.Addr6 = [16]byte(b[16:])
+	a.Scope = le.Uint32(b[32:])
+	r.reserved(uint64(le.Uint16(b[6:])) | uint64(le.Uint32(b[36:])))
 }
 
 func (a *Address) append(b []byte) []byte {
