@@ -58,6 +58,7 @@ func TestReconnect(t *testing.T) {
 			l.src.put(300)
 			time.Sleep(time.Second)
 			l.setDown(true)
+			synctest.Wait() // until the agent knows
 			l.src.put(5000)
 			time.Sleep(20 * time.Second)
 			if left := l.src.left(); left != 5000 {

@@ -38,6 +38,8 @@ type Host struct {
 	event   vsockproto.Event
 	beat    vsockproto.Heartbeat
 
+	serving sync.Mutex // held by Serve: a connection's end is seen before the next begins
+
 	mu   sync.Mutex
 	live *link.Host
 }
@@ -61,8 +63,11 @@ func NewHost(o *HostOptions) *Host {
 }
 
 // Serve speaks with the agent until the connection ends: nil after a Bye. What
-// the agent does wrong is the error, and is answered with a Reject.
+// the agent does wrong is the error, and is answered with a Reject. It waits
+// for the end of a connection that is served already.
 func (h *Host) Serve(conn net.Conn) error {
+	h.serving.Lock()
+	defer h.serving.Unlock()
 	l := link.NewHost(conn, nil)
 	defer l.Close()
 	if err := h.greet(l); err != nil {
