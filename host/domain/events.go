@@ -54,6 +54,7 @@ type Event struct {
 // events wait in memory behind it.
 func (c *Client) Watch(ctx context.Context, handle func(Event)) error {
 	const least, most = 100 * time.Millisecond, 5 * time.Second
+	said := ""
 	for wait := least; ctx.Err() == nil; wait = min(2*wait, most) {
 		began := time.Now()
 		err := c.watchOnce(ctx, handle)
@@ -61,9 +62,12 @@ func (c *Client) Watch(ctx context.Context, handle func(Event)) error {
 			break
 		}
 		if time.Since(began) > most {
-			wait = least
+			wait, said = least, ""
 		}
-		c.log.Warn("watching domains was interrupted", "err", err, "again_in", wait)
+		if text := fmt.Sprint(err); text != said { // once for each way to fail
+			c.log.Warn("watching domains was interrupted; trying again", "error", err)
+			said = text
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):

@@ -34,7 +34,6 @@ func newID() string { return uuid.Must(uuid.NewV7()).String() }
 
 // own reports a finding of the supervisor's.
 func (s *Supervisor) own(rule string, severity engine.Severity, vm uuid.UUID, reason string, detail map[string]string) {
-	s.log.Warn("engine finding", "rule", rule, "reason", reason)
 	s.report(engine.Finding{
 		ID: newID(), Engine: "monitor", VM: vm, At: time.Now(), Rule: rule, Severity: severity,
 		Reason: reason, Detail: detail,

@@ -58,6 +58,9 @@ func (s *Supervisor) runOnce(ctx context.Context) (progress bool, err error) {
 	p, err := process.Start(ctx, process.Config{
 		Path: s.cfg.Path, Args: s.cfg.Args, SHA256: s.cfg.SHA256, UID: s.cfg.UID, GID: s.cfg.GID,
 	}, &process.Options{Logger: s.log, SocketDir: s.opts.SocketDir})
+	if ctx.Err() != nil && err != nil {
+		return false, err // told to stop while it started: nothing is wrong with it
+	}
 	if err != nil {
 		s.own(RuleStart, engine.High, uuid.Nil, fmt.Sprintf("Engine %s cannot be started: %v.", s.cfg.Name, err), nil)
 		return false, err
