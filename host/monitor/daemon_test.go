@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -215,6 +217,24 @@ func (h *host) await(rule string) *apipb.Finding {
 	return found
 }
 
+// metric looks for a line among the metrics on the API's socket.
+func (h *host) metric(line string) error {
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", h.root+"/run/api.sock")
+	}}}
+	defer c.CloseIdleConnections()
+	r, err := c.Get("http://outguard/metrics")
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err == nil && !strings.Contains(string(text), "\n"+line+"\n") {
+		err = fmt.Errorf("no %s in %s", line, text)
+	}
+	return err
+}
+
 // verify has the whole record verified from outside.
 func (h *host) verify() evidence.Report {
 	h.t.Helper()
@@ -271,6 +291,7 @@ func TestDaemonWithoutLibvirt(t *testing.T) {
 		}
 		return fmt.Errorf("orders: %v", r.Orders)
 	})
+	h.eventually("the metrics", func() error { return h.metric(`outguard_events_received_total{class="bulk",vm="web"} 3`) })
 	st, err := h.api.Status(t.Context(), &apipb.StatusRequest{})
 	if err != nil || st.LibvirtError == "" {
 		t.Errorf("status: %v, %v", st, err)

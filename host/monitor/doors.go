@@ -7,8 +7,10 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -29,7 +31,7 @@ type doors struct {
 	vsock  *listen.VsockListener // nil: off
 
 	mu   sync.Mutex
-	open map[uuid.UUID]string // domain names that have a hybrid socket
+	open map[uuid.UUID]string // hybrid sockets, by the names that they have
 	cids map[domainRun]uint32
 }
 
@@ -99,7 +101,7 @@ func (d *doors) update(list []watched) {
 			continue
 		}
 		want[w.UUID] = true
-		if d.open[w.UUID] != w.Enrolment.Name {
+		if d.open[w.UUID] != socketName(w.Enrolment) {
 			d.add(w.Enrolment)
 		}
 	}
@@ -114,14 +116,21 @@ func (d *doors) update(list []watched) {
 // add is tried again with the next update where it does not work; it is logged
 // each time, since the guest cannot be heard meanwhile.
 func (d *doors) add(e *domain.Enrolment) {
-	if have, want := d.hybrid.Path(e.Name), e.Listen(); have != want {
+	name := socketName(e)
+	if have, want := d.hybrid.Path(name), e.Listen(); have != want {
 		d.m.log.Error("enrolled for a socket elsewhere: set listen.hybrid_dir, or enroll again", "vm", e.Name, "enrolled", want, "listening", have)
 	}
-	if err := d.hybrid.Add(e.UUID, e.Name); err != nil {
+	if err := d.hybrid.Add(e.UUID, name); err != nil {
 		d.m.log.Error("guest's socket", "vm", e.Name, "error", err)
 		return
 	}
-	d.open[e.UUID] = e.Name
+	d.open[e.UUID] = name
+}
+
+// socketName is what enrolling called the socket: the domain's name, or its
+// UUID where the name makes no file name.
+func socketName(e *domain.Enrolment) string {
+	return strings.TrimSuffix(filepath.Base(e.Socket), ".sock")
 }
 
 // names are the places, for people.

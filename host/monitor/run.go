@@ -30,6 +30,7 @@ func (m *Monitor) stages() stages {
 	}
 	s = append(s,
 		stage{name: "replay", ready: m.replay},
+		stage{name: "counters", run: newCounters(m).run},
 		stage{name: "sessions", run: m.sessions.Run},
 		stage{name: "libvirt", ready: m.look, run: func(ctx context.Context) error { return m.libvirt.Watch(ctx, m.happened) }},
 		stage{name: "enrolments", run: m.watchEnrolments},
@@ -171,6 +172,7 @@ func (m *Monitor) readEnrolments() {
 		if was != nil && was.Key == e.Key {
 			continue
 		}
+		m.metrics.VM(e.UUID, e.Name) // its label, before its first frame
 		m.log.Info("enrolled", "vm", e.Name, "uuid", e.UUID, "transport", e.Transport, "again", was != nil)
 		if was != nil {
 			m.sessions.Renew(e.UUID)
