@@ -347,7 +347,7 @@ func (b backend) model(ctx context.Context, name string, vm uuid.UUID, by api.Ca
 	}
 	m, err := do(e, ctx, vm)
 	if err != nil {
-		return api.Model{}, fmt.Errorf("%s %s: %w", what, b.m.domains.name(vm), err)
+		return api.Model{}, api.Error(connect.CodeFailedPrecondition, "outguard vms shows whether its agent is live, outguard model list what was learnt", err)
 	}
 	b.m.keep(vm, evidence.KindNote, time.Now(), note{"model-" + what, fmt.Sprintf("%s, by %s", e.Name(), by)})
 	return api.Model{Engine: e.Name(), Model: m}, nil

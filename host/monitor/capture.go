@@ -134,7 +134,7 @@ func (c *capturer) spec(o respond.Order, shot *domain.Snapshot) (*bundle.Spec, e
 	entries := c.group(o)
 	s := &bundle.Spec{
 		Host: host, VM: o.VM, VMName: o.Name, Finding: subject(o), Received: o.Received,
-		Stream: stream.Dir(), From: from, To: head.Records, Timeline: c.timeline(o, finding, entries, shot),
+		Stream: stream.Dir(), From: from, To: head.Records, Timeline: timelineOf(o, finding, entries, shot),
 		Progress: func(part string, done, total int64) { c.tell(o.VM, "pack "+part, uint64(done), uint64(total)) },
 	}
 	s.Parts = parts(shot)

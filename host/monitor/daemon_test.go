@@ -255,6 +255,15 @@ func opened(path string) *vsockproto.Event {
 	return e
 }
 
+// seal seals the VM's model, once there is one.
+func (h *host) seal() {
+	h.t.Helper()
+	h.eventually("seal", func() error {
+		_, err := h.api.SealModel(h.t.Context(), &apipb.SealModelRequest{Vm: h.vm.String()})
+		return err
+	})
+}
+
 func send(t *testing.T, a *prototest.Agent, events ...*vsockproto.Event) {
 	t.Helper()
 	if err := errors.Join(a.Send(t.Context(), events...), a.Drained(t.Context())); err != nil {
@@ -271,9 +280,7 @@ func TestDaemonWithoutLibvirt(t *testing.T) {
 	stop := h.connect(a)
 	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
-	if _, err := h.api.SealModel(t.Context(), &apipb.SealModelRequest{Vm: h.vm.String()}); err != nil {
-		t.Fatal(err)
-	}
+	h.seal()
 	send(t, a, opened("/etc/passwd"), opened("/etc/shadow"))
 	f := h.await("tsem/violation")
 	if f.Path != "/etc/shadow" || f.Received == "" || f.Ref == nil {
@@ -317,9 +324,7 @@ func TestDaemonKilled(t *testing.T) {
 	stop := h.connect(a)
 	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
-	if _, err := h.api.SealModel(t.Context(), &apipb.SealModelRequest{Vm: h.vm.String()}); err != nil {
-		t.Fatal(err)
-	}
+	h.seal()
 	send(t, a, opened("/first"))
 	first := h.await("tsem/violation")
 

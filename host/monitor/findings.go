@@ -39,6 +39,7 @@ func (j *judge) found(f engine.Finding) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	stamp(&f)
+	f.Hook = j.m.hookTime(&f)
 	if e := j.again(&f); e != nil {
 		if f.ID = e.id; !e.decided {
 			j.decide(&f)
@@ -155,6 +156,20 @@ func stamp(f *engine.Finding) {
 	if f.At.IsZero() {
 		f.At = time.Now()
 	}
+}
+
+// hookTime is when f's event happened, by the relation of the guest's boot
+// clock to the host's while its session speaks. The relation is an upper bound:
+// the hook fired then or a little earlier.
+func (m *Monitor) hookTime(f *engine.Finding) time.Time {
+	if f.Ref == nil {
+		return time.Time{}
+	}
+	s, ok := m.sessions.StatusOf(f.VM)
+	if !ok || s.Session != f.Ref.Session || !s.Clock.Valid {
+		return time.Time{}
+	}
+	return s.Clock.Host(f.BootNs)
 }
 
 func level(s engine.Severity) slog.Level {

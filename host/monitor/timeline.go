@@ -10,11 +10,11 @@ import (
 	"github.com/outguard/outguard/plugins/engine"
 )
 
-// timeline tells what happened when, from the hook to the capture.
-func (c *capturer) timeline(o respond.Order, f *engine.Finding, entries []respond.Entry, shot *domain.Snapshot) *bundle.Timeline {
+// timelineOf tells what happened when, from the hook to the capture.
+func timelineOf(o respond.Order, f *engine.Finding, entries []respond.Entry, shot *domain.Snapshot) *bundle.Timeline {
 	t := &bundle.Timeline{VM: o.VM, VMName: o.Name, Finding: subject(o), Received: o.Received}
 	if f != nil {
-		c.tellFinding(t, f)
+		tellFinding(t, f)
 	}
 	if o.Rule != "" {
 		t.Add(o.Decided, bundle.StepDecision, "playbook rule "+o.Rule)
@@ -25,7 +25,9 @@ func (c *capturer) timeline(o respond.Order, f *engine.Finding, entries []respon
 		if e.Result == nil {
 			continue
 		}
-		t.Add(e.Result.Journaled, bundle.StepOrdered, string(e.Order.Kind)+", journaled and synced")
+		if at := e.Result.Journaled; !at.IsZero() { // not of what is only logged, nor across a restart
+			t.Add(at, bundle.StepOrdered, string(e.Order.Kind)+", journaled and synced")
+		}
 		if e.Order.Kind == respond.Pause && e.Result.Status == respond.Done {
 			t.Add(e.Result.Effect, bundle.StepPaused, "libvirt says: paused")
 		}
@@ -35,11 +37,10 @@ func (c *capturer) timeline(o respond.Order, f *engine.Finding, entries []respon
 	return t
 }
 
-func (c *capturer) tellFinding(t *bundle.Timeline, f *engine.Finding) {
+func tellFinding(t *bundle.Timeline, f *engine.Finding) {
 	what := bundle.Fact{Name: "comm", Value: f.Comm}
 	path := bundle.Fact{Name: "path", Value: f.Path}
-	if s, ok := c.m.sessions.StatusOf(f.VM); ok && f.Ref != nil && s.Session == f.Ref.Session && s.Clock.Valid {
-		t.Hook = s.Clock.Host(f.BootNs)
+	if t.Hook = f.Hook; !t.Hook.IsZero() {
 		t.Add(t.Hook, bundle.StepEvent, fmt.Sprintf("%s by pid %d", f.Event, f.PID), what, path)
 	}
 	if !f.Received.IsZero() {

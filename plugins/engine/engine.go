@@ -53,6 +53,7 @@ type Finding struct {
 	At        time.Time // when the host had it
 	Received  time.Time // when the event's frame had arrived; zero without one
 	BootNs    uint64    // the event's time in the guest, ns since boot
+	Hook      time.Time // that moment on the host's clock, set by the host; zero where the clocks' relation is unknown
 	Ref       *Ref      // the event; nil where the finding is of none
 	Rule      string    // stable name to match in playbooks: "tsem/violation", "session/gap"
 	Severity  Severity

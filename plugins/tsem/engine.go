@@ -295,7 +295,7 @@ func (e *Engine) Seal(_ context.Context, id uuid.UUID) (engine.Model, error) {
 	defer e.mu.Unlock()
 	v := e.vms[id]
 	if v == nil {
-		return engine.Model{}, fmt.Errorf("seal: no model of %s", id)
+		return engine.Model{}, fmt.Errorf("seal: no model of %s yet: it begins with the first event", id)
 	}
 	v.model.Seal()
 	return v.describe(id), nil

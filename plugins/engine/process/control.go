@@ -2,10 +2,13 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/engine/enginepb"
@@ -17,7 +20,7 @@ func (p *Process) Models(ctx context.Context) ([]engine.Model, error) {
 	defer cancel()
 	reply, err := p.control.Models(ctx, &enginepb.ModelsRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("models: %w", err)
+		return nil, fmt.Errorf("models: %w", said(err))
 	}
 	models := make([]engine.Model, 0, len(reply.GetModels()))
 	for _, m := range reply.GetModels() {
@@ -55,7 +58,7 @@ func (p *Process) Seal(ctx context.Context, vm uuid.UUID) (engine.Model, Checkpo
 
 func changed(what string, c *enginepb.Changed, err error) (engine.Model, Checkpoint, error) {
 	if err != nil {
-		return engine.Model{}, Checkpoint{}, fmt.Errorf("%s: %w", what, err)
+		return engine.Model{}, Checkpoint{}, said(err) // the engine says what it was doing
 	}
 	m, err := modelFromPB(c.GetModel())
 	if err != nil {
@@ -64,13 +67,22 @@ func changed(what string, c *enginepb.Changed, err error) (engine.Model, Checkpo
 	return m, checkpointFromPB(c.GetCheckpoint()), nil
 }
 
+// said is the engine's own error without gRPC's words around it; what gRPC
+// itself says stays as it is.
+func said(err error) error {
+	if s, ok := status.FromError(err); ok && s.Code() == codes.Unknown {
+		return errors.New(s.Message())
+	}
+	return err
+}
+
 // Checkpoint asks for the VM's state.
 func (p *Process) Checkpoint(ctx context.Context, vm uuid.UUID) (Checkpoint, error) {
 	ctx, cancel := p.deadline(ctx)
 	defer cancel()
 	c, err := p.control.Checkpoint(ctx, &enginepb.VM{Vm: vm[:]})
 	if err != nil {
-		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
+		return Checkpoint{}, fmt.Errorf("checkpoint: %w", said(err))
 	}
 	return checkpointFromPB(c), nil
 }
@@ -80,7 +92,7 @@ func (p *Process) Restore(ctx context.Context, vm uuid.UUID, data []byte) error 
 	ctx, cancel := p.deadline(ctx)
 	defer cancel()
 	if _, err := p.control.Restore(ctx, &enginepb.RestoreRequest{Vm: vm[:], Checkpoint: data}); err != nil {
-		return fmt.Errorf("restore: %w", err)
+		return fmt.Errorf("restore: %w", said(err))
 	}
 	return nil
 }
