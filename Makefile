@@ -79,6 +79,17 @@ demo: install-vm build ## set everything up and catch an intruder in a real VM
 demo-clean: ## remove everything that make demo left, but its downloads
 	@$(GO) run -buildvcs=false ./vmtests/cmd/outguard-demo clean
 
+PREFIX      ?= /usr/local
+
+.PHONY: install
+install: build ## install the host's side and its systemd unit (PREFIX, DESTDIR)
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin bin/outguard
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/lib/outguard bin/outguardd bin/outguard-engine-tsem bin/outguard-agent
+	install -d -m 0755 $(DESTDIR)/etc/systemd/system
+	sed 's|/usr/local/|$(PREFIX)/|' host/deploy/outguardd.service >$(DESTDIR)/etc/systemd/system/outguardd.service
+	install -D -m 0644 host/deploy/outguard.sysusers $(DESTDIR)/etc/sysusers.d/outguard.conf
+	@echo "next: systemd-sysusers && systemctl daemon-reload && systemctl enable --now outguardd"
+
 .PHONY: clean
 clean: ## remove bin/
 	rm -rf bin
