@@ -79,10 +79,13 @@ func (e *Enrolment) Snippet() string {
 	return `# In the guest ` + printable(e.Name) + `, as root, with the file outguard-agent at hand:
 install -D -m 0755 outguard-agent /usr/local/sbin/outguard-agent
 printf '%s\n' qemu_fw_cfg vmw_vsock_virtio_transport >/etc/modules-load.d/outguard.conf
-# The kernel needs BPF among its security modules; on Debian:
-mkdir -p /etc/default/grub.d
-echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX lsm=landlock,lockdown,yama,integrity,bpf"' >/etc/default/grub.d/outguard.cfg
-update-grub
+# The kernel needs bpf among its security modules. Debian's has it; elsewhere it
+# joins those that run.
+grep -qw bpf /sys/kernel/security/lsm || {
+	mkdir -p /etc/default/grub.d
+	echo "GRUB_CMDLINE_LINUX=\"\$GRUB_CMDLINE_LINUX lsm=$(cat /sys/kernel/security/lsm),bpf\"" >/etc/default/grub.d/outguard.cfg
+	update-grub
+}
 cat >/etc/systemd/system/outguard-agent.service <<'END'
 [Unit]
 Description=Outguard agent
