@@ -85,6 +85,7 @@ PREFIX      ?= /usr/local
 install: build ## install the host's side and its systemd unit (PREFIX, DESTDIR)
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin bin/outguard
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/lib/outguard bin/outguardd bin/outguard-engine-tsem bin/outguard-agent
+	ln -sfn ../lib/outguard/outguardd $(DESTDIR)$(PREFIX)/bin/outguardd
 	install -d -m 0755 $(DESTDIR)/etc/systemd/system
 	sed 's|/usr/local/|$(PREFIX)/|' host/deploy/outguardd.service >$(DESTDIR)/etc/systemd/system/outguardd.service
 	install -D -m 0644 host/deploy/outguard.sysusers $(DESTDIR)/etc/sysusers.d/outguard.conf
