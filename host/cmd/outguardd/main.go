@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -36,7 +37,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	check := fs.Bool("check", false, "validate configuration and playbook, then exit")
 	show := fs.Bool("version", false, "print the version, then exit")
 	fs.Usage = func() { fmt.Fprint(stderr, usage); fs.PrintDefaults() }
-	if err := fs.Parse(args); err != nil || fs.NArg() > 0 {
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return 0
+	} else if err != nil || fs.NArg() > 0 {
 		if fs.NArg() > 0 {
 			fmt.Fprintf(stderr, "outguardd: unexpected argument %q\n", fs.Arg(0))
 		}
@@ -55,6 +58,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 1
 	}
 	if *check {
+		if _, err := os.Stat(*config); errors.Is(err, os.ErrNotExist) {
+			fmt.Fprintf(stdout, "there is no %s: the defaults are ok\n", *config)
+			return 0
+		}
 		fmt.Fprintln(stdout, *config+": ok")
 		return 0
 	}
