@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
 )
 
 // DefaultConfigPath is where outguardd and outguard look for the configuration.
@@ -75,8 +79,17 @@ type Log struct {
 type Bytes int64
 
 // UnmarshalYAML reads "64MiB" or a bare number of bytes.
-func (b *Bytes) UnmarshalYAML(text []byte) error {
-	s := strings.Trim(strings.TrimSpace(string(text)), `"'`)
+func (b *Bytes) UnmarshalYAML(node ast.Node) error {
+	t := node.GetToken()
+	n, err := parseBytes(t.Value)
+	if err != nil {
+		return fmt.Errorf("line %d, column %d: %w", t.Position.Line, t.Position.Column, err)
+	}
+	*b = n
+	return nil
+}
+
+func parseBytes(s string) (Bytes, error) {
 	units := []struct {
 		name string
 		size int64
@@ -86,15 +99,13 @@ func (b *Bytes) UnmarshalYAML(text []byte) error {
 		if !ok {
 			continue
 		}
-		var n int64
-		digits = strings.TrimSpace(digits)
-		if _, err := fmt.Sscanf(digits, "%d", &n); err != nil || fmt.Sprint(n) != digits || n <= 0 || n > (1<<62)/u.size {
+		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
+		if err != nil || n <= 0 || n > (1<<62)/u.size {
 			break
 		}
-		*b = Bytes(n * u.size)
-		return nil
+		return Bytes(n * u.size), nil
 	}
-	return fmt.Errorf("%q is no size: write a whole number with KiB, MiB or GiB", s)
+	return 0, fmt.Errorf("%q is no size: write a whole number with KiB, MiB or GiB", s)
 }
 
 // LoadConfig reads and validates the file at path. A missing file at the
@@ -167,9 +178,22 @@ func besideSelf(name string) string {
 
 // check returns the YAML path of the first value that cannot stand.
 func (c *Config) check() (string, error) {
-	for path, dir := range map[string]string{"$.state_dir": c.StateDir, "$.run_dir": c.RunDir, "$.listen.hybrid_dir": c.Listen.HybridDir} {
-		if !filepath.IsAbs(dir) {
-			return path, fmt.Errorf("%q is not an absolute path", dir)
+	for _, p := range [][2]string{
+		{"$.state_dir", c.StateDir}, {"$.run_dir", c.RunDir}, {"$.libvirt", c.Libvirt},
+		{"$.playbook", c.Playbook}, {"$.listen.hybrid_dir", c.Listen.HybridDir},
+	} {
+		if p[1] != "" && !filepath.IsAbs(p[1]) {
+			return p[0], fmt.Errorf("%q is not an absolute path", p[1])
+		}
+	}
+	if g := c.Listen.HybridGroup; g != "" {
+		if _, err := user.LookupGroup(g); err != nil {
+			return "$.listen.hybrid_group", err
+		}
+	}
+	if l := c.Metrics.Listen; l != "" {
+		if _, _, err := net.SplitHostPort(l); err != nil {
+			return "$.metrics.listen", fmt.Errorf("%q is no host:port: %w", l, err)
 		}
 	}
 	switch {
@@ -200,6 +224,11 @@ func (c *Config) check() (string, error) {
 			return path + ".path", fmt.Errorf("%q is not an absolute path", e.Path)
 		case err != nil || (len(sum) != 0 && len(sum) != 32):
 			return path + ".sha256", fmt.Errorf("%q is no SHA-256 in hex", e.SHA256)
+		}
+		if e.User != "" {
+			if _, err := user.Lookup(e.User); err != nil {
+				return path + ".user", err
+			}
 		}
 		seen[e.Name] = true
 	}

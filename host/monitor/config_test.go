@@ -44,13 +44,17 @@ func TestConfigErrors(t *testing.T) {
 	for name, tc := range map[string]struct{ text, want string }{
 		"unknown key":   {"state_dir: /a\nbogus: 1\n", "[2:1]"},
 		"wrong type":    {"session:\n  heartbeat: [1]\n", "[2:"},
-		"bad size":      {"session:\n  credit: 4 bananas\n", "is no size"},
-		"zero size":     {"session:\n  credit: 0MiB\n", "is no size"},
+		"bad size":      {"session:\n  credit: 4 bananas\n", "line 2, column 11: \"4 bananas\" is no size"},
+		"no such user":  {"engines:\n  - name: a\n    path: /x\n    user: nobody-at-all\n", "line 4, column 11: engines[0].user"},
+		"no such group": {"listen:\n  hybrid_group: nobody-at-all\n", "line 2, column 17: listen.hybrid_group"},
+		"no port":       {"metrics:\n  listen: localhost\n", "line 2, column 11: metrics.listen"},
+		"relative file": {"playbook: p.yaml\n", "line 1, column 11: playbook"},
+		"zero size":     {"session:\n  credit: 0MiB\n", "line 2, column 11: "},
 		"relative dir":  {"run_dir: /run/og\nstate_dir: here\n", "line 2, column 12: state_dir"},
 		"bad enum":      {"listen:\n  vsock: maybe\n", "line 2, column 10: listen.vsock"},
 		"small credit":  {"session:\n  credit: 1KiB\n", "line 2, column 11: session.credit"},
 		"bad checksum":  {"engines:\n  - name: a\n    path: /x\n    sha256: zz\n", "line 4, column 13: engines[0].sha256"},
-		"second engine": {"engines:\n  - {name: a, path: /x}\n  - {name: a, path: /y}\n", "a second engine"},
+		"second engine": {"engines:\n  - {name: a, path: /x}\n  - {name: a, path: /y}\n", "line 3, column "},
 		"log level":     {"log:\n  level: loud\n", "line 2, column 10: log.level"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -30,6 +30,7 @@ type judge struct {
 	playbook *decide.Playbook
 	history  decide.History
 	known    map[place]*earlier // on record from an earlier process; each is met once at most
+	ordered  map[string]bool    // findings for which an earlier process gave orders
 }
 
 // found is what every part calls with a finding: it is recorded, decided, and
@@ -75,10 +76,10 @@ func (j *judge) decide(f *engine.Finding) {
 	name := j.m.domains.name(f.VM)
 	d := decide.Decide(j.playbook, j.input(f, name), j.history)
 	j.history.Note(d)
+	j.m.keep(f.VM, evidence.KindDecision, d.At, &d) // that nothing is to be done is a decision too
 	if d.Rule == "" {
 		return
 	}
-	j.m.keep(f.VM, evidence.KindDecision, d.At, &d)
 	j.m.metrics.Decision(d.Rule, outcome(&d))
 	if len(d.Steps) > 0 {
 		j.order(f, &d, name)

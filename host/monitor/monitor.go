@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -50,7 +51,8 @@ type Monitor struct {
 	responder *respond.Responder
 	doors     *doors
 
-	enrolError string // what is wrong with the enrolments, as last logged
+	loose      sync.WaitGroup // findings that could not be told where they were made
+	enrolError string         // what is wrong with the enrolments, as last logged
 
 	observe func(took time.Duration) // each batch's way from arrival to verdict; benchmarks set it
 }
@@ -110,8 +112,17 @@ func (m *Monitor) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, m.close()) }()
 	m.leftovers()
-	m.wire()
-	return m.stages().run(ctx, m.log)
+	if err := m.wire(); err != nil {
+		return err
+	}
+	err = m.stages().run(ctx, m.log)
+	m.loose.Wait()
+	return err
+}
+
+// checkpoints is where engines' models are kept.
+func (m *Monitor) checkpoints() engines.Dir {
+	return engines.Dir(filepath.Join(m.cfg.StateDir, "models"))
 }
 
 // open takes hold of what is on disk.
@@ -120,7 +131,7 @@ func (m *Monitor) open() error {
 	if err != nil {
 		return err
 	}
-	m.judge = &judge{m: m, playbook: playbook, history: decide.History{}, known: map[place]*earlier{}}
+	m.judge = &judge{m: m, playbook: playbook, history: decide.History{}, known: map[place]*earlier{}, ordered: map[string]bool{}}
 	for _, dir := range []struct {
 		path string
 		mode os.FileMode
@@ -153,11 +164,12 @@ func (m *Monitor) open() error {
 // setAside reports a VM's record that could not be gone on with. The store has
 // begun a new one; it is in the middle of that, so the finding comes after.
 func (m *Monitor) setAside(vm uuid.UUID, err error, dir string) {
-	go m.judge.found(engine.Finding{
+	f := engine.Finding{
 		VM: vm, Rule: "evidence/corrupt", Severity: engine.Severest, Technique: "T1070",
 		Reason: "The VM's record is not what was written; it was set aside and a new one begun.",
 		Detail: map[string]string{"error": err.Error(), "dir": dir},
-	})
+	}
+	m.loose.Go(func() { m.judge.found(f) })
 }
 
 // leftovers tells of bundles that a crash left half written. They may hold the
@@ -211,7 +223,7 @@ func (m *Monitor) close() error {
 }
 
 // wire makes the parts and joins them.
-func (m *Monitor) wire() {
+func (m *Monitor) wire() error {
 	m.metrics = metrics.New(&metrics.Options{Version: m.version})
 	m.domains = newDomains()
 	m.libvirt = domain.New(&domain.Options{Socket: m.cfg.Libvirt, Log: m.log})
@@ -219,24 +231,30 @@ func (m *Monitor) wire() {
 	m.responder = respond.New(m.journal, m.libvirt, m.captures, m, &respond.Options{Observe: m.judge.settled, Log: m.log})
 	m.pipeline = pipeline.New()
 	for _, e := range m.cfg.Engines {
-		m.addEngine(e)
+		if err := m.addEngine(e); err != nil {
+			return fmt.Errorf("engine %s: %w", e.Name, err)
+		}
 	}
 	m.sessions = session.New(session.Parts{
 		Keys: keys{m.domains}, Recorder: recorder{m}, Replayer: recorder{m}, Sink: sink{m},
 		Findings: m.judge.found, Domains: domainStates{m.domains}, Store: m.state, Log: m.log,
 	}, &session.Options{Heartbeat: m.cfg.Session.Heartbeat, Credit: int(m.cfg.Session.Credit), Grace: m.cfg.Session.Grace})
 	m.doors = newDoors(m)
+	return nil
 }
 
-func (m *Monitor) addEngine(e Engine) {
+func (m *Monitor) addEngine(e Engine) error {
 	uid, gid, err := engineUser(e.User)
+	if err != nil && e.User != "" {
+		return err
+	}
 	if err != nil {
 		m.log.Warn("engine runs under the monitor's own user", "engine", e.Name, "why", err)
 	}
 	counts := m.metrics.Engine(e.Name)
 	judged := m.pipeline.Judged(e.Name)
 	s := engines.New(engines.Config{Name: e.Name, Path: e.Path, SHA256: e.SHA256, UID: uid, GID: gid}, m.judge.found, &engines.Options{
-		Logger: m.log, Store: engines.Dir(filepath.Join(m.cfg.StateDir, "models")),
+		Logger: m.log, Store: m.checkpoints(),
 		SocketDir: m.cfg.RunDir,
 		Judged: func(b *engine.Batch, verdict time.Time) {
 			judged(b, verdict)
@@ -249,17 +267,20 @@ func (m *Monitor) addEngine(e Engine) {
 	})
 	m.engines = append(m.engines, s)
 	m.pipeline.Add(s)
+	return nil
 }
 
 // engineUser is whom an engine is to run as; nil is the monitor's own user.
 func engineUser(name string) (uid, gid *uint32, err error) {
-	asked := name != ""
-	if !asked {
+	if name == "" {
 		name = "outguard-engine"
 	}
 	u, err := user.Lookup(name)
 	if err != nil {
 		return nil, nil, err
+	}
+	if u.Uid == strconv.Itoa(os.Geteuid()) {
+		return nil, nil, nil
 	}
 	if !maySetUser() {
 		return nil, nil, fmt.Errorf("no CAP_SETUID and CAP_SETGID to become %s", name)

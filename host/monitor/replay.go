@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/engines"
 	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/respond"
 	"github.com/outguard/outguard/plugins/engine"
 )
 
@@ -39,60 +41,79 @@ type earlier struct {
 // replay has the engines judge again what is on record and no checkpoint of
 // theirs covers: a monitor that was killed goes on where it was. A finding that
 // was on record already is not recorded a second time, and is decided only if
-// it had not been.
+// it had not been. What goes wrong with one VM's record is a finding of that
+// VM's and holds up no other.
 func (m *Monitor) replay(ctx context.Context) error {
 	vms, err := evidence.Streams(m.store.Dir())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	for _, vm := range vms {
-		if vm == uuid.Nil { // the host's own: no frames
-			continue
+	if err != nil {
+		return err
+	}
+	if err := m.judge.readOrders(); err != nil {
+		return err
+	}
+	for _, e := range m.engines {
+		saved, err := m.checkpoints().Load(e.Name())
+		if err != nil {
+			m.log.Error("checkpoints", "engine", e.Name(), "error", err)
 		}
-		for _, e := range m.engines {
-			err = errors.Join(err, m.replayed(vm, m.replayOne(ctx, vm, e)))
+		for _, vm := range vms {
+			if vm == uuid.Nil { // the host's own: no frames
+				continue
+			}
+			from := uint64(0)
+			if s, ok := saved[vm]; ok {
+				from = s.Index + 1
+			}
+			m.replayed(ctx, vm, m.replayOne(ctx, vm, e, from))
 		}
 	}
-	return err
+	return ctx.Err()
 }
 
 // replayed takes what came of replaying a VM's record. One without a record yet
-// is no error; one that is corrupt is set aside, and the VM goes on.
-func (m *Monitor) replayed(vm uuid.UUID, err error) error {
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case errors.Is(err, evidence.ErrCorrupt):
+// is no error; one that is corrupt is set aside.
+func (m *Monitor) replayed(ctx context.Context, vm uuid.UUID, err error) {
+	if err == nil || ctx.Err() != nil || errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if errors.Is(err, evidence.ErrCorrupt) {
 		dir, aside := m.store.SetAside(vm)
 		if aside == nil {
 			m.setAside(vm, err, dir)
-			return nil
+			return
 		}
 		err = errors.Join(err, aside)
 	}
-	return err
+	m.judge.found(engine.Finding{
+		VM: vm, Rule: "monitor/replay", Severity: engine.High,
+		Reason: "A part of the VM's record could not be judged again after a start.",
+		Detail: map[string]string{"error": err.Error()},
+	})
 }
 
-func (m *Monitor) replayOne(ctx context.Context, vm uuid.UUID, e *engines.Supervisor) error {
-	_, covered, ok, err := e.Covered(vm)
-	if err != nil {
-		return fmt.Errorf("%s: %w", e.Name(), err)
-	}
-	from := uint64(0)
-	if ok {
-		from = covered + 1
-	}
-	if err := m.judge.remember(vm, m.captures.reader(vm), from); err != nil {
+// stillStarting is how often a service manager is told that a long replay is
+// no hang.
+const stillStarting = 10 * time.Second
+
+func (m *Monitor) replayOne(ctx context.Context, vm uuid.UUID, e *engines.Supervisor, from uint64) error {
+	if err := m.judge.remember(m.captures.reader(vm), from); err != nil {
 		return err
 	}
-	n := 0
-	err = m.captures.reader(vm).Read(from, 1<<63, func(r *evidence.Record) error {
+	n, told := 0, time.Now()
+	err := m.captures.reader(vm).Read(from, 1<<63, func(r *evidence.Record) error {
 		if r.Kind != evidence.KindFrame {
 			return nil
 		}
 		b, ok := frameBatch(vm, r)
 		if !ok {
 			return nil
+		}
+		if time.Since(told) > stillStarting {
+			m.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (3 * stillStarting).Microseconds()))
+			told = time.Now()
 		}
 		n++
 		return e.Submit(ctx, &b)
@@ -103,10 +124,24 @@ func (m *Monitor) replayOne(ctx context.Context, vm uuid.UUID, e *engines.Superv
 	return err
 }
 
-// remember notes which findings of events are on record from an index on.
-func (j *judge) remember(vm uuid.UUID, r *evidence.Reader, from uint64) error {
+// readOrders notes for which findings there is an order in the journal.
+func (j *judge) readOrders() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.m.journal.Entries(func(e respond.Entry) bool {
+		if e.Order.Finding != "" {
+			j.ordered[e.Order.Finding] = true
+		}
+		return true
+	})
+}
+
+// remember notes which findings of events are on record from an index on. One
+// is decided if its decision is there and, where that had steps, so is an order:
+// a monitor can be killed in between.
+func (j *judge) remember(r *evidence.Reader, from uint64) error {
 	byID := map[string]*earlier{}
-	err := r.Read(from, 1<<63, func(rec *evidence.Record) error {
+	return r.Read(from, 1<<63, func(rec *evidence.Record) error {
 		switch rec.Kind {
 		case evidence.KindFinding:
 			f, err := unmarshal[engine.Finding](rec)
@@ -114,9 +149,10 @@ func (j *judge) remember(vm uuid.UUID, r *evidence.Reader, from uint64) error {
 				return err
 			}
 			if p, ok := placeOf(&f); ok {
-				byID[f.ID] = &earlier{id: f.ID}
+				e := &earlier{id: f.ID}
+				byID[f.ID] = e
 				j.mu.Lock()
-				j.known[p] = byID[f.ID]
+				j.known[p] = e
 				j.mu.Unlock()
 			}
 		case evidence.KindDecision:
@@ -125,10 +161,11 @@ func (j *judge) remember(vm uuid.UUID, r *evidence.Reader, from uint64) error {
 				return err
 			}
 			if e := byID[d.Finding]; e != nil {
-				e.decided = true
+				j.mu.Lock()
+				e.decided = len(d.Steps) == 0 || j.ordered[d.Finding]
+				j.mu.Unlock()
 			}
 		}
 		return nil
 	})
-	return err
 }

@@ -29,17 +29,18 @@ func (m *Monitor) stages() stages {
 		s = append(s, stage{name: "engine " + e.Name(), run: e.Run})
 	}
 	s = append(s,
+		stage{name: "domains", ready: m.look}, // a finding of what is judged again knows its domain
 		stage{name: "replay", ready: m.replay},
 		stage{name: "counters", run: newCounters(m).run},
 		stage{name: "sessions", run: m.sessions.Run},
-		stage{name: "libvirt", ready: m.look, run: func(ctx context.Context) error { return m.libvirt.Watch(ctx, m.happened) }},
+		stage{name: "libvirt", run: func(ctx context.Context) error { return m.libvirt.Watch(ctx, m.happened) }},
 		stage{name: "enrolments", run: m.watchEnrolments},
 		stage{name: "listeners", ready: m.doors.prepare, run: m.doors.run},
 	)
 	if m.cfg.Metrics.Listen != "" {
 		s = append(s, m.metricsStage())
 	}
-	return append(s, m.apiStage(), stage{name: "ready", ready: m.ready})
+	return append(s, m.apiStage(), stage{name: "ready", ready: m.ready, run: m.serving})
 }
 
 func (m *Monitor) metricsStage() stage {
@@ -81,11 +82,23 @@ func apiGroup() int {
 
 // ready tells the service manager, if there is one, and the log.
 func (m *Monitor) ready(context.Context) error {
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		m.log.Warn("sd_notify", "error", err)
-	}
+	m.notify(daemon.SdNotifyReady)
 	m.log.Info("ready", "version", m.version, "api", m.cfg.APISocket(), "listeners", m.doors.names(), "took", time.Since(m.started).Round(time.Millisecond))
 	return nil
+}
+
+// serving is the first to end: it says that the rest will.
+func (m *Monitor) serving(ctx context.Context) error {
+	<-ctx.Done()
+	m.notify(daemon.SdNotifyStopping)
+	return nil
+}
+
+// notify tells the service manager, if there is one.
+func (m *Monitor) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		m.log.Warn("sd_notify", "error", err)
+	}
 }
 
 // look reads libvirt's list and the enrolments for the first time. A libvirtd

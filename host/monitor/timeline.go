@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/outguard/outguard/host/bundle"
@@ -38,15 +39,25 @@ func timelineOf(o respond.Order, f *engine.Finding, entries []respond.Entry, sho
 }
 
 func tellFinding(t *bundle.Timeline, f *engine.Finding) {
-	what := bundle.Fact{Name: "comm", Value: f.Comm}
-	path := bundle.Fact{Name: "path", Value: f.Path}
+	facts := []bundle.Fact{{Name: "comm", Value: f.Comm}}
+	if f.Path != "" {
+		facts = append(facts, bundle.Fact{Name: "path", Value: f.Path})
+	}
 	if t.Hook = f.Hook; !t.Hook.IsZero() {
-		t.Add(t.Hook, bundle.StepEvent, fmt.Sprintf("%s by pid %d", f.Event, f.PID), what, path)
+		t.Add(t.Hook, bundle.StepEvent, fmt.Sprintf("%s by pid %d", f.Event, f.PID), facts...)
 	}
 	if !f.Received.IsZero() {
 		t.Add(f.Received, bundle.StepReceived, "the frame with it")
 	}
-	t.Add(f.At, bundle.StepFinding, fmt.Sprintf("%s: %s", f.Engine, f.Rule), bundle.Fact{Name: "reason", Value: f.Reason})
+	t.Add(f.At, bundle.StepFinding, ruleText(f)+": "+f.Reason)
+}
+
+// ruleText names the engine once: most rules begin with it.
+func ruleText(f *engine.Finding) string {
+	if strings.HasPrefix(f.Rule, f.Engine+"/") {
+		return f.Rule
+	}
+	return f.Engine + " " + f.Rule
 }
 
 func captureText(shot *domain.Snapshot) string {
