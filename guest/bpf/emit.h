@@ -3,11 +3,16 @@
 #ifndef OUTGUARD_EMIT_H
 #define OUTGUARD_EMIT_H
 
-/* How long bulk records may wait before one wakes the agent, and how many bytes. */
+/*
+ * How long bulk records may wait before one wakes the agent, and how many bytes
+ * may come in between. What is in the ring tells nothing: the agent has read it
+ * and leaves it there until the host has it.
+ */
 #define BULK_WAKE_NS 2000000
 #define BULK_WAKE_BYTES (256 << 10)
 
 static volatile __u64 bulk_woken_ns;
+static volatile __u64 bulk_woken_pos;
 
 static __always_inline __u32 exec_id(struct task_struct *t)
 {
@@ -48,9 +53,12 @@ static __always_inline struct counter *get_counter(__u32 cpu, __u32 class)
 
 static __always_inline __u64 bulk_wakeup(__u64 now)
 {
-	if (now - bulk_woken_ns < BULK_WAKE_NS && bpf_ringbuf_query(&bulk, BPF_RB_AVAIL_DATA) < BULK_WAKE_BYTES)
+	__u64 pos = bpf_ringbuf_query(&bulk, BPF_RB_PROD_POS);
+
+	if (now - bulk_woken_ns < BULK_WAKE_NS && pos - bulk_woken_pos < BULK_WAKE_BYTES)
 		return BPF_RB_NO_WAKEUP;
 	bulk_woken_ns = now;
+	bulk_woken_pos = pos;
 	return BPF_RB_FORCE_WAKEUP;
 }
 

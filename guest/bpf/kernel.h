@@ -35,10 +35,10 @@ enum {
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 enum { BPF_ANY = 0 };
-enum { BPF_F_NO_PREALLOC = 1, BPF_F_CLONE = 512 };
+enum { BPF_F_NO_PREALLOC = 1, BPF_F_CLONE = 512, BPF_F_MMAPABLE = 1024 };
 enum { BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
 enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2 };
-enum { BPF_RB_AVAIL_DATA = 0 };
+enum { BPF_RB_PROD_POS = 3 };
 
 #define AF_UNIX 1
 #define AF_INET 2

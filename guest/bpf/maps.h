@@ -91,6 +91,29 @@ struct {
 	__uint(value_size, STATE_SIZE);
 } state SEC(".maps");
 
+/*
+ * For the agent alone: how far both rings stand in the frames up to one that it
+ * sent, so that a restarted one knows where to go on. Stamp is the frame's index
+ * plus one, or 0; last is 1 for a frame that ends its session. The first of
+ * them is another thing: its stamp is the index of the last frame that the host
+ * has confirmed. The agent maps them, so that a frame costs it no system call.
+ */
+#define FRAMES 1024
+struct frame_mark {
+	__u64 stamp;
+	__u64 critical;
+	__u64 bulk;
+	__u64 last;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1 + FRAMES);
+	__type(key, __u32);
+	__type(value, struct frame_mark);
+} frames SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

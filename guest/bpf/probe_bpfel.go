@@ -38,6 +38,14 @@ type ProbeDigestCache struct {
 	Digest [32]uint8
 }
 
+type ProbeFrameMark struct {
+	_        structs.HostLayout
+	Stamp    uint64
+	Critical uint64
+	Bulk     uint64
+	Last     uint64
+}
+
 type ProbeScratch struct {
 	_      structs.HostLayout
 	Busy   uint64
@@ -65,6 +73,7 @@ const (
 	ProbeMapCounters            = "counters"
 	ProbeMapCritical            = "critical"
 	ProbeMapDigests             = "digests"
+	ProbeMapFrames              = "frames"
 	ProbeMapLabels              = "labels"
 	ProbeMapRunning             = "running"
 	ProbeMapScratches           = "scratches"
@@ -161,6 +170,7 @@ type ProbeMapSpecs struct {
 	Counters  *ebpf.MapSpec `ebpf:"counters"`
 	Critical  *ebpf.MapSpec `ebpf:"critical"`
 	Digests   *ebpf.MapSpec `ebpf:"digests"`
+	Frames    *ebpf.MapSpec `ebpf:"frames"`
 	Labels    *ebpf.MapSpec `ebpf:"labels"`
 	Running   *ebpf.MapSpec `ebpf:"running"`
 	Scratches *ebpf.MapSpec `ebpf:"scratches"`
@@ -201,6 +211,7 @@ type ProbeMaps struct {
 	Counters  *ebpf.Map `ebpf:"counters"`
 	Critical  *ebpf.Map `ebpf:"critical"`
 	Digests   *ebpf.Map `ebpf:"digests"`
+	Frames    *ebpf.Map `ebpf:"frames"`
 	Labels    *ebpf.Map `ebpf:"labels"`
 	Running   *ebpf.Map `ebpf:"running"`
 	Scratches *ebpf.Map `ebpf:"scratches"`
@@ -214,6 +225,7 @@ func (m *ProbeMaps) Close() error {
 		m.Counters,
 		m.Critical,
 		m.Digests,
+		m.Frames,
 		m.Labels,
 		m.Running,
 		m.Scratches,

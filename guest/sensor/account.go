@@ -70,7 +70,7 @@ func (a *account) settle(b *batcher) bool {
 	if !a.pending {
 		return true
 	}
-	if b.critical.read < a.critical || b.sent() < a.bulk {
+	if at := b.handed(); at.critical < a.critical || at.bulk < a.bulk {
 		return false
 	}
 	for i := range a.slots {

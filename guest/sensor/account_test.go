@@ -56,8 +56,8 @@ func TestMark(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			var k kernel
-			b := newBatcher(&k.critical, &k.bulk)
+			k := newKernel()
+			b := k.batcher()
 			a := newAccount(script{0: tc.readings, 1: {{}}}, 1)
 			if err := a.mark(b); err != nil {
 				t.Fatal(err)
@@ -75,8 +75,8 @@ func TestMark(t *testing.T) {
 // TestSettle: a mark counts only when everything that was in the rings then
 // has been handed over, and stays what it was until then.
 func TestSettle(t *testing.T) {
-	var k kernel
-	b := newBatcher(&k.critical, &k.bulk)
+	k := newKernel()
+	b := k.batcher()
 	a := newAccount(script{0: {count(40, 40, 0)}, 1: {count(1, 1, 0)}}, 1)
 	for range 40 {
 		k.write(t, vsockproto.Critical, 4000)
@@ -111,8 +111,8 @@ func TestSettle(t *testing.T) {
 }
 
 func TestMarkFails(t *testing.T) {
-	var k kernel
-	b := newBatcher(&k.critical, &k.bulk)
+	k := newKernel()
+	b := k.batcher()
 	if err := newAccount(script{}, 1).mark(b); err == nil {
 		t.Error("a counter that cannot be read was no error")
 	}

@@ -10,45 +10,18 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cilium/ebpf/ringbuf"
-
 	"github.com/outguard/outguard/vsockproto"
 )
 
-// fakeRing is a ring with what the kernel has put into it.
-type fakeRing struct {
-	queue [][]byte
-	bytes int
-	err   error
-}
-
-func (r *fakeRing) put(b []byte) {
-	r.queue = append(r.queue, b)
-	r.bytes += len(b) + ringOverhead
-}
-
-func (r *fakeRing) AvailableBytes() int { return r.bytes }
-
-func (r *fakeRing) ReadInto(rec *ringbuf.Record) error {
-	if r.err != nil {
-		return r.err
-	}
-	b := r.queue[0]
-	r.queue = r.queue[1:]
-	r.bytes -= len(b) + ringOverhead
-	if cap(rec.RawSample) < len(b) {
-		panic("the record does not fit, the reader would allocate")
-	}
-	rec.RawSample = rec.RawSample[:len(b)]
-	copy(rec.RawSample, b)
-	return nil
-}
-
 // kernel writes records as the programs do, and numbers them over both rings.
 type kernel struct {
-	critical, bulk fakeRing
+	critical, bulk *memRing
 	clock          uint64
 }
+
+func newKernel() *kernel { return &kernel{critical: newMemRing(4 << 20), bulk: newMemRing(4 << 20)} }
+
+func (k *kernel) batcher() *batcher { return newBatcher(k.critical.reader(), k.bulk.reader()) }
 
 func (k *kernel) write(t testing.TB, class vsockproto.Class, path int) uint64 {
 	t.Helper()
@@ -61,15 +34,17 @@ func (k *kernel) write(t testing.TB, class vsockproto.Class, path int) uint64 {
 	if err != nil {
 		t.Fatal(err)
 	}
+	into := k.bulk
 	if class == vsockproto.Critical {
-		k.critical.put(b)
-	} else {
-		k.bulk.put(b)
+		into = k.critical
+	}
+	if !into.put(b) {
+		t.Fatal("the ring is full")
 	}
 	return k.clock
 }
 
-// take reads one batch and returns the records' times and classes.
+// take reads one batch, lets go of it, and returns the records' times and classes.
 func take(t testing.TB, b *batcher, out []byte) []string {
 	t.Helper()
 	records, n, err := b.next(out)
@@ -90,12 +65,14 @@ func take(t testing.TB, b *batcher, out []byte) []string {
 	if len(got) != n {
 		t.Fatalf("%d records, counted %d", len(got), n)
 	}
+	b.critical.release(b.handed().critical)
+	b.bulk.release(b.handed().bulk)
 	return got
 }
 
 func TestBatchPutsCriticalFirst(t *testing.T) {
-	var k kernel
-	b := newBatcher(&k.critical, &k.bulk)
+	k := newKernel()
+	b := k.batcher()
 	for _, c := range []vsockproto.Class{vsockproto.Critical, vsockproto.Bulk, vsockproto.Critical, vsockproto.Bulk} {
 		k.write(t, c, 10)
 	}
@@ -112,8 +89,8 @@ func TestBatchPutsCriticalFirst(t *testing.T) {
 // TestBatchHoldsBulkBack: bulk that was read waits until every critical record
 // from before it has gone, over as many batches as that takes.
 func TestBatchHoldsBulkBack(t *testing.T) {
-	var k kernel
-	b := newBatcher(&k.critical, &k.bulk)
+	k := newKernel()
+	b := k.batcher()
 	for range 40 {
 		k.write(t, vsockproto.Critical, 4000)
 	}
@@ -137,8 +114,8 @@ func TestBatchOrder(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	var k kernel
-	b := newBatcher(&k.critical, &k.bulk)
+	k := &kernel{critical: newMemRing(32 << 20), bulk: newMemRing(32 << 20)}
+	b := k.batcher()
 	out := make([]byte, 0, 64<<10)
 	var got []string
 	for range 200 {
@@ -185,34 +162,59 @@ func checkOrder(t *testing.T, got []string) {
 }
 
 func TestBatchErrors(t *testing.T) {
-	broken := errors.New("broken")
 	for _, which := range []string{"critical", "bulk"} {
 		t.Run(which, func(t *testing.T) {
-			var k kernel
-			k.write(t, vsockproto.Critical, 1)
-			k.write(t, vsockproto.Bulk, 1)
-			if which == "critical" {
-				k.critical.err = broken
-			} else {
-				k.bulk.err = broken
-			}
-			_, _, err := newBatcher(&k.critical, &k.bulk).next(make([]byte, 0, 64<<10))
-			if !errors.Is(err, broken) || !strings.Contains(err.Error(), which) {
+			k := newKernel()
+			broken := map[string]*memRing{"critical": k.critical, "bulk": k.bulk}[which]
+			broken.put([]byte("nine byte"))
+			_, _, err := k.batcher().next(make([]byte, 0, 64<<10))
+			if !errors.Is(err, vsockproto.ErrInvalid) || !strings.Contains(err.Error(), which) {
 				t.Errorf("error %v", err)
 			}
 		})
 	}
 }
 
+// TestBatchStalls: a record under way holds up what comes after it, and what
+// may rest on it, and nothing else.
+func TestBatchStalls(t *testing.T) {
+	for _, class := range []vsockproto.Class{vsockproto.Critical, vsockproto.Bulk} {
+		t.Run(class.String(), func(t *testing.T) {
+			k := newKernel()
+			b := k.batcher()
+			out := make([]byte, 0, 64<<10)
+			k.write(t, vsockproto.Critical, 10)
+			ring := k.bulk
+			if class == vsockproto.Critical {
+				ring = k.critical
+			}
+			pos, _ := ring.reserve(8)
+			k.write(t, vsockproto.Bulk, 10)
+			if got := take(t, b, out); !slices.Equal(got, []string{"critical@1"}) {
+				t.Errorf("batch %v", got)
+			}
+			if !b.stalled || !b.pending() {
+				t.Errorf("stalled %v, pending %v", b.stalled, b.pending())
+			}
+			ring.commit(pos, nil)
+			if got := take(t, b, out); !slices.Equal(got, []string{"bulk@2"}) {
+				t.Errorf("batch %v", got)
+			}
+			if b.stalled || b.pending() {
+				t.Errorf("stalled %v, pending %v", b.stalled, b.pending())
+			}
+		})
+	}
+}
+
 func TestBatchDoesNotAllocate(t *testing.T) {
-	var k kernel
+	k := newKernel()
 	k.write(t, vsockproto.Critical, 40)
 	k.write(t, vsockproto.Bulk, 40)
-	b := newBatcher(&k.critical, &k.bulk)
+	b := k.batcher()
 	out := make([]byte, 0, 64<<10)
-	critical, bulk := k.critical, k.bulk
 	if n := testing.AllocsPerRun(100, func() {
-		k.critical, k.bulk = critical, bulk
+		b.place(position{})
 		if _, n, err := b.next(out); n != 2 || err != nil {
 			t.Fatalf("%d records, %v", n, err)
 		}

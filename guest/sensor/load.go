@@ -21,7 +21,8 @@ import (
 // pinned maps outlive the agent. The digest cache is not among them: it is
 // right only as long as the programs that end its entries have run all along,
 // so it lives and dies with them.
-var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state"}
+// Frames come behind the rings that they are about.
+var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state", "frames"}
 
 // loader brings the programs into the kernel.
 type loader struct {
@@ -170,26 +171,38 @@ func (l *loader) hooks() []hook {
 // replace removes the pins of maps that another build laid out otherwise. The
 // others, the numbers among them, stay.
 func (l *loader) replace(spec *ebpf.CollectionSpec) error {
+	renewed := false // a ring, so that what is known of frames is about another
 	for _, name := range pinned {
-		path := filepath.Join(l.pins, name)
-		m, err := ebpf.LoadPinnedMap(path, nil)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
+		other, err := l.differs(spec.Maps[name], name)
 		if err != nil {
-			return fmt.Errorf("open pinned map %s: %w", name, err)
+			return err
 		}
-		other := spec.Maps[name].Compatible(m)
-		m.Close()
-		if other == nil {
+		if name == "frames" && renewed && other == nil {
+			other = errOther
+		}
+		renewed = renewed || other != nil && spec.Maps[name].Type == ebpf.RingBuf
+		if other == nil || errors.Is(other, os.ErrNotExist) {
 			continue
 		}
 		l.log.Info("replacing a map of another build", "map", name, "reason", other)
-		if err := os.Remove(path); err != nil {
+		if err := os.Remove(filepath.Join(l.pins, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove pin: %w", err)
 		}
 	}
 	return nil
+}
+
+// differs tells why the pinned map of a name cannot be the one that spec wants.
+func (l *loader) differs(spec *ebpf.MapSpec, name string) (reason, err error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(l.pins, name), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return err, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open pinned map %s: %w", name, err)
+	}
+	defer m.Close()
+	return spec.Compatible(m), nil
 }
 
 // programs finds the loaded programs by their names.

@@ -5,12 +5,17 @@
 //
 // Links, rings and counters are pinned under a directory of the BPF file
 // system. While no agent runs the programs go on and the rings fill; the next
-// agent with the same programs takes over where the last one stopped, and the
-// numbers go on. An agent with other programs replaces them all, keeps the
-// numbers, and takes a new snapshot of what runs.
+// agent with the same programs takes over, and the numbers go on. An agent with
+// other programs replaces them all, keeps the numbers, and takes a new snapshot
+// of what runs.
+//
+// A record stays in its ring until the host has it. Journal, pinned as well,
+// tells which frame ends where in the rings, so that the next agent goes on
+// exactly behind what the host has, however the last one ended.
 package sensor
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,7 +25,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/outguard/outguard/guest/bpf"
 	"github.com/outguard/outguard/vsockproto"
@@ -30,7 +34,10 @@ import (
 const DefaultPins = "/sys/fs/bpf/outguard"
 
 // StateSize is how much a caller may store with Save, in bytes.
-const StateSize = 64
+const StateSize = 56
+
+// The map behind Save has room for what the journal adds.
+const savedSize = StateSize + 8
 
 // Options are a sensor's; nil and zero mean the defaults.
 type Options struct {
@@ -49,8 +56,10 @@ type Sensor struct {
 	cpus    int
 	resumed bool
 
-	readers [2]*ringbuf.Reader
+	rings   [2]*ring
+	frames  []bpf.ProbeFrameMark
 	batcher *batcher
+	journal *Journal
 	account *account
 	bell    *bell
 
@@ -114,30 +123,38 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 
 func (s *Sensor) listen() error {
 	maps := [2]*ebpf.Map{s.objects.Critical, s.objects.Bulk}
+	var err error
 	for i, m := range maps {
-		r, err := ringbuf.NewReader(m)
-		if err != nil {
+		if s.rings[i], err = openRing(m); err != nil {
 			return fmt.Errorf("open ring: %w", err)
 		}
-		s.readers[i] = r
 	}
-	var err error
+	if s.frames, err = mapFrames(s.objects.Frames); err != nil {
+		return err
+	}
 	if s.bell, err = newBell(maps[0].FD(), maps[1].FD()); err != nil {
 		return err
 	}
-	s.batcher = newBatcher(s.readers[0], s.readers[1])
+	s.batcher = newBatcher(s.rings[0], s.rings[1])
+	s.journal = newJournal(s.batcher, s.frames)
 	s.account = newAccount(kernelCounters{s.objects.Counters}, s.cpus)
+	v, err := s.saved()
+	if err != nil {
+		return err
+	}
+	s.journal.origin = binary.LittleEndian.Uint64(v[StateSize:])
 	return nil
 }
 
 // Close stops reading. Programs, rings and numbers stay in the kernel.
 func (s *Sensor) Close() error {
 	var errs []error
-	for _, r := range s.readers {
+	for _, r := range s.rings {
 		if r != nil {
-			errs = append(errs, r.Close())
+			errs = append(errs, r.close())
 		}
 	}
+	errs = append(errs, unmapFrames(s.frames))
 	if s.bell != nil {
 		errs = append(errs, s.bell.close())
 	}
@@ -162,14 +179,28 @@ func (s *Sensor) CPUs() int { return s.cpus }
 // Hooks tells for every event type what became of it here.
 func (s *Sensor) Hooks() []vsockproto.Hook { return s.hooks }
 
+// Journal is to be told of every frame that is sent, and of what the host has.
+func (s *Sensor) Journal() *Journal { return s.journal }
+
 // Batch appends whole records to b, never beyond its capacity, and counts them;
 // none: there were none. They stand in an order in which no record comes before
 // the start of its task. It does not block and does not allocate. A b with room
-// for less than 64 KiB can come back empty although there are records.
-func (s *Sensor) Batch(b []byte) (records []byte, count int, err error) { return s.batcher.next(b) }
+// for less than 64 KiB can come back empty although there are records. What it
+// returns belongs into one frame, the next one with events.
+func (s *Sensor) Batch(b []byte) (records []byte, count int, err error) {
+	if at, ok := s.journal.place(); ok {
+		s.batcher.place(at)
+	}
+	return s.batcher.next(b)
+}
 
 // Wait returns when there are records, after Wake, or after d.
-func (s *Sensor) Wait(d time.Duration) error { return s.bell.wait(d, s.batcher.pending) }
+func (s *Sensor) Wait(d time.Duration) error {
+	if s.batcher.stalled {
+		return s.bell.pause(d)
+	}
+	return s.bell.wait(d, s.batcher.pending)
+}
 
 // Wake ends a Wait that is under way, or else the next one.
 func (s *Sensor) Wake() error { return s.bell.ring() }
@@ -217,13 +248,15 @@ func (s *Sensor) config() (c bpf.ProbeAgentConfig, err error) {
 }
 
 // Save keeps b, at most StateSize bytes, in the kernel for the next agent of
-// this boot. Only root can read it.
+// this boot, and with it which frames of the journal are the session's. Only
+// root can read it.
 func (s *Sensor) Save(b []byte) error {
 	if len(b) > StateSize {
 		return fmt.Errorf("save %d bytes: %w", len(b), vsockproto.ErrTooLong)
 	}
-	var v [StateSize]byte
+	var v [savedSize]byte
 	copy(v[:], b)
+	binary.LittleEndian.PutUint64(v[StateSize:], s.journal.base())
 	if err := s.objects.State.Put(uint32(0), v[:]); err != nil {
 		return fmt.Errorf("save: %w", err)
 	}
@@ -232,7 +265,15 @@ func (s *Sensor) Save(b []byte) error {
 
 // Saved returns what was saved, filled up with zeros to StateSize bytes.
 func (s *Sensor) Saved() ([]byte, error) {
-	v := make([]byte, StateSize)
+	v, err := s.saved()
+	if err != nil {
+		return nil, err
+	}
+	return v[:StateSize], nil
+}
+
+func (s *Sensor) saved() ([]byte, error) {
+	v := make([]byte, savedSize)
 	if err := s.objects.State.Lookup(uint32(0), v); err != nil {
 		return nil, fmt.Errorf("read what was saved: %w", err)
 	}

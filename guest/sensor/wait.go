@@ -15,7 +15,11 @@ import (
 // record after so long a silence wakes the reader, those before it do not.
 const linger = 4 * time.Millisecond
 
-// bell waits for records in any ring.
+// stall is how long a reader waits that has come to a record under way.
+const stall = time.Millisecond
+
+// bell waits for records in any ring. It hears what wakes, not what is there:
+// what was read and is not released is in the rings as well.
 type bell struct {
 	epoll, event int
 }
@@ -32,7 +36,7 @@ func newBell(fds ...int) (*bell, error) {
 	}
 	b := &bell{epoll: epoll, event: event}
 	for _, fd := range append(fds, event) {
-		e := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
+		e := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}
 		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &e); err != nil {
 			return nil, errors.Join(fmt.Errorf("epoll: %w", err), b.close())
 		}
@@ -57,6 +61,12 @@ func (b *bell) wait(d time.Duration, pending func() bool) error {
 		return err
 	}
 	_, err := b.poll(d - linger)
+	return err
+}
+
+// pause returns after a moment, when the bell was rung, or when a record woke it.
+func (b *bell) pause(d time.Duration) error {
+	_, err := b.poll(min(d, stall))
 	return err
 }
 

@@ -21,6 +21,7 @@ import (
 // start of its task, and keeps the account. All but Wake belong to Run.
 type Source interface {
 	// Batch appends whole records to b within its capacity and counts them.
+	// They go into one frame, before the next Batch.
 	Batch(b []byte) (records []byte, count int, err error)
 	// Wait returns when there are records, after Wake, or after d.
 	Wait(d time.Duration) error
@@ -42,7 +43,7 @@ type Policies interface {
 
 // Config is what an uplink needs.
 type Config struct {
-	Link     *link.Agent
+	Link     *link.Agent // whose Journal is the Source's
 	Source   Source
 	Policies Policies
 	Dial     DialFunc

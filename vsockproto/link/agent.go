@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -16,8 +17,33 @@ import (
 // AgentOptions are an agent's; nil and zero mean the defaults.
 type AgentOptions struct {
 	Hold      int           // bytes of frames held until recorded; default 1 MiB, at least MaxFrame
+	Frames    int           // frames held until recorded; default any number
 	Handshake time.Duration // how long the handshake may take; default 10 s
+	Journal   Journal       // default none: a process that ends takes with it what it holds
 }
+
+// Journal remembers, beyond the process, what is in each frame that is held, so
+// that a process that goes on with the session knows what the host has. Its
+// methods are called one at a time and must not call the Agent.
+type Journal interface {
+	// Sent is called before a frame can leave.
+	Sent(seq uint64, t vsockproto.FrameType)
+	// Acked: the host has every frame up to seq.
+	Acked(seq uint64)
+	// Begin: the frames that are held are those of a new session, from 1 on.
+	Begin()
+	// Resume is called once in a process that goes on with another's session:
+	// the host has every frame before next. False: it is not known what is in them.
+	Resume(next uint64) bool
+}
+
+// noJournal is for who does not go on in another process, or knows how by himself.
+type noJournal struct{}
+
+func (noJournal) Sent(uint64, vsockproto.FrameType) {}
+func (noJournal) Acked(uint64)                      {}
+func (noJournal) Begin()                            {}
+func (noJournal) Resume(uint64) bool                { return true }
 
 // State is what a session needs to go on in another process of the same boot.
 // Without it an agent that starts again begins a new session with its key.
@@ -40,10 +66,12 @@ type Handler interface {
 type Agent struct {
 	key       [vsockproto.KeySize]byte
 	handshake time.Duration
+	frames    int
 
 	mu        sync.Mutex // guards what follows; never held while writing
 	changed   sync.Cond
 	hold      hold
+	journal   Journal
 	state     State
 	begun     bool   // state names a session
 	restored  bool   // begun by another process: its numbering is the host's to tell
@@ -63,7 +91,12 @@ func NewAgent(key [vsockproto.KeySize]byte, o *AgentOptions) *Agent {
 	a := &Agent{
 		key:       key,
 		handshake: orDefault(o.Handshake, defaultHandshake),
+		frames:    orDefault(o.Frames, math.MaxInt),
 		hold:      newHold(max(orDefault(o.Hold, 1<<20), vsockproto.MaxFrame)),
+		journal:   o.Journal,
+	}
+	if a.journal == nil {
+		a.journal = noJournal{}
 	}
 	a.changed.L = &a.mu
 	return a
@@ -202,14 +235,21 @@ func (a *Agent) begin(s State, ack *vsockproto.HelloAck, resumed bool) error {
 	switch {
 	case !resumed && ack.Next != 1:
 		return fmt.Errorf("next frame %d of a new session: %w", ack.Next, ErrUnexpected)
-	case !resumed || a.restored:
+	case !resumed:
+		h.renumber(1)
+		a.journal.Begin()
+	case a.restored && a.journal.Resume(ack.Next):
 		h.renumber(ack.Next)
+	case a.restored:
+		a.begun, a.restored = false, false
+		return fmt.Errorf("host expects frame %d, which is not on record here: %w", ack.Next, ErrResume)
 	case ack.Next < h.seq || ack.Next > h.next():
 		// The two ends remember different pasts: one of them was set back.
 		a.begun = false
 		return fmt.Errorf("host expects frame %d, held are %d to %d: %w", ack.Next, h.seq, h.next()-1, ErrResume)
+	default:
+		a.release(ack.Next)
 	}
-	h.release(ack.Next)
 	a.over = a.over && (resumed || h.count > 0) // a new session, unless a Bye is still to be sent
 	a.state, a.begun, a.restored = s, true, false
 	a.written, a.base = h.first, h.first
@@ -335,21 +375,33 @@ func (a *Agent) acked(payload []byte) error {
 	if a.hold.offset(ack.Sequence+1) > a.written {
 		return fmt.Errorf("ack of frame %d, which was not sent: %w", ack.Sequence, ErrUnexpected)
 	}
-	a.hold.release(ack.Sequence + 1)
+	a.release(ack.Sequence + 1)
 	a.limit = a.base + ack.Credit
 	a.changed.Broadcast()
 	return nil
+}
+
+// release forgets the frames before seq.
+func (a *Agent) release(seq uint64) {
+	if seq > a.hold.seq {
+		a.hold.release(seq)
+		a.journal.Acked(seq - 1)
+	}
 }
 
 // Room returns how large a payload may be sent now, in bytes; 0 or less: none.
 func (a *Agent) Room() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.room()
+	return a.room(spareFrames)
 }
 
-func (a *Agent) room() int {
-	if !a.connected || a.over || a.limit < a.hold.last {
+// spareFrames of those that may be held are for who sends without asking for
+// room before: a sign of life.
+const spareFrames = 16
+
+func (a *Agent) room(spare int) int {
+	if !a.connected || a.over || a.limit < a.hold.last || a.hold.count >= uint64(max(a.frames-spare, 1)) {
 		return 0
 	}
 	n := min(uint64(a.hold.room()), a.limit-a.hold.last, vsockproto.MaxFrame)
@@ -358,7 +410,7 @@ func (a *Agent) room() int {
 
 // Wait returns when a payload of n bytes may be sent, or with ctx.
 func (a *Agent) Wait(ctx context.Context, n int) error {
-	return a.until(ctx, func() bool { return a.room() >= n })
+	return a.until(ctx, func() bool { return a.room(spareFrames) >= n })
 }
 
 // Drained returns when the host has recorded everything sent, or with ctx.
@@ -431,9 +483,10 @@ func (a *Agent) put(t vsockproto.FrameType, x, y []byte) error {
 		return fmt.Errorf("send %s of %d bytes: %w", t, n, vsockproto.ErrInvalid)
 	case n > vsockproto.MaxFrame-vsockproto.FrameHeaderSize:
 		return fmt.Errorf("send %s of %d bytes: %w", t, n, vsockproto.ErrTooLong)
-	case n > a.room():
+	case n > a.room(0):
 		return ErrNoRoom
 	}
+	a.journal.Sent(a.hold.next(), t)
 	a.hold.put(t, n, x, y)
 	a.changed.Broadcast()
 	return nil

@@ -20,7 +20,7 @@ import (
 // Errors to branch on, beside those of vsockproto.
 var (
 	ErrProof      = errors.New("wrong proof")          // a MAC that the key did not make
-	ErrNoRoom     = errors.New("may not send now")     // no connection, no credit, or the hold is full
+	ErrNoRoom     = errors.New("may not send now")     // no connection, no credit, or too much is held
 	ErrUnexpected = errors.New("frame out of place")   // a type that does not belong here
 	ErrResume     = errors.New("session cannot go on") // the host expects a frame that is no longer held
 	ErrCredit     = errors.New("more than the credit") // the agent sent what it had no credit for

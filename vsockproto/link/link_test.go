@@ -3,6 +3,8 @@ package link_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -207,5 +209,130 @@ func TestAgentThatStartsAgainGoesOn(t *testing.T) {
 		if _, resumed := b.Welcome(); !resumed || len(seqs) != 2 || seqs[1] != 2 {
 			t.Fatalf("resumed %v, records %v", resumed, seqs)
 		}
+	})
+}
+
+// journal writes down what it is told.
+type journal struct {
+	told []string
+	lost bool // it knows nothing of an earlier process
+}
+
+func (j *journal) tell(format string, a ...any) { j.told = append(j.told, fmt.Sprintf(format, a...)) }
+
+func (j *journal) Sent(seq uint64, t vsockproto.FrameType) { j.tell("sent %d %s", seq, t) }
+func (j *journal) Acked(seq uint64)                        { j.tell("acked %d", seq) }
+func (j *journal) Begin()                                  { j.tell("begin") }
+func (j *journal) Resume(next uint64) bool                 { j.tell("resume %d", next); return !j.lost }
+
+// connect serves one connection, over which do sends and is recorded.
+func connect(t *testing.T, h *prototest.Host, a *prototest.Agent, do func()) error {
+	agentEnd, hostEnd := pair(t.Context(), a, h)
+	go func() {
+		do()
+		h.Break()
+	}()
+	err := <-agentEnd
+	<-hostEnd
+	return err
+}
+
+func TestJournalIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := prototest.NewHost(nil)
+		j := &journal{}
+		o := prototest.AgentOptions{Silent: true, Link: &link.AgentOptions{Journal: j}}
+		a := prototest.NewAgent(&o)
+		send := func() {
+			if err := a.Send(t.Context(), prototest.Sample(vsockproto.FileOpen)); err != nil {
+				t.Error(err)
+			}
+			if err := a.Drained(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		connect(t, h, a, send)
+		connect(t, h, a, send)
+		state, _ := a.Link().State()
+
+		a = prototest.NewAgent(&o)
+		a.Link().Restore(state)
+		a.Lose(0, vsockproto.Bulk, 2) // those of the first process
+		connect(t, h, a, send)
+
+		want := "begin, sent 1 events, acked 1, sent 2 events, acked 2, resume 3, sent 3 events, acked 3"
+		if got := strings.Join(j.told, ", "); got != want {
+			t.Errorf("told\n%s, want\n%s", got, want)
+		}
+	})
+}
+
+// TestUnknownPast: an agent that does not know what the host has begins anew.
+func TestUnknownPast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := prototest.NewHost(nil)
+		a := prototest.NewAgent(nil)
+		connect(t, h, a, func() { <-a.Up() })
+		state, _ := a.Link().State()
+
+		j := &journal{lost: true}
+		a = prototest.NewAgent(&prototest.AgentOptions{Silent: true, Link: &link.AgentOptions{Journal: j}})
+		a.Link().Restore(state)
+		agentEnd, hostEnd := pair(t.Context(), a, h)
+		if err := <-agentEnd; !errors.Is(err, link.ErrResume) {
+			t.Errorf("got %v", err)
+		}
+		<-hostEnd
+		connect(t, h, a, func() { <-a.Up() })
+		if _, resumed := a.Welcome(); resumed {
+			t.Error("the session went on")
+		}
+		if got := strings.Join(j.told, ", "); got != "resume 1, begin" {
+			t.Errorf("told %s", got)
+		}
+	})
+}
+
+// TestFramesAreBounded: a host that confirms nothing gets no more than Frames,
+// the last of them for who does not ask for room.
+func TestFramesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ac, hc := prototest.Pipe()
+		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true, Link: &link.AgentOptions{Frames: 20}})
+		end := make(chan error, 1)
+		go func() { end <- a.Run(t.Context(), ac) }()
+		l := link.NewHost(hc, nil)
+		if _, err := l.ReadHello(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Challenge([16]byte{1}, vsockproto.SecretKey, &prototest.Key); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Accept(&vsockproto.HelloAck{HeartbeatMs: 1000, Next: 1, Credit: 1 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		<-a.Up()
+		synctest.Wait()
+		sent, roomy := 0, 0
+		for a.Link().SendEvents(0, nil) == nil {
+			sent++
+			if a.Link().Room() > 0 {
+				roomy++
+			}
+		}
+		if sent != 20 || roomy != 3 {
+			t.Errorf("%d frames went, with room behind %d of them", sent, roomy)
+		}
+		go io.Copy(io.Discard, hc)
+		synctest.Wait()
+		if err := l.Ack(10, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if err := a.Link().SendEvents(0, nil); err != nil {
+			t.Errorf("after an ack: %v", err)
+		}
+		hc.Close()
+		<-end
 	})
 }

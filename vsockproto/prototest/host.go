@@ -34,6 +34,7 @@ type Host struct {
 	session [16]byte
 	secret  [vsockproto.KeySize]byte
 	next    uint64
+	over    bool // Bye came: the session is not gone on with
 	ledger  *link.Ledger
 	event   vsockproto.Event
 	beat    vsockproto.Heartbeat
@@ -90,7 +91,7 @@ func (h *Host) Serve(conn net.Conn) error {
 			_ = l.Reject(vsockproto.RejectProtocol, err.Error())
 			return err
 		}
-		h.next = l.Next()
+		h.next, h.over = l.Next(), bye
 		if err := l.Ack(f.Sequence, l.Taken()+h.o.Credit); err != nil || bye {
 			return err
 		}
@@ -134,10 +135,10 @@ func (h *Host) greet(l *link.Host) error {
 	if h.o.OnHello != nil {
 		h.o.OnHello(&hello)
 	}
-	if hello.Flags&vsockproto.HelloResume != 0 && hello.Resume == h.session {
+	if hello.Flags&vsockproto.HelloResume != 0 && hello.Resume == h.session && !h.over {
 		_, err = l.Challenge(h.session, vsockproto.SecretSession, &h.secret)
 	} else {
-		h.next = 1
+		h.next, h.over = 1, false
 		_, _ = rand.Read(h.session[:])
 		h.secret, err = l.Challenge(h.session, vsockproto.SecretKey, &h.o.Key)
 	}

@@ -88,7 +88,11 @@ func serve(ctx context.Context, keyFile string, dial uplink.DialFunc, log *slog.
 	if err != nil {
 		return err
 	}
-	agent := link.NewAgent(key, nil)
+	agent := link.NewAgent(key, &link.AgentOptions{
+		Hold:    512 << 10, // two frames of the largest size, several of ours
+		Frames:  sensor.MaxFrames,
+		Journal: s.Journal(),
+	})
 	if err := restore(agent, s); err != nil {
 		return err
 	}
