@@ -489,6 +489,27 @@ func TestDaemonCorruptEvidence(t *testing.T) {
 	h.verify()
 }
 
+// A record that somebody took away is missed.
+func TestDaemonMissingEvidence(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	a := prototest.NewAgent(nil)
+	stop := h.connect(a)
+	<-a.Up()
+	send(t, a, opened("/etc/passwd"))
+	h.seal() // and a checkpoint with it
+	_ = stop()
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	stream := evidence.StreamDir(filepath.Join(h.root, "state", evidence.StoreDir), h.vm)
+	if err := os.RemoveAll(stream); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	h.await("evidence/missing")
+}
+
 // What is wrong with a file is said with its line, before anything starts.
 func TestDaemonCheck(t *testing.T) {
 	dir, err := build()

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -63,14 +65,40 @@ func (m *Monitor) replay(ctx context.Context) error {
 			if vm == uuid.Nil { // the host's own: no frames
 				continue
 			}
-			from := uint64(0)
-			if s, ok := saved[vm]; ok {
-				from = s.Index + 1
+			m.replayed(ctx, vm, m.replayOne(ctx, vm, e, m.uncovered(vm, saved)))
+		}
+		for vm := range saved {
+			if !slices.Contains(vms, vm) {
+				m.uncovered(vm, saved)
 			}
-			m.replayed(ctx, vm, m.replayOne(ctx, vm, e, from))
 		}
 	}
 	return ctx.Err()
+}
+
+// uncovered is the index from which on no checkpoint covers the VM's record. A
+// record that ends before what its checkpoint covers is not the one that was
+// judged: unless it was set aside, and that said, a part of it is gone.
+func (m *Monitor) uncovered(vm uuid.UUID, saved map[uuid.UUID]engines.Saved) uint64 {
+	s, ok := saved[vm]
+	if !ok || s.Session == uuid.Nil {
+		return 0
+	}
+	_, next, err := m.captures.reader(vm).Bounds()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0 // replaying says what is wrong
+	}
+	if s.Index < next {
+		return s.Index + 1
+	}
+	aside, err := filepath.Glob(evidence.StreamDir(m.store.Dir(), vm) + "?*")
+	if err == nil && len(aside) == 0 {
+		m.judge.found(engine.Finding{
+			VM: vm, Rule: "evidence/missing", Severity: engine.Severest, Technique: "T1070",
+			Reason: fmt.Sprintf("The VM's record ends at %d, and %d had been judged.", next, s.Index),
+		})
+	}
+	return 0
 }
 
 // replayed takes what came of replaying a VM's record. One without a record yet
