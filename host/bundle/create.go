@@ -16,13 +16,14 @@ import (
 	"github.com/outguard/outguard/host/evidence"
 )
 
-// Spec says what goes into a bundle. VM, Finding, Stream and the range are
+// Spec says what goes into a bundle. VM, Finding or Order, Stream and the range are
 // required.
 type Spec struct {
 	Host     string // this host's name
 	VM       uuid.UUID
 	VMName   string
-	Finding  string    // its id
+	Finding  string    // its id, "" for a capture that a person asked for
+	Order    string    // the capture's id
 	Received time.Time // when the event's frame arrived
 	Created  time.Time // default: now
 
@@ -55,7 +56,7 @@ const partialPrefix = ".partial-"
 func Create(ctx context.Context, dir string, spec *Spec, key *evidence.Key) (string, error) {
 	path, err := create(ctx, dir, spec, key)
 	if err != nil {
-		return "", fmt.Errorf("bundle of finding %s: %w", Clean(spec.Finding), err)
+		return "", fmt.Errorf("bundle of %s: %w", Clean(cmp.Or(spec.Finding, spec.Order)), err)
 	}
 	return path, nil
 }
@@ -91,7 +92,7 @@ func (b *builder) build(dir string, key *evidence.Key) (string, error) {
 		created = time.Now()
 	}
 	b.manifest = Manifest{
-		Format: Format, Host: s.Host, VM: s.VM, VMName: s.VMName, Finding: s.Finding,
+		Format: Format, Host: s.Host, VM: s.VM, VMName: s.VMName, Finding: s.Finding, Order: s.Order,
 		Received: s.Received.UTC().Round(0), Created: created.UTC().Round(0),
 	}
 	steps := []func() error{

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -33,7 +34,8 @@ type Manifest struct {
 	Host     string         `json:"host"`
 	VM       uuid.UUID      `json:"vm"`
 	VMName   string         `json:"vm_name"`
-	Finding  string         `json:"finding"`
+	Finding  string         `json:"finding"`  // its id, "" for a capture that a person asked for
+	Order    string         `json:"order"`    // the capture's
 	Received time.Time      `json:"received"` // when the event's frame arrived on the host
 	Created  time.Time      `json:"created"`  // when the bundle was
 	Evidence evidence.Range `json:"evidence"`
@@ -90,7 +92,7 @@ func (m *Manifest) check() error {
 	if len(m.Parts) == 0 || len(m.Parts) > MaxParts {
 		return fmt.Errorf("%w: %d parts", ErrManifest, len(m.Parts))
 	}
-	for _, s := range []string{m.Host, m.VMName, m.Finding} {
+	for _, s := range []string{m.Host, m.VMName, m.Finding, m.Order} {
 		if len(s) > maxText {
 			return fmt.Errorf("%w: text of %d bytes", ErrManifest, len(s))
 		}
@@ -146,7 +148,7 @@ func signedText(manifest []byte) string {
 // Name is the directory's name: <time>-<vm name>-<finding id>, each reduced to
 // characters that are safe in a path.
 func (m *Manifest) Name() string {
-	return m.Created.UTC().Format("20060102T150405Z") + "-" + safe(m.VMName) + "-" + safe(m.Finding)
+	return m.Created.UTC().Format("20060102T150405Z") + "-" + safe(m.VMName) + "-" + safe(cmp.Or(m.Finding, m.Order))
 }
 
 func safe(s string) string {

@@ -32,7 +32,8 @@ const (
 type Timeline struct {
 	VM       uuid.UUID `json:"vm"`
 	VMName   string    `json:"vm_name"`
-	Finding  string    `json:"finding"`
+	Finding  string    `json:"finding"` // "" for a capture that a person asked for
+	Order    string    `json:"order"`
 	Received time.Time `json:"received,omitzero"` // when the event's frame arrived on the host
 	Hook     time.Time `json:"hook,omitzero"`     // when the hook fired; zero where the clocks' relation is unknown
 	Entries  []Step    `json:"entries"`
@@ -92,11 +93,15 @@ func (t *Timeline) JSON() ([]byte, error) {
 
 // WriteText writes the timeline for people.
 func (t *Timeline) WriteText(w io.Writer) error {
-	fmt.Fprintf(w, "Finding %s in %s (%s)\n", Clean(t.Finding), Clean(t.VMName), t.VM)
+	what := "Finding " + t.Finding + " in"
+	if t.Finding == "" {
+		what = "Capture by order " + t.Order + " of"
+	}
+	fmt.Fprintf(w, "%s %s (%s)\n", Clean(what), Clean(t.VMName), t.VM)
 	if len(t.Entries) > 0 {
 		fmt.Fprintf(w, "Times are the host's, UTC, on %s.\n", t.day())
 	}
-	if t.Hook.IsZero() {
+	if t.Finding != "" && t.Hook.IsZero() {
 		fmt.Fprintln(w, "When the hook fired is not known on the host's clock.")
 	}
 	fmt.Fprintln(w)

@@ -71,7 +71,10 @@ func (a *app) showBundle(s *bundle.Shown) error {
 	a.fact("bundle", s.Dir)
 	a.fact("host", m.Host)
 	a.fact("vm", m.VMName+" "+m.VM.String())
-	a.fact("finding", m.Finding)
+	if m.Finding != "" {
+		a.fact("finding", m.Finding)
+	}
+	a.fact("order", m.Order)
 	a.fact("created", m.Created.Local().Format("2006-01-02 15:04:05.000"))
 	a.fact("evidence", fmt.Sprintf("records %d to %d", m.Evidence.First, m.Evidence.Next))
 	if s.Timeline != nil {

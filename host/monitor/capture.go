@@ -130,11 +130,15 @@ func (c *capturer) spec(o respond.Order, shot *domain.Snapshot) (*bundle.Spec, e
 	if err != nil {
 		return nil, err
 	}
+	after, err := c.after(o, finding)
+	if err != nil {
+		return nil, err
+	}
 	host, _ := os.Hostname()
 	entries := c.group(o)
 	s := &bundle.Spec{
-		Host: host, VM: o.VM, VMName: o.Name, Finding: subject(o), Received: o.Received,
-		Stream: stream.Dir(), From: from, To: head.Records, Timeline: timelineOf(o, finding, entries, shot),
+		Host: host, VM: o.VM, VMName: o.Name, Finding: o.Finding, Order: o.ID.String(), Received: o.Received,
+		Stream: stream.Dir(), From: from, To: head.Records, Timeline: timelineOf(o, finding, after, entries, shot),
 		Progress: func(part string, done, total int64) { c.tell(o.VM, "pack "+part, uint64(done), uint64(total)) },
 	}
 	s.Parts = parts(shot)
@@ -201,6 +205,32 @@ func (c *capturer) finding(o respond.Order) (*engine.Finding, error) {
 		err = fmt.Errorf("finding %s is not on record: %w", o.Finding, fs.ErrNotExist)
 	}
 	return found, err
+}
+
+// maxAfter is how many findings a timeline tells beside its own.
+const maxAfter = 20
+
+// after reads what else was found of the VM from the order's finding until now:
+// what the intruder did before the vCPUs stood.
+func (c *capturer) after(o respond.Order, f *engine.Finding) ([]engine.Finding, error) {
+	if f == nil {
+		return nil, nil
+	}
+	var out []engine.Finding
+	err := c.reader(o.VM).ReadTime(f.At, time.Now(), func(r *evidence.Record) error {
+		if r.Kind != evidence.KindFinding {
+			return nil
+		}
+		g, err := unmarshal[engine.Finding](r)
+		if err != nil || g.ID == f.ID {
+			return err
+		}
+		if out = append(out, g); len(out) == maxAfter {
+			return evidence.ErrStop
+		}
+		return nil
+	})
+	return out, err
 }
 
 // first is the index of the first record that belongs into the bundle.

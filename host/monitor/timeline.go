@@ -12,10 +12,13 @@ import (
 )
 
 // timelineOf tells what happened when, from the hook to the capture.
-func timelineOf(o respond.Order, f *engine.Finding, entries []respond.Entry, shot *domain.Snapshot) *bundle.Timeline {
-	t := &bundle.Timeline{VM: o.VM, VMName: o.Name, Finding: subject(o), Received: o.Received}
+func timelineOf(o respond.Order, f *engine.Finding, after []engine.Finding, entries []respond.Entry, shot *domain.Snapshot) *bundle.Timeline {
+	t := &bundle.Timeline{VM: o.VM, VMName: o.Name, Finding: o.Finding, Order: o.ID.String(), Received: o.Received}
 	if f != nil {
 		tellFinding(t, f)
+	}
+	for i := range after {
+		t.Add(after[i].At, bundle.StepFinding, ruleText(&after[i])+": "+after[i].Reason)
 	}
 	if o.Rule != "" {
 		t.Add(o.Decided, bundle.StepDecision, "playbook rule "+o.Rule)
@@ -72,6 +75,6 @@ func captureText(shot *domain.Snapshot) string {
 			n++
 		}
 	}
-	return fmt.Sprintf("memory %d MiB, %d disk(s) %d MiB, in %s",
-		memory>>20, n, disks>>20, shot.Finished.Sub(shot.Started).Round(time.Millisecond))
+	return fmt.Sprintf("memory %d MiB, disks %d MiB (%d), in %s",
+		memory>>20, disks>>20, n, shot.Finished.Sub(shot.Started).Round(time.Millisecond))
 }
