@@ -77,7 +77,7 @@ type Model struct {
 	VM          uuid.UUID
 	Mapping     string // the engine's word for how events become points
 	Sealed      bool
-	Points      uint64
+	Points      uint64 // learned; those that came as violations do not count
 	Events      uint64 // judged or learned
 	Violations  uint64
 	Measurement string    // hex

@@ -272,7 +272,7 @@ func (e *Engine) Models() []engine.Model {
 func (v *vm) describe(id uuid.UUID) engine.Model {
 	m := v.model
 	return engine.Model{
-		VM: id, Mapping: Mapping, Sealed: m.Sealed(), Points: uint64(len(m.Points())),
+		VM: id, Mapping: Mapping, Sealed: m.Sealed(), Points: m.Valid(),
 		Events: v.events, Violations: v.violations,
 		Measurement: hexOf(m.Measurement()), State: hexOf(m.State()), LastNew: v.lastNew,
 	}

@@ -155,6 +155,16 @@ func (m *Model) Measurement() ID { return m.measurement }
 // Points are the points in the order in which they came; not to be changed.
 func (m *Model) Points() []Point { return m.points }
 
+// Valid counts the points that are no violations.
+func (m *Model) Valid() (n uint64) {
+	for i := range m.points {
+		if m.points[i].Valid {
+			n++
+		}
+	}
+	return n
+}
+
 // Trajectory, Forensics and Overflow count points that came while the model
 // learned, while it was sealed, and when it was full.
 func (m *Model) Trajectory() uint64 { return m.trajectory }

@@ -70,5 +70,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		log.Error("monitor stopped", "error", err)
 		return 1
 	}
+	log.Info("stopped")
 	return 0
 }
