@@ -305,6 +305,7 @@ func (d *Demo) end() error {
 		"bundle show " + d.bundle, "bundle verify " + d.bundle, "evidence verify", "resume " + domain} {
 		fmt.Fprintf(d.Out, "  bin/outguard %s\n", c)
 	}
+	fmt.Fprintln(d.Out, "\nResumed, the intruder's program goes on, and its next step stops the guest again.")
 	line, err := json.Marshal(d.result)
 	if err != nil {
 		return err
