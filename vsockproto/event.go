@@ -66,6 +66,16 @@ const (
 	Bulk     Class = 2 // everything else
 )
 
+// Class is the ring that a type takes, and what its records say. A type that this
+// version does not know is bulk: who sends it has no say in what it is worth.
+func (t EventType) Class() Class {
+	switch t {
+	case BprmCommittedCreds, TaskKill, TaskNewtask, SchedProcessExit, TaskSnapshot:
+		return Critical
+	}
+	return Bulk
+}
+
 func (c Class) valid() bool { return c == Critical || c == Bulk }
 
 func (c Class) String() string {

@@ -9,13 +9,16 @@ import (
 
 func TestQuota(t *testing.T) {
 	dir, key := t.TempDir(), testKey(t)
-	s := testStore(t, dir, key, Options{Quota: 5000})
+	s := testStore(t, dir, key, Options{Quota: 5000, HardQuota: 50_000})
 	st := testStream(t, s)
 	frame, refused := make([]byte, 1000), 0
 	for range 10 {
-		switch _, err := st.Append(KindFrame, at0, frame); {
+		switch index, err := st.Append(KindFrame, at0, frame); {
 		case errors.Is(err, ErrQuota):
 			refused++
+			if index != 4 {
+				t.Errorf("refused frame %d has index %d", refused, index)
+			}
 		case err != nil:
 			t.Fatal(err)
 		}
@@ -35,14 +38,71 @@ func TestQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := readAll(t, st.Dir())
-	if r := all[4]; r.Kind != KindTombstone || string(r.Payload) != `{"reason":"quota","frames":6,"bytes":6000}` {
-		t.Errorf("record 4: %s %s", r.Kind, r.Payload)
+	for i, want := range map[int]string{
+		4: `{"reason":"quota","frames":1,"bytes":1000}`, 5: `{"reason":"quota","frames":5,"bytes":5000}`,
+	} {
+		if r := all[i]; r.Kind != KindTombstone || string(r.Payload) != want {
+			t.Errorf("record %d: %s %s", i, r.Kind, r.Payload)
+		}
 	}
-	if r := all[11]; r.Kind != KindFrame || !r.Critical {
-		t.Errorf("record 11: %s, critical %v", r.Kind, r.Critical)
+	if r := all[12]; r.Kind != KindFrame || !r.Critical {
+		t.Errorf("record 12: %s, critical %v", r.Kind, r.Critical)
 	}
 	if _, err := Verify(st.Dir(), key.Verifier()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestHardQuota has a flood of critical frames go past both budgets, with bulk
+// and findings in between: the record stays under the bound but for what is the
+// host's own, and indexes never go back.
+func TestHardQuota(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	s := testStore(t, dir, key, Options{Quota: 50_000, HardQuota: 80_000, SegmentSize: 10_000})
+	st := testStream(t, s)
+	frame, last, refused := make([]byte, 1000), uint64(0), 0
+	for i := range 2000 {
+		add := st.AppendCritical
+		if i%2 == 1 {
+			add = st.Append
+		}
+		index, err := add(KindFrame, at0, frame)
+		if err != nil && !errors.Is(err, ErrQuota) {
+			t.Fatal(err)
+		}
+		if err != nil {
+			refused++
+		}
+		if index < last {
+			t.Fatalf("frame %d: index %d after %d", i, index, last)
+		}
+		last = index
+	}
+	if used := st.Stats().Used; used > 80_000 || used < 78_000 {
+		t.Errorf("%d bytes used", used)
+	}
+	if index, err := st.Append(KindFinding, at0, frame); err != nil || index <= last {
+		t.Errorf("finding at %d after %d: %v", index, last, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Verify(st.Dir(), key.Verifier()); err != nil {
+		t.Error(err)
+	}
+	said := 0
+	for _, r := range readAll(t, st.Dir()) {
+		if r.Kind != KindTombstone {
+			continue
+		}
+		var got tombstone
+		if err := json.Unmarshal(r.Payload, &got); err != nil {
+			t.Fatal(err)
+		}
+		said += int(got.Frames)
+	}
+	if said != refused {
+		t.Errorf("%d refused, %d on record", refused, said)
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 type Options struct {
 	SegmentSize  int64         // bytes of a plain segment; default 64 MiB
 	Quota        int64         // bytes on disk per stream before bulk is refused; default 8 GiB
+	HardQuota    int64         // and before critical frames are, too; default twice Quota, at least Quota
 	SyncInterval time.Duration // how often Run syncs; default 1 s
 	HeadInterval time.Duration // how often Run signs heads; default 10 s
 	KeepPlain    bool          // do not seal (compress) full segments
@@ -42,6 +43,7 @@ func (o *Options) withDefaults() Options {
 	}
 	d.SegmentSize = orDefault(d.SegmentSize, 64<<20)
 	d.Quota = orDefault(d.Quota, 8<<30)
+	d.HardQuota = max(orDefault(d.HardQuota, 2*d.Quota), d.Quota)
 	d.SyncInterval = orDefault(d.SyncInterval, time.Second)
 	d.HeadInterval = orDefault(d.HeadInterval, 10*time.Second)
 	if d.Log == nil {

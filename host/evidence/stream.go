@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrQuota: the stream's budget for bulk is used up. The frame was not kept;
-// how many were refused is itself recorded.
+// ErrQuota: the stream's budget for bulk, or the one for critical frames, is used
+// up. The frame was not kept; that and how many were refused is itself recorded.
 var ErrQuota = errors.New("evidence quota used up")
 
 // Stream is the record of one VM, open for appending. Its methods may be
@@ -40,7 +40,8 @@ type Stream struct {
 	used     int64      // bytes on disk in all segments
 	retired  []*os.File // full segments that are not yet synced
 	newFile  bool       // the directory has an entry that is not yet synced
-	refused  tombstone  // bulk refused since the last record
+	refused  tombstone  // refused since the last record
+	refusing bool       // the last record is the tombstone of a run of refusals
 	total    Stats
 	err      error // why nothing can be appended any more
 
@@ -79,15 +80,17 @@ func (s *Stream) Stats() Stats {
 
 // Append adds one record, whose payload is the parts put together, and returns
 // its index. When it returns, the kernel has the bytes. Frames beyond the quota
-// are refused with ErrQuota, everything else is taken. It does not allocate;
+// are refused with ErrQuota, everything else is taken. The index of a refused
+// frame is that of the tombstone which stands for its run of refusals: it never
+// goes back, and what is kept later is above it. Append does not allocate;
 // through an interface the parts themselves do, unless they are passed as a
 // slice that is used again.
 func (s *Stream) Append(kind Kind, at time.Time, parts ...[]byte) (uint64, error) {
 	return s.append(kind, 0, at, parts)
 }
 
-// AppendCritical is Append for a record that no quota refuses: a frame that
-// carries critical events.
+// AppendCritical is Append for a frame that carries critical events: only
+// Options.HardQuota refuses it.
 func (s *Stream) AppendCritical(kind Kind, at time.Time, parts ...[]byte) (uint64, error) {
 	return s.append(kind, flagCritical, at, parts)
 }
@@ -104,9 +107,8 @@ func (s *Stream) append(kind Kind, flags uint16, at time.Time, parts [][]byte) (
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if kind == KindFrame && flags&flagCritical == 0 && s.used+int64(n+recordOverhead) > s.opts.Quota {
-		s.refuse(n)
-		return 0, ErrQuota
+	if kind == KindFrame && s.used+int64(n+recordOverhead) > s.budget(flags) {
+		return s.refuse(n)
 	}
 	if err := s.settle(); err != nil {
 		return 0, err
@@ -114,7 +116,33 @@ func (s *Stream) append(kind Kind, flags uint16, at time.Time, parts [][]byte) (
 	return s.write(kind, flags, at, parts, n)
 }
 
-func (s *Stream) refuse(n int) {
+// budget is how many bytes the stream may hold for a frame to be taken.
+func (s *Stream) budget(flags uint16) int64 {
+	if flags&flagCritical != 0 {
+		return s.opts.HardQuota
+	}
+	return s.opts.Quota
+}
+
+// refuse counts a frame that is not kept. The first of a run is put on record at
+// once, because its index is handed out; the others share that index, and how
+// many they were is recorded before anything else is. So a flood that is refused
+// costs no more than what is kept in between.
+func (s *Stream) refuse(n int) (uint64, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	s.count(n)
+	if !s.refusing {
+		if err := s.settle(); err != nil {
+			return 0, err
+		}
+		s.refusing = true
+	}
+	return s.next - 1, ErrQuota
+}
+
+func (s *Stream) count(n int) {
 	s.refused.Frames++
 	s.refused.Bytes += uint64(n)
 	s.total.RefusedFrames++
@@ -155,6 +183,7 @@ func (s *Stream) write(kind Kind, flags uint16, at time.Time, parts [][]byte, n 
 	}
 	index := s.next
 	s.next++
+	s.refusing = false
 	s.size += int64(length)
 	s.used += int64(length)
 	s.total.Records++

@@ -64,7 +64,7 @@ func (r recorder) Record(f *session.Received) (uint64, error) {
 	counts := r.m.metrics.VM(f.VM, "")
 	if errors.Is(err, evidence.ErrQuota) {
 		counts.Refused()
-		return 0, fmt.Errorf("%w: %w", session.ErrNotKept, err)
+		return index, fmt.Errorf("%w: %w", session.ErrNotKept, err)
 	}
 	if err == nil {
 		counts.Frame(len(f.Raw))

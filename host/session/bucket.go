@@ -21,11 +21,14 @@ func (b *bucket) take(now time.Time, n float64) bool {
 	return true
 }
 
-// Bounds of a VM's connections.
+// Bounds of a VM's connections, and of what they send besides events.
 const (
 	connectBurst = 16 // proven connections at once
 	connectRate  = 1  // and a second
 
 	noiseBurst = 1 << 20 // bytes recorded of connections that have not proven anything
 	noiseRate  = 1 << 10 // and a second
+
+	controlBurst = 600 // heartbeats and policy acks at once: a sink may have held them up for minutes
+	controlRate  = 4   // and in each heartbeat's interval
 )

@@ -24,6 +24,7 @@ const (
 	RuleImpostor     = "session/impostor"      // a second agent beside the live one
 	RuleRestarted    = "session/restarted"     // a new session in a boot that had one
 	RuleRestless     = "session/restless"      // it connects again and again
+	RuleFlood        = "session/flood"         // control frames come far faster than asked
 	RuleNoise        = "session/noise"         // others send more than is kept
 	RuleUnenrolled   = "session/unenrolled"    // a VM without a key speaks
 	RuleSilent       = "session/silent"        // it runs, and its agent says nothing
@@ -42,7 +43,7 @@ var severities = map[string]engine.Severity{
 	RuleMalformed: engine.Severest, RuleOrder: engine.Severest, RuleCredit: engine.High, RuleWindow: engine.High,
 	RuleProof: engine.High, RuleImpostor: engine.High, RuleRestarted: engine.Medium, RuleUnenrolled: engine.Medium,
 	RuleSilent: engine.High, RuleAbsent: engine.Medium, RuleBye: engine.Low, RuleUnknownEvent: engine.Low,
-	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleRestless: engine.Medium, RuleNoise: engine.Medium, RuleUnsettled: engine.High, RuleVersion: engine.Medium,
+	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleRestless: engine.Medium, RuleNoise: engine.Medium, RuleFlood: engine.Medium, RuleUnsettled: engine.High, RuleVersion: engine.Medium,
 }
 
 // techniques are the ATT&CK ids of what an attacker would be doing.

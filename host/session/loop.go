@@ -50,12 +50,13 @@ func (c *conn) take(f *link.Frame) (bye bool, err error) {
 	v.heard(c.at)
 	v.sess.Next = c.link.Next()
 	v.sess.Bytes += uint64(f.Length)
-	if c.kept == nil {
-		v.index = c.index
-	}
+	v.index = c.index
 	v.mu.Unlock()
 	if c.kept != nil {
-		c.m.report(v, finding(RuleQuota, "The VM's evidence quota is used up: frames are judged and not kept."))
+		c.notKept()
+	}
+	if c.excess {
+		c.report(finding(RuleFlood, "The agent sends heartbeats or policy acks far faster than it is asked to."))
 	}
 	switch f.Type {
 	case vsockproto.FrameEvents:
@@ -72,6 +73,23 @@ func (c *conn) take(f *link.Frame) (bye bool, err error) {
 	v.due = latest(v.due, time.Now()) // what the sink took is not the agent's silence
 	v.mu.Unlock()
 	return bye, err
+}
+
+// notKept reports, once for each of the two budgets, that it is used up.
+func (c *conn) notKept() {
+	f := finding(RuleQuota, "The VM's evidence quota is used up: bulk is judged and not kept.")
+	if c.got.Critical {
+		f = finding(RuleQuota, "The VM's evidence quota for critical events is used up, too: nothing that it sends is kept, and all is judged.")
+		f.Severity = engine.Severest
+	}
+	v := c.v
+	v.mu.Lock()
+	said := v.overrun >= f.Severity
+	v.overrun = max(v.overrun, f.Severity)
+	v.mu.Unlock()
+	if !said {
+		c.report(f)
+	}
 }
 
 // events checks the records one by one. Those before a bad one are judged.
@@ -100,6 +118,10 @@ func (c *conn) check(es *vsockproto.Events) (good, count int, err error) {
 	v.mu.Lock()
 	for rest := es.Records; len(rest) > 0; count++ {
 		if rest, err = c.event.Parse(rest); err != nil {
+			break
+		}
+		if c.event.Class != c.event.Type.Class() {
+			err = fmt.Errorf("%s that says it is %s: %w", c.event.Type, c.event.Class, vsockproto.ErrInvalid)
 			break
 		}
 		if err = v.ledger.Seen(c.event.CPU, c.event.Class, c.event.Sequence); err != nil {
@@ -139,6 +161,10 @@ const overdueBeats = 30
 func (c *conn) settle(h *vsockproto.Heartbeat) error {
 	v := c.v
 	v.mu.Lock()
+	if n, cpus := len(h.Counters), v.sess.CPUs; n > 2*int(cpus) {
+		v.mu.Unlock()
+		return fmt.Errorf("%d counters of %d CPUs: %w", n, cpus, vsockproto.ErrInvalid)
+	}
 	v.clock.sample(c.at, h.BootNs)
 	err := v.ledger.Settle(h.Counters)
 	save := c.at.Sub(v.savedAt) >= c.m.o.Save

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/link"
 )
@@ -43,10 +44,12 @@ type vm struct {
 	policy    vsockproto.Policy
 	repeats   map[string]*repeat
 	savedAt   time.Time
-	penalty   time.Time // no new session before
-	connects  bucket    // proven connections
-	noise     bucket    // bytes of others that are recorded
-	unkept    uint64    // and that were not
+	penalty   time.Time       // no new session before
+	connects  bucket          // proven connections
+	noise     bucket          // bytes of others that are recorded
+	unkept    uint64          // and that were not
+	control   bucket          // frames of the agent that are no events
+	overrun   engine.Severity // of the last finding about the quota
 
 	expected bool      // it is to have an agent, see Expect
 	seen     time.Time // last frame
@@ -74,6 +77,7 @@ func (m *Manager) vm(id uuid.UUID) *vm {
 		v.policy = vsockproto.Policy{Number: 1, Hooks: m.o.Policy}
 		v.connects = bucket{burst: connectBurst, rate: connectRate}
 		v.noise = bucket{burst: noiseBurst, rate: noiseRate}
+		v.control = bucket{burst: controlBurst, rate: controlRate / m.o.Heartbeat.Seconds()}
 		m.vms[id] = v
 	}
 	return v

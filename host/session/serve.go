@@ -29,6 +29,7 @@ type conn struct {
 	at      time.Time // when the last bytes arrived
 	index   uint64    // their evidence index
 	kept    error     // ErrNotKept for them
+	excess  bool      // they are a control frame beyond the pace
 
 	pmu  sync.Mutex // held while a policy is sent
 	in   bool       // v.mu: the agent has been accepted
@@ -80,7 +81,8 @@ func (c *conn) tap(b []byte, whole bool) error {
 		return nil
 	}
 	c.got = Received{VM: c.v.id, Session: c.session, At: c.at, Whole: whole, Raw: b}
-	c.got.Critical = c.session != uuid.Nil && critical(b)
+	c.excess = false
+	c.got.Critical = c.session != uuid.Nil && whole && c.critical(b)
 	index, err := c.m.p.Recorder.Record(&c.got)
 	c.index, c.kept = index, nil
 	if errors.Is(err, ErrNotKept) {
@@ -113,15 +115,25 @@ func (c *conn) worthKeeping(n int) bool {
 	return ok
 }
 
-// critical reports whether a frame is more than bulk. It believes nothing: what
-// it cannot walk is critical.
-func critical(raw []byte) bool {
-	if len(raw) < vsockproto.FrameHeaderSize+vsockproto.EventsHeader || vsockproto.FrameType(raw[4]) != vsockproto.FrameEvents {
-		return true
+// critical reports whether a frame is more than bulk. What a record is follows
+// from its type, not from what it says. A frame that cannot be walked is
+// critical, because it ends the session, and control frames are at the pace
+// that they were asked for. What broke off is not: nothing of it is judged.
+func (c *conn) critical(raw []byte) bool {
+	if vsockproto.FrameType(raw[4]) != vsockproto.FrameEvents {
+		c.v.mu.Lock()
+		c.excess = !c.v.control.take(c.at, 1)
+		c.v.mu.Unlock()
+		return !c.excess
 	}
-	for rest := raw[vsockproto.FrameHeaderSize+vsockproto.EventsHeader:]; len(rest) > 0; {
+	return len(raw) < vsockproto.FrameHeaderSize+vsockproto.EventsHeader ||
+		criticalRecords(raw[vsockproto.FrameHeaderSize+vsockproto.EventsHeader:])
+}
+
+func criticalRecords(rest []byte) bool {
+	for len(rest) > 0 {
 		h, err := vsockproto.ParseHeader(rest)
-		if err != nil || h.Class == vsockproto.Critical {
+		if err != nil || h.Type.Class() == vsockproto.Critical {
 			return true
 		}
 		rest = rest[h.Length:]
@@ -162,16 +174,28 @@ func (c *conn) refuse(err error) error {
 	if r.rule != "" {
 		f := accuse(r.rule, r.err)
 		f.Received = c.at
-		if c.session == uuid.Nil && f.Severity == engine.Severest {
+		if c.session == uuid.Nil {
 			// Any process in the guest may connect: what one that has proven
 			// nothing sends must not make the VM a liar.
-			f.Severity = engine.Medium
+			f.Severity = min(f.Severity, engine.Medium)
 		}
 		c.m.report(c.v, f)
 	}
 	_ = c.link.Rest()
-	_ = c.link.Reject(r.code, r.err.Error())
+	_ = c.link.Reject(r.code, c.excuse(r))
 	return err
+}
+
+// excuse is what the other side is told: who has proven nothing learns no more
+// than the code, and nobody learns what is wrong with the host.
+func (c *conn) excuse(r *refusal) string {
+	switch {
+	case errors.Is(r.err, errOurs):
+		return errOurs.Error()
+	case c.session == uuid.Nil:
+		return r.code.String()
+	}
+	return r.err.Error()
 }
 
 // greet takes the handshake to its end: after it the connection is the VM's

@@ -35,7 +35,8 @@ var (
 	// ErrNotEnrolled is what Keys wraps when a VM has no key.
 	ErrNotEnrolled = errors.New("not enrolled")
 	// ErrNotKept is what a Recorder wraps when a frame was refused by its quota
-	// and that itself is on record: the frame is judged all the same.
+	// and that itself is on record, at the index that it returns: the frame is
+	// judged all the same, under that index, which others may share.
 	ErrNotKept = errors.New("not kept")
 )
 
@@ -50,7 +51,7 @@ type Received struct {
 	Session  uuid.UUID // uuid.Nil before the agent has proven its key
 	At       time.Time // when its last byte arrived
 	Whole    bool
-	Critical bool   // not to be given up for the VM's quota
+	Critical bool   // not to be given up for what is bulk: it has a budget of its own
 	Raw      []byte // valid until Record returns
 }
 

@@ -71,6 +71,9 @@ func (w *world) Record(r *Received) (uint64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.record = append(w.record, entry{r.Session, r.Whole, bytes.Clone(r.Raw)})
+	if errors.Is(w.refuse, ErrNotKept) && r.Critical {
+		return uint64(len(w.record) - 1), nil
+	}
 	return uint64(len(w.record) - 1), w.refuse
 }
 
@@ -380,6 +383,18 @@ func TestViolations(t *testing.T) {
 			}
 			return a.SendHeartbeat(&vsockproto.Heartbeat{Counters: []vsockproto.Counter{{Class: 2, Watermark: 1, Lost: 1}}})
 		}},
+		{"bulk that calls itself critical", "malformed!", "file_open/1", func(a *link.Agent) error {
+			b := append(record(1), record(2)...)
+			b[len(record(1))+7] = byte(vsockproto.Critical)
+			return a.SendEvents(2, b)
+		}},
+		{"more counters than CPUs", "malformed!", "", func(a *link.Agent) error {
+			h := vsockproto.Heartbeat{Counters: make([]vsockproto.Counter, 5)}
+			for i := range h.Counters {
+				h.Counters[i].Class = vsockproto.Bulk
+			}
+			return a.SendHeartbeat(&h)
+		}},
 		{"cpu that is not there", "malformed!", "", func(a *link.Agent) error {
 			return a.SendHeartbeat(&vsockproto.Heartbeat{Counters: []vsockproto.Counter{{CPU: 2, Class: 2}}})
 		}},
@@ -541,6 +556,12 @@ func TestWhoIsNotLetIn(t *testing.T) {
 					t.Error("no error")
 				}
 				want(t, "findings", w.rules(), c.rule)
+				if s := w.findings[0].Severity; s > engine.Medium {
+					t.Errorf("who has proven nothing causes a finding of severity %d", s)
+				}
+				if rejected != nil {
+					want(t, "the agent is told", rejected.Reason, c.code.String())
+				}
 			})
 		})
 	}

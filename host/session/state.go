@@ -126,7 +126,10 @@ func (v *vm) again(index uint64, raw []byte) error {
 		es, err := vsockproto.ParseEvents(payload)
 		for rest := es.Records; err == nil && len(rest) > 0; {
 			var rh vsockproto.Header
-			if rh, err = vsockproto.ParseHeader(rest); err == nil {
+			if rh, err = vsockproto.ParseHeader(rest); err == nil && rh.Class != rh.Type.Class() {
+				break // refused then, and what follows it
+			}
+			if err == nil {
 				_ = v.ledger.Seen(rh.CPU, rh.Class, rh.Sequence)
 				rest = rest[rh.Length:]
 			}

@@ -90,14 +90,7 @@ func Sample(t vsockproto.EventType) *vsockproto.Event {
 }
 
 // ClassOf is the ring that a type takes.
-func ClassOf(t vsockproto.EventType) vsockproto.Class {
-	switch t {
-	case vsockproto.BprmCommittedCreds, vsockproto.TaskKill, vsockproto.TaskNewtask,
-		vsockproto.SchedProcessExit, vsockproto.TaskSnapshot:
-		return vsockproto.Critical
-	}
-	return vsockproto.Bulk
-}
+func ClassOf(t vsockproto.EventType) vsockproto.Class { return t.Class() }
 
 func text(s string) vsockproto.Tail { return vsockproto.Tail{Data: []byte(s)} }
 
