@@ -145,7 +145,7 @@ func (h *HybridListener) Run(ctx context.Context) error {
 func (h *HybridListener) start(vm uuid.UUID, s *socket) {
 	ctx, wg := h.run, h.wg
 	wg.Go(func() {
-		_ = h.door.accept(ctx, wg, s.ln, Hybrid, func(net.Conn) (uuid.UUID, string, error) { return vm, s.name, nil })
+		_ = h.door.accept(ctx, wg, s.ln, Hybrid, func(net.Conn) caller { return caller{vm: vm, peer: s.name} })
 	})
 }
 

@@ -66,7 +66,8 @@ type door struct {
 
 	mu      sync.Mutex
 	waiting map[uuid.UUID][]*guest // oldest first
-	total   int
+	asking  map[string]int         // connections of a peer whose domain is not known yet
+	total   int                    // of both
 	told    map[string]*told
 }
 
@@ -76,7 +77,7 @@ type told struct {
 }
 
 func newDoor(serve Serve, o *Options) *door {
-	d := &door{serve: serve, waiting: map[uuid.UUID][]*guest{}, told: map[string]*told{}}
+	d := &door{serve: serve, waiting: map[uuid.UUID][]*guest{}, asking: map[string]int{}, told: map[string]*told{}}
 	if o != nil {
 		d.o = *o
 	}
@@ -95,14 +96,22 @@ func newDoor(serve Serve, o *Options) *door {
 	return d
 }
 
+// caller is who is at the other end: of what domain, or how to find that out,
+// which may take a while.
+type caller struct {
+	vm   uuid.UUID
+	peer string
+	ask  func() (uuid.UUID, error) // nil: vm is known
+}
+
 // accept takes connections from l until it is closed. Each is served in a
-// goroutine of wg; whose says which domain it belongs to.
-func (d *door) accept(ctx context.Context, wg *sync.WaitGroup, l net.Listener, transport string, whose func(net.Conn) (vm uuid.UUID, peer string, err error)) error {
+// goroutine of wg; who says where it comes from, at once.
+func (d *door) accept(ctx context.Context, wg *sync.WaitGroup, l net.Listener, transport string, who func(net.Conn) caller) error {
 	for {
 		c, err := l.Accept()
 		switch {
 		case err == nil:
-			wg.Go(func() { d.enter(ctx, c, transport, whose) })
+			wg.Go(func() { d.enter(ctx, c, transport, who(c)) })
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return nil
 		default: // out of descriptors, most likely: it passes
@@ -116,23 +125,30 @@ func (d *door) accept(ctx context.Context, wg *sync.WaitGroup, l net.Listener, t
 	}
 }
 
-func (d *door) enter(ctx context.Context, c net.Conn, transport string, whose func(net.Conn) (uuid.UUID, string, error)) {
+// enter takes a place before it asks whose connection it is: strangers are
+// bounded as well.
+func (d *door) enter(ctx context.Context, c net.Conn, transport string, from caller) {
 	defer c.Close()
-	vm, peer, err := whose(c)
-	if err != nil {
-		d.refuse(Refusal{
-			Rule: RuleStranger, Transport: transport, Peer: peer,
-			Reason: fmt.Sprintf("A connection by %s from %s belongs to no known domain: %v.", transport, peer, err),
-		})
-		return
-	}
+	vm, peer := from.vm, from.peer
 	g := &guest{Conn: c, door: d, vm: vm}
-	if !d.admit(g) {
-		d.crowd(vm, transport, peer, "was refused: too many are open, of all domains, that have proven nothing")
+	if why := d.admit(g, from); why != "" {
+		d.crowd(vm, transport, peer, why)
 		return
 	}
 	g.late = time.AfterFunc(d.o.Handshake, func() { c.Close() })
 	defer g.Proven()
+	if from.ask != nil {
+		var err error
+		vm, err = from.ask()
+		d.answered(g, peer, vm, err)
+		if err != nil {
+			d.refuse(Refusal{
+				Rule: RuleStranger, Transport: transport, Peer: peer,
+				Reason: fmt.Sprintf("A connection by %s from %s belongs to no known domain: %v.", transport, peer, err),
+			})
+			return
+		}
+	}
 	if old := d.oldest(vm); old != nil {
 		old.Close()
 		d.crowd(vm, transport, peer, "took the place of an older one that had proven nothing")
@@ -161,15 +177,39 @@ func (g *guest) Proven() {
 	g.door.release(g)
 }
 
-func (d *door) admit(g *guest) bool {
+// admit gives g a place, or says why not. One peer whose domain is not known
+// yet may not take the places of all.
+func (d *door) admit(g *guest, from caller) (refused string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.total >= d.o.Total {
-		return false
+	switch {
+	case d.total >= d.o.Total:
+		return "was refused: too many are open, of all domains, that have proven nothing"
+	case from.ask == nil:
+		d.waiting[g.vm] = append(d.waiting[g.vm], g)
+	case d.asking[from.peer] >= d.o.PerDomain:
+		return "was refused: too many of its are open whose domain is not known yet"
+	default:
+		d.asking[from.peer]++
 	}
 	d.total++
-	d.waiting[g.vm] = append(d.waiting[g.vm], g)
-	return true
+	return ""
+}
+
+// answered moves g to the domain that it turned out to be of, or, with an
+// error, gives its place free.
+func (d *door) answered(g *guest, peer string, vm uuid.UUID, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.asking[peer]--; d.asking[peer] == 0 {
+		delete(d.asking, peer)
+	}
+	if err != nil {
+		d.total--
+		return
+	}
+	g.vm = vm
+	d.waiting[vm] = append(d.waiting[vm], g)
 }
 
 // oldest gives the place of a domain's oldest connection free, if it has more

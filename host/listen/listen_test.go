@@ -158,7 +158,7 @@ func TestTheUnprovenAreBounded(t *testing.T) {
 		go func() {
 			defer close(done)
 			var wg sync.WaitGroup
-			_ = d.accept(t.Context(), &wg, l, Hybrid, func(net.Conn) (uuid.UUID, string, error) { return alpha, "alpha", nil })
+			_ = d.accept(t.Context(), &wg, l, Hybrid, func(net.Conn) caller { return caller{vm: alpha, peer: "alpha"} })
 			wg.Wait()
 		}()
 		for range 9 {
@@ -205,6 +205,71 @@ func TestTheUnprovenAreBounded(t *testing.T) {
 		if unproven() != 0 || len(d.waiting) != 0 {
 			t.Fatalf("%d places taken", unproven())
 		}
+	})
+}
+
+// Who is asked about holds a place as well: strangers are bounded, one peer
+// takes no more than its share, and what is refused is not asked about.
+func TestThoseWhoAreAskedAboutAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var refused []Refusal
+		asked, served := 0, 0
+		answer := make(chan struct{})
+		o := quiet(func(r Refusal) { mu.Lock(); refused = append(refused, r); mu.Unlock() })
+		o.Total, o.PerDomain = 5, 3
+		d := newDoor(func(_ context.Context, c net.Conn, vm uuid.UUID, _ string) {
+			if vm != alpha {
+				t.Errorf("served %s", vm)
+			}
+			mu.Lock()
+			served++
+			mu.Unlock()
+			c.Read(make([]byte, 1))
+		}, &o)
+		enter := func(peer string, vm uuid.UUID, err error) {
+			_, c := net.Pipe()
+			go d.enter(t.Context(), c, Vsock, caller{peer: peer, ask: func() (uuid.UUID, error) {
+				mu.Lock()
+				asked++
+				mu.Unlock()
+				<-answer
+				return vm, err
+			}})
+			synctest.Wait()
+		}
+		look := func() { mu.Lock(); d.mu.Lock() }
+		done := func() { d.mu.Unlock(); mu.Unlock() }
+		for range 10 {
+			enter("CID 9", uuid.Nil, ErrStranger)
+		}
+		look()
+		if asked != 3 || d.total != 3 || len(refused) != 1 || refused[0].Rule != RuleCrowd {
+			t.Fatalf("%d asked, %d places, refused %+v", asked, d.total, refused)
+		}
+		done()
+		for range 3 {
+			enter("CID 3", alpha, nil)
+		}
+		look()
+		if asked != 5 || d.total != 5 || len(refused) != 2 {
+			t.Fatalf("of all: %d asked, %d places, refused %+v", asked, d.total, refused)
+		}
+		done()
+		close(answer)
+		synctest.Wait()
+		look()
+		if served != 2 || d.total != 2 || len(d.waiting[alpha]) != 2 || len(d.asking) != 0 || refused[2].Rule != RuleStranger {
+			t.Fatalf("answered: %d served, %d places, %d asking, refused %+v", served, d.total, len(d.asking), refused)
+		}
+		done()
+		time.Sleep(16 * time.Second) // nobody proved anything
+		synctest.Wait()
+		look()
+		if d.total != 0 || len(d.waiting) != 0 {
+			t.Fatalf("%d places taken", d.total)
+		}
+		done()
 	})
 }
 

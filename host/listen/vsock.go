@@ -42,16 +42,19 @@ func (l *VsockListener) Run(ctx context.Context) error {
 	defer stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	return l.door.accept(ctx, &wg, ln, Vsock, func(c net.Conn) (uuid.UUID, string, error) { return l.whose(ctx, c) })
+	return l.door.accept(ctx, &wg, ln, Vsock, func(c net.Conn) caller { return l.who(ctx, c) })
 }
 
 const anyCID = 0xffffffff // VMADDR_CID_ANY
 
-func (l *VsockListener) whose(ctx context.Context, c net.Conn) (uuid.UUID, string, error) {
+func (l *VsockListener) who(ctx context.Context, c net.Conn) caller {
 	a, ok := c.RemoteAddr().(*vsock.Addr)
 	if !ok {
-		return uuid.Nil, c.RemoteAddr().String(), fmt.Errorf("address %T: %w", c.RemoteAddr(), ErrStranger)
+		return caller{peer: c.RemoteAddr().String(), ask: func() (uuid.UUID, error) {
+			return uuid.Nil, fmt.Errorf("address %T: %w", c.RemoteAddr(), ErrStranger)
+		}}
 	}
-	vm, err := l.domains.DomainByCID(ctx, a.ContextID)
-	return vm, fmt.Sprintf("CID %d", a.ContextID), err
+	return caller{peer: fmt.Sprintf("CID %d", a.ContextID), ask: func() (uuid.UUID, error) {
+		return l.domains.DomainByCID(ctx, a.ContextID)
+	}}
 }
