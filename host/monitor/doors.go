@@ -29,20 +29,19 @@ type doors struct {
 	m      *Monitor
 	hybrid *listen.HybridListener
 	vsock  *listen.VsockListener // nil: off
+	cids   *cids
 
 	mu   sync.Mutex
 	open map[uuid.UUID]string // hybrid sockets, by the names that they have
-	cids map[domainRun]uint32
 }
 
-// domainRun is one run of a domain, in which its CID does not change.
-type domainRun struct {
-	vm uuid.UUID
-	id int
+// cidSource knows the CID that a running domain has: libvirt.
+type cidSource interface {
+	CID(ctx context.Context, vm uuid.UUID) (uint32, error)
 }
 
 func newDoors(m *Monitor) *doors {
-	return &doors{m: m, open: map[uuid.UUID]string{}, cids: map[domainRun]uint32{}}
+	return &doors{m: m, open: map[uuid.UUID]string{}, cids: newCIDs(m.domains.list, m.libvirt)}
 }
 
 // prepare makes the listeners, and the sockets of what is enrolled already.
@@ -54,7 +53,7 @@ func (d *doors) prepare(context.Context) error {
 	}
 	d.hybrid = listen.NewHybrid(d.m.cfg.Listen.HybridDir, d.serve, &listen.HybridOptions{Options: o, Group: gid})
 	if d.m.cfg.Listen.Vsock == "on" || (d.m.cfg.Listen.Vsock == "auto" && hostVsock()) {
-		d.vsock = listen.NewVsock(vsockproto.Port, d, d.serve, &o)
+		d.vsock = listen.NewVsock(vsockproto.Port, d.cids, d.serve, &o)
 	}
 	d.update(d.m.domains.list())
 	return nil
@@ -93,6 +92,7 @@ func (d *doors) run(ctx context.Context) error {
 // update gives every enrolled domain its socket, and takes it from those that
 // are no longer.
 func (d *doors) update(list []watched) {
+	d.cids.drop(list)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	want := map[uuid.UUID]bool{}
@@ -166,16 +166,42 @@ func (d *doors) refused(r listen.Refusal) {
 	})
 }
 
+// cids finds domains by their CIDs. It asks libvirt once for each run of a
+// domain, in which the CID does not change.
+type cids struct {
+	list   func() []watched
+	source cidSource
+
+	mu    sync.Mutex
+	known map[uuid.UUID]cidOfRun
+}
+
+type cidOfRun struct {
+	run int // libvirt's id of the domain while it runs
+	cid uint32
+}
+
+func newCIDs(list func() []watched, source cidSource) *cids {
+	return &cids{list: list, source: source, known: map[uuid.UUID]cidOfRun{}}
+}
+
+// speaks reports whether a domain can be the one that connects.
+func (w *watched) speaks() bool {
+	return w.Enrolment != nil && w.Enrolment.Transport == domain.KernelVsock && w.State.Active()
+}
+
 // DomainByCID finds the running domain that libvirt gave the CID.
-func (d *doors) DomainByCID(ctx context.Context, cid uint32) (uuid.UUID, error) {
+func (c *cids) DomainByCID(ctx context.Context, cid uint32) (uuid.UUID, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	list := c.list()
+	c.drop(list)
 	var errs []error
-	for _, w := range d.m.domains.list() {
-		if w.Enrolment == nil || w.Enrolment.Transport != domain.KernelVsock || !w.State.Active() {
+	for _, w := range list {
+		if !w.speaks() {
 			continue
 		}
-		have, err := d.cid(ctx, domainRun{w.UUID, w.ID})
+		have, err := c.of(ctx, w.UUID, w.ID)
 		if err == nil && have == cid {
 			return w.UUID, nil
 		}
@@ -184,27 +210,39 @@ func (d *doors) DomainByCID(ctx context.Context, cid uint32) (uuid.UUID, error) 
 	return uuid.Nil, errors.Join(append(errs, fmt.Errorf("CID %d: %w", cid, listen.ErrStranger))...)
 }
 
-// cid asks libvirt once for each run of a domain.
-func (d *doors) cid(ctx context.Context, r domainRun) (uint32, error) {
-	d.mu.Lock()
-	cid, ok := d.cids[r]
-	d.mu.Unlock()
-	if ok {
-		return cid, nil
+func (c *cids) of(ctx context.Context, vm uuid.UUID, run int) (uint32, error) {
+	c.mu.Lock()
+	known, ok := c.known[vm]
+	c.mu.Unlock()
+	if ok && known.run == run {
+		return known.cid, nil
 	}
-	cid, err := d.m.libvirt.CID(ctx, r.vm)
+	cid, err := c.source.CID(ctx, vm)
 	if err != nil {
 		return 0, err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for old := range d.cids {
-		if old.vm == r.vm {
-			delete(d.cids, old)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known[vm] = cidOfRun{run, cid}
+	return cid, nil
+}
+
+// drop forgets the CIDs of runs that are over: libvirt may give them to another
+// domain, and a daemon of libvirt's that began anew counts its ids from one.
+func (c *cids) drop(list []watched) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	runs := map[uuid.UUID]int{}
+	for _, w := range list {
+		if w.speaks() {
+			runs[w.UUID] = w.ID
 		}
 	}
-	d.cids[r] = cid
-	return cid, nil
+	for vm, known := range c.known {
+		if run, ok := runs[vm]; !ok || run != known.run {
+			delete(c.known, vm)
+		}
+	}
 }
 
 func dirGroup(path string) int {
