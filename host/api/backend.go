@@ -37,10 +37,14 @@ type Backend interface {
 	// from the record.
 	Batches(ctx context.Context, q Query, yield func(*engine.Batch) error) error
 
-	// Findings does the same with findings, oldest first.
+	// Findings does the same with findings. Without Follow the streams are
+	// merged by time: of each VM in the order of its record, and of several VMs'
+	// next findings the earliest first. What cannot be read of one VM's record
+	// stops no other's; it is the error at the end.
 	Findings(ctx context.Context, q Query, yield func(*engine.Finding) error) error
 
-	// Orders returns the journal's orders that q asks for, oldest first.
+	// Orders returns the journal's orders that q asks for, oldest first: with a
+	// Limit the newest of them.
 	Orders(ctx context.Context, q Query) ([]*apipb.Order, error)
 
 	// Models returns the models of all engines.
@@ -67,6 +71,8 @@ type Query struct {
 	VM     uuid.UUID // zero: all
 	Since  time.Time // at or after, by the host's clock; zero: from the start, with Follow from now on
 	Follow bool      // go on with what arrives
+	Order  string    // of orders: only that with this id; empty: all
+	Limit  uint64    // of orders: at most so many, the newest; 0: all
 }
 
 // Model is a model and the engine that has it.

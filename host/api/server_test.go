@@ -243,6 +243,33 @@ func TestOrders(t *testing.T) {
 	}
 }
 
+// A journal of many orders is answered by its newest, and the answer says that
+// there are more; one is found by its id however old it is.
+func TestOrdersAreLimited(t *testing.T) {
+	b := newBackend()
+	for i := range 90_000 {
+		b.Add(&apipb.Order{Id: fmt.Sprint("old-", i), Step: "pause", Reason: strings.Repeat("x", 400), Decided: api.FormatTime(time.Unix(int64(i), 0))})
+	}
+	c, _ := serve(t, b, nil)
+	for _, tt := range []struct {
+		r     *apipb.ListOrdersRequest
+		n     int
+		first string
+		more  bool
+	}{
+		{&apipb.ListOrdersRequest{}, 1000, "old-89000", true},
+		{&apipb.ListOrdersRequest{Limit: 3}, 3, "old-89997", true},
+		{&apipb.ListOrdersRequest{Limit: 1 << 63}, 5000, "old-85000", true},
+		{&apipb.ListOrdersRequest{Since: api.FormatTime(time.Unix(89_999, 0)), Limit: 1}, 1, "old-89999", false},
+		{&apipb.ListOrdersRequest{Id: "old-7"}, 1, "old-7", false},
+	} {
+		out, err := c.ListOrders(t.Context(), tt.r)
+		if err != nil || len(out.Orders) != tt.n || out.Orders[0].Id != tt.first || out.More != tt.more {
+			t.Errorf("%v: %d orders, more %v, %v", tt.r, len(out.GetOrders()), out.GetMore(), err)
+		}
+	}
+}
+
 func TestCaptureTellsItsProgress(t *testing.T) {
 	c, _ := serve(t, newBackend(), nil)
 	s, err := c.Capture(t.Context(), &apipb.CaptureRequest{Vm: "web"})

@@ -52,20 +52,37 @@ func (s *service) ListOrders(ctx context.Context, r *apipb.ListOrdersRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	limit := ordersLimit(r.Limit)
+	q.Order, q.Limit = r.Id, limit+1 // one more tells whether there are more
 	orders, err := s.backend.Orders(ctx, q)
 	if err != nil {
 		return nil, err
 	}
 	out := &apipb.ListOrdersResponse{}
+	if uint64(len(orders)) > limit {
+		out.More, orders = true, orders[uint64(len(orders))-limit:]
+	}
 	for _, o := range orders {
-		if r.Id == "" || o.Id == r.Id {
-			out.Orders = append(out.Orders, s.order(ctx, o))
-		}
+		out.Orders = append(out.Orders, s.order(ctx, o))
 	}
 	if r.Id != "" && len(out.Orders) == 0 {
 		return nil, Error(connect.CodeNotFound, "outguard orders lists them", fmt.Errorf("no order %q", r.Id))
 	}
 	return out, nil
+}
+
+// One answer holds so many orders by default, and never more than fit in a
+// message.
+const (
+	defaultOrders = 1000
+	maxOrders     = 5000
+)
+
+func ordersLimit(asked uint64) uint64 {
+	if asked == 0 {
+		return defaultOrders
+	}
+	return min(asked, maxOrders)
 }
 
 func (s *service) ListModels(ctx context.Context, r *apipb.ListModelsRequest) (*apipb.ListModelsResponse, error) {

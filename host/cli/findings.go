@@ -18,8 +18,10 @@ func (a *app) findingsCmd() *cobra.Command {
 	cmd := a.command(&cobra.Command{
 		Use:   "findings",
 		Short: "Print what the engines and the monitor found",
-		Long: `Print findings, oldest first: all of them, or with --follow those from now on
-(and with --since as well, those since). Columns: when, severity, VM, rule, the
+		Long: `Print findings, oldest first (of each VM in the order of its record, the VMs
+merged by time): all of them, or with --follow those from now on (and with
+--since as well, those since). If a VM's record cannot be read on, the others'
+findings are printed all the same, and then the error. Columns: when, severity, VM, rule, the
 process and file it is about, the reason, and in brackets its id and the
 evidence index of its event.`,
 		Example: `  outguard findings -f --min-severity high

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,8 +15,8 @@ func (a *app) ordersCmd() *cobra.Command {
 	cmd := a.command(&cobra.Command{
 		Use:   "orders [ID]",
 		Short: "List what was ordered, by whom, and what came of it; or describe one",
-		Long: `List orders from the journal, oldest first. Each was on disk before libvirt was
-called; TOOK is from the decision to the checked effect.`,
+		Long: `List the newest orders of the journal, oldest first. Each was on disk before
+libvirt was called; TOOK is from the decision to the checked effect.`,
 		Args: cobra.MaximumNArgs(1),
 	}, func(cmd *cobra.Command, args []string) error {
 		client, err := a.client()
@@ -38,10 +39,14 @@ called; TOOK is from the decision to the checked effect.`,
 		}
 		printAll(a, out.Orders, "no orders; `outguard findings` shows what was found",
 			[]string{"DECIDED", "VM", "STEP", "STATE", "TOOK", "BY", "RESULT", "ID"}, orderRow)
+		if out.More {
+			_, _ = fmt.Fprintf(a.err, "there are older orders than these %d: see --limit and --since\n", len(out.Orders))
+		}
 		return nil
 	})
 	a.vmFlag(cmd, &r.Vm)
 	cmd.Flags().StringVar(&from, "since", "", sinceHelp)
+	cmd.Flags().Uint64Var(&r.Limit, "limit", 1000, "list the newest `number` of them, at most 5000")
 	return cmd
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -133,7 +134,8 @@ func (b backend) streams(q api.Query) ([]uuid.UUID, error) {
 }
 
 // read hands every record that q asks for to yield, stream after stream, and
-// with Follow all of them side by side, one call at a time.
+// with Follow all of them side by side, one call at a time. A stream that
+// cannot be read stops no other: its error comes at the end.
 func (b backend) read(ctx context.Context, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
 	if q.Follow {
 		return b.follow(ctx, q, yield)
@@ -142,13 +144,28 @@ func (b backend) read(ctx context.Context, q api.Query, yield func(uuid.UUID, *e
 	if err != nil {
 		return err
 	}
+	var rotten []error
 	for _, vm := range vms {
-		if err := b.readOne(ctx, vm, q, yield); err != nil {
-			return err
+		var stop error
+		err := b.readOne(ctx, vm, q, func(vm uuid.UUID, r *evidence.Record) error {
+			stop = yield(vm, r)
+			return stop
+		})
+		if stop == nil {
+			stop = ctx.Err()
+		}
+		if stop != nil {
+			return stop
+		}
+		if err != nil {
+			rotten = append(rotten, recordError(vm, err))
 		}
 	}
-	return nil
+	return errors.Join(rotten...)
 }
+
+// recordError says whose record it is that cannot be read.
+func recordError(vm uuid.UUID, err error) error { return fmt.Errorf("record of VM %s: %w", vm, err) }
 
 func (b backend) readOne(ctx context.Context, vm uuid.UUID, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
 	r := evidence.NewReader(evidence.StreamDir(b.m.store.Dir(), vm))
@@ -171,7 +188,8 @@ func (b backend) readOne(ctx context.Context, vm uuid.UUID, q api.Query, yield f
 const followEvery = time.Second
 
 // follow reads on in the streams of vms, and with no VM named in those that
-// come to be later, until ctx ends or yield fails.
+// come to be later, until ctx ends or yield fails. A stream that cannot be read
+// ends it only where its VM was named.
 func (b backend) follow(ctx context.Context, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -182,7 +200,11 @@ func (b backend) follow(ctx context.Context, q api.Query, yield func(uuid.UUID, 
 	one := func(vm uuid.UUID, r *evidence.Record) error {
 		mu.Lock()
 		defer mu.Unlock()
-		return yield(vm, r)
+		err := yield(vm, r)
+		if err != nil {
+			cancel(err)
+		}
+		return err
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -200,9 +222,15 @@ func (b backend) follow(ctx context.Context, q api.Query, yield func(uuid.UUID, 
 			}
 			followed[vm] = true
 			wg.Go(func() {
-				if err := b.followOne(ctx, vm, q, one); err != nil {
-					cancel(err)
+				err := b.followOne(ctx, vm, q, one)
+				if err == nil || ctx.Err() != nil {
+					return
 				}
+				if q.VM == uuid.Nil { // the others go on
+					b.m.log.Error("record cannot be followed", "vm", vm, "error", err)
+					return
+				}
+				cancel(recordError(vm, err))
 			})
 		}
 		select {
@@ -242,29 +270,93 @@ func (b backend) Batches(ctx context.Context, q api.Query, yield func(*engine.Ba
 	})
 }
 
-// Findings hands findings on as they come where it follows, and otherwise in
-// the order of their time over all VMs.
+// Findings hands findings on as they come where it follows. Otherwise each
+// stream is read in the order of its record, and of the streams' next findings
+// the earliest goes first: one finding of each stream is in memory. A stream
+// that cannot be read on gives what is before, and its error comes at the end.
 func (b backend) Findings(ctx context.Context, q api.Query, yield func(*engine.Finding) error) error {
-	var all []engine.Finding
-	each := yield
-	if !q.Follow {
-		each = func(f *engine.Finding) error { all = append(all, *f); return nil }
+	if q.Follow {
+		return b.follow(ctx, q, func(_ uuid.UUID, r *evidence.Record) error { return findingIn(r, yield) })
 	}
-	err := b.read(ctx, q, func(_ uuid.UUID, r *evidence.Record) error {
-		if r.Kind != evidence.KindFinding {
-			return nil
-		}
-		f, err := unmarshal[engine.Finding](r)
+	vms, err := b.streams(q)
+	if err != nil {
+		return err
+	}
+	return b.merge(ctx, vms, q, yield)
+}
+
+// findingIn hands a record's finding on, if it is one.
+func findingIn(r *evidence.Record, yield func(*engine.Finding) error) error {
+	if r.Kind != evidence.KindFinding {
+		return nil
+	}
+	f, err := unmarshal[engine.Finding](r)
+	if err != nil {
+		return err
+	}
+	return yield(&f)
+}
+
+// findingsHead is a stream's next finding.
+type findingsHead struct {
+	vm   uuid.UUID
+	f    *engine.Finding
+	pull func() (*engine.Finding, error, bool)
+}
+
+func (b backend) merge(ctx context.Context, vms []uuid.UUID, q api.Query, yield func(*engine.Finding) error) error {
+	var rotten []error
+	var heads []*findingsHead
+	advance := func(h *findingsHead) bool {
+		f, err, ok := h.pull()
 		if err != nil {
+			rotten = append(rotten, recordError(h.vm, err))
+		}
+		h.f = f
+		return ok && err == nil
+	}
+	for _, vm := range vms {
+		pull, stop := iter.Pull2(b.findingsOf(ctx, vm, q))
+		defer stop()
+		if h := (&findingsHead{vm: vm, pull: pull}); advance(h) {
+			heads = append(heads, h)
+		}
+	}
+	for len(heads) > 0 {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		return each(&f)
-	})
-	slices.SortStableFunc(all, func(a, b engine.Finding) int { return a.At.Compare(b.At) })
-	for i := 0; i < len(all) && err == nil; i++ {
-		err = yield(&all[i])
+		first := slices.MinFunc(heads, func(a, b *findingsHead) int { return a.f.At.Compare(b.f.At) })
+		if err := yield(first.f); err != nil {
+			return err
+		}
+		if !advance(first) {
+			heads = slices.DeleteFunc(heads, func(h *findingsHead) bool { return h == first })
+		}
 	}
-	return err
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errors.Join(rotten...)
+}
+
+// findingsOf is one stream's findings, and why there are no more of them if
+// that is not its end.
+func (b backend) findingsOf(ctx context.Context, vm uuid.UUID, q api.Query) iter.Seq2[*engine.Finding, error] {
+	return func(yield func(*engine.Finding, error) bool) {
+		stopped := false
+		err := b.readOne(ctx, vm, q, func(_ uuid.UUID, r *evidence.Record) error {
+			return findingIn(r, func(f *engine.Finding) error {
+				if stopped = !yield(f, nil); stopped {
+					return evidence.ErrStop
+				}
+				return nil
+			})
+		})
+		if err != nil && !stopped {
+			yield(nil, err)
+		}
+	}
 }
 
 func (b backend) Orders(_ context.Context, q api.Query) ([]*apipb.Order, error) {
@@ -273,10 +365,10 @@ func (b backend) Orders(_ context.Context, q api.Query) ([]*apipb.Order, error) 
 		if e.Order.Given.Before(q.Since) {
 			return false
 		}
-		if q.VM == uuid.Nil || q.VM == e.Order.VM {
+		if (q.VM == uuid.Nil || q.VM == e.Order.VM) && (q.Order == "" || q.Order == e.Order.ID.String()) {
 			out = append(out, orderOf(e))
 		}
-		return true
+		return q.Limit == 0 || uint64(len(out)) < q.Limit
 	})
 	slices.Reverse(out)
 	return out, err
@@ -427,7 +519,7 @@ func (b backend) Bundles(context.Context) ([]*apipb.Bundle, error) {
 }
 
 func bundleOf(dir string, man *bundle.Manifest) *apipb.Bundle {
-	b := &apipb.Bundle{Id: filepath.Base(dir), Dir: dir, Vm: man.VMName, Uuid: man.VM.String(), Created: api.FormatTime(man.Created)}
+	b := &apipb.Bundle{Id: filepath.Base(dir), Dir: dir, Vm: man.VMName, Uuid: man.VM.String(), Created: api.FormatTime(man.Created), Order: man.Order}
 	if man.Finding != "" {
 		b.Findings = []string{man.Finding}
 	}

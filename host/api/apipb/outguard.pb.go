@@ -2440,7 +2440,8 @@ type ListOrdersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Since         string                 `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
-	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"` // only this one
+	Id            string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`        // only this one
+	Limit         uint64                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"` // the newest so many; 0: 1000; at most 5000
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2496,9 +2497,17 @@ func (x *ListOrdersRequest) GetId() string {
 	return ""
 }
 
+func (x *ListOrdersRequest) GetLimit() uint64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 type ListOrdersResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Orders        []*Order               `protobuf:"bytes,1,rep,name=orders,proto3" json:"orders,omitempty"`
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"` // there are older ones than these that were asked for too
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2538,6 +2547,13 @@ func (x *ListOrdersResponse) GetOrders() []*Order {
 		return x.Orders
 	}
 	return nil
+}
+
+func (x *ListOrdersResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 // Order is one response: journalled and synced before it is carried out, its
@@ -3950,13 +3966,15 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x10\n" +
 	"\x03cpu\x18\x03 \x01(\rR\x03cpu\x12\x14\n" +
 	"\x05class\x18\x04 \x01(\tR\x05class\x12\x1a\n" +
-	"\bsequence\x18\x05 \x01(\x04R\bsequence\"I\n" +
+	"\bsequence\x18\x05 \x01(\x04R\bsequence\"_\n" +
 	"\x11ListOrdersRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\tR\x05since\x12\x0e\n" +
-	"\x02id\x18\x03 \x01(\tR\x02id\"@\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\x04R\x05limit\"T\n" +
 	"\x12ListOrdersResponse\x12*\n" +
-	"\x06orders\x18\x01 \x03(\v2\x12.outguard.v1.OrderR\x06orders\"\x9f\x04\n" +
+	"\x06orders\x18\x01 \x03(\v2\x12.outguard.v1.OrderR\x06orders\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\x9f\x04\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12\x0e\n" +

@@ -168,9 +168,12 @@ func (b *Backend) Orders(_ context.Context, q api.Query) ([]*apipb.Order, error)
 		if err != nil {
 			return nil, err
 		}
-		if (q.VM == uuid.Nil || q.VM.String() == o.Uuid) && !at.Before(q.Since) {
+		if (q.VM == uuid.Nil || q.VM.String() == o.Uuid) && !at.Before(q.Since) && (q.Order == "" || q.Order == o.Id) {
 			out = append(out, clone(o))
 		}
+	}
+	if n := uint64(len(out)); q.Limit > 0 && n > q.Limit {
+		out = out[n-q.Limit:]
 	}
 	return out, nil
 }

@@ -79,9 +79,10 @@ type OutguardClient interface {
 	ListVMs(context.Context, *apipb.ListVMsRequest) (*apipb.ListVMsResponse, error)
 	// Events streams the record, decoded, oldest first for each VM.
 	Events(context.Context, *apipb.EventsRequest) (*connect.ServerStreamForClient[apipb.EventsResponse], error)
-	// Findings streams findings, oldest first.
+	// Findings streams findings: of each VM in the order of its record, merged by
+	// time. What cannot be read of one VM's record is the error at the end.
 	Findings(context.Context, *apipb.FindingsRequest) (*connect.ServerStreamForClient[apipb.FindingsResponse], error)
-	// ListOrders lists orders from the journal, oldest first.
+	// ListOrders lists the newest orders of the journal, oldest first.
 	ListOrders(context.Context, *apipb.ListOrdersRequest) (*apipb.ListOrdersResponse, error)
 	// ListModels lists the engines' models.
 	ListModels(context.Context, *apipb.ListModelsRequest) (*apipb.ListModelsResponse, error)
@@ -305,9 +306,10 @@ type OutguardHandler interface {
 	ListVMs(context.Context, *apipb.ListVMsRequest) (*apipb.ListVMsResponse, error)
 	// Events streams the record, decoded, oldest first for each VM.
 	Events(context.Context, *apipb.EventsRequest, *connect.ServerStream[apipb.EventsResponse]) error
-	// Findings streams findings, oldest first.
+	// Findings streams findings: of each VM in the order of its record, merged by
+	// time. What cannot be read of one VM's record is the error at the end.
 	Findings(context.Context, *apipb.FindingsRequest, *connect.ServerStream[apipb.FindingsResponse]) error
-	// ListOrders lists orders from the journal, oldest first.
+	// ListOrders lists the newest orders of the journal, oldest first.
 	ListOrders(context.Context, *apipb.ListOrdersRequest) (*apipb.ListOrdersResponse, error)
 	// ListModels lists the engines' models.
 	ListModels(context.Context, *apipb.ListModelsRequest) (*apipb.ListModelsResponse, error)
