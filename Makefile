@@ -89,7 +89,8 @@ install: build ## install the host's side and its systemd unit (PREFIX, DESTDIR)
 	install -d -m 0755 $(DESTDIR)/etc/systemd/system
 	sed 's|/usr/local/|$(PREFIX)/|' host/deploy/outguardd.service >$(DESTDIR)/etc/systemd/system/outguardd.service
 	install -D -m 0644 host/deploy/outguard.sysusers $(DESTDIR)/etc/sysusers.d/outguard.conf
-	@echo "next: systemd-sysusers && systemctl daemon-reload && systemctl enable --now outguardd"
+	install -D -m 0644 host/deploy/outguard.tmpfiles $(DESTDIR)/etc/tmpfiles.d/outguard.conf
+	@echo "next: systemd-sysusers && systemd-tmpfiles --create outguard.conf && systemctl daemon-reload && systemctl enable --now outguardd"
 
 .PHONY: clean
 clean: ## remove bin/
