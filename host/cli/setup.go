@@ -43,6 +43,11 @@ libvirtd running; no monitor needs to run. Done again it only renews the key.`,
 		if err != nil {
 			return err
 		}
+		if warning, err := c.AppArmor(cmd.Context(), e); err != nil {
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", safe.Text(err.Error()))
+		} else if warning != "" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s", safeLines(warning))
+		}
 		return a.printEnrolment(e)
 	})
 	f := cmd.Flags()

@@ -3,7 +3,6 @@ package domain
 import (
 	"context"
 	"crypto/rand"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -83,6 +82,11 @@ func (c *Client) enroll(ctx context.Context, nameOrUUID string, opts *EnrollOpti
 	if err := e.validate(); err != nil {
 		return nil, err
 	}
+	if e.Transport == VhostUser {
+		if err := p.socketDir(filepath.Dir(e.Vhost)); err != nil {
+			return nil, err
+		}
+	}
 	undo, err := p.store(e)
 	if err != nil {
 		return nil, err
@@ -136,7 +140,7 @@ func (c *Client) unenroll(ctx context.Context, nameOrUUID string, opts *EnrollOp
 
 // enrolment reads what is there of a domain.
 func (p *plan) enrolment(d Domain) (Enrolment, error) {
-	f, err := p.root.Open(file(d))
+	f, err := p.root.OpenFile(file(d), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return Enrolment{}, err
 	}
@@ -243,11 +247,7 @@ func userIDs(name string) (ids, error) {
 
 // qemuIDs asks libvirt as whom it runs QEMU.
 func (c *Client) qemuIDs(ctx context.Context) (ids, error) {
-	var text string
-	err := c.read(ctx, &c.lines[0], func(l *libvirt.Libvirt) (err error) {
-		text, err = l.ConnectGetCapabilities()
-		return err
-	})
+	text, err := c.capabilities(ctx)
 	if err != nil {
 		return ids{}, fmt.Errorf("ask libvirt for QEMU's user: %w", err)
 	}
@@ -255,14 +255,9 @@ func (c *Client) qemuIDs(ctx context.Context) (ids, error) {
 }
 
 func parseQEMUIDs(text string) (ids, error) {
-	var caps struct {
-		Models []struct {
-			Model  string   `xml:"model"`
-			Labels []string `xml:"baselabel"`
-		} `xml:"host>secmodel"`
-	}
-	if err := xml.Unmarshal([]byte(text), &caps); err != nil {
-		return ids{}, fmt.Errorf("libvirt's capabilities: %w", err)
+	caps, err := parseCapabilities(text)
+	if err != nil {
+		return ids{}, err
 	}
 	for _, m := range caps.Models {
 		for _, label := range m.Labels {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 )
 
 // Transport is how a guest's agent reaches the host.
@@ -80,12 +81,17 @@ func (e *Enrolment) Snippet() string {
 install -D -m 0755 outguard-agent /usr/local/sbin/outguard-agent
 printf '%s\n' qemu_fw_cfg vmw_vsock_virtio_transport >/etc/modules-load.d/outguard.conf
 # The kernel needs bpf among its security modules. Debian's has it; elsewhere it
-# joins those that run.
-grep -qw bpf /sys/kernel/security/lsm || {
+# joins those that run: none of them is taken away.
+lsm=$(cat /sys/kernel/security/lsm)
+case ",$lsm," in
+,,) echo 'which security modules run is not known: see that bpf is among them' >&2 ;;
+*,bpf,*) ;;
+*)
 	mkdir -p /etc/default/grub.d
-	echo "GRUB_CMDLINE_LINUX=\"\$GRUB_CMDLINE_LINUX lsm=$(cat /sys/kernel/security/lsm),bpf\"" >/etc/default/grub.d/outguard.cfg
+	echo "GRUB_CMDLINE_LINUX=\"\$GRUB_CMDLINE_LINUX lsm=$lsm,bpf\"" >/etc/default/grub.d/outguard.cfg
 	update-grub
-}
+	;;
+esac
 cat >/etc/systemd/system/outguard-agent.service <<'END'
 [Unit]
 Description=Outguard agent
@@ -159,7 +165,7 @@ func Enrolments(dir string) ([]Enrolment, error) {
 }
 
 func readEnrolment(path string) (Enrolment, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("read enrolment: %w", err)
 	}
@@ -167,8 +173,18 @@ func readEnrolment(path string) (Enrolment, error) {
 	return readFile(f)
 }
 
+// readFile reads an opened enrolment. The directory is the monitor's user's:
+// what stands there may be a fifo, which is opened without waiting and refused,
+// for root reads here as well.
 func readFile(f *os.File) (Enrolment, error) {
-	b, err := io.ReadAll(io.LimitReader(f, maxEnrolment+1))
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = errors.New("not a regular file")
+	}
+	var b []byte
+	if err == nil {
+		b, err = io.ReadAll(io.LimitReader(f, maxEnrolment+1))
+	}
 	if err == nil && len(b) > maxEnrolment {
 		err = fmt.Errorf("larger than %d bytes", maxEnrolment)
 	}
