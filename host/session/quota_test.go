@@ -24,7 +24,6 @@ const (
 type budgeted struct {
 	*world
 	stream *evidence.Stream
-	err    error
 }
 
 func newBudgeted(t *testing.T) *budgeted {
