@@ -289,6 +289,10 @@ func writeFrame(conn net.Conn, t vsockproto.FrameType, seq uint64, payload []byt
 	return nil
 }
 
+// maxWrite bounds one write. From Linux 6.12 a larger one can become a packet
+// that vhost-device-vsock 0.3.0 chokes on, and the connection stands still.
+const maxWrite = 16 << 10
+
 // pump writes what is held and within credit, until the connection ends.
 func (a *Agent) pump(conn net.Conn) error {
 	for {
@@ -297,7 +301,7 @@ func (a *Agent) pump(conn net.Conn) error {
 			return nil
 		}
 		for from < end {
-			n, err := conn.Write(a.hold.chunk(from, end))
+			n, err := conn.Write(a.hold.chunk(from, min(end, from+maxWrite)))
 			if err != nil {
 				return fmt.Errorf("write: %w", err)
 			}

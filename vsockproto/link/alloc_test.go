@@ -110,3 +110,34 @@ func (c *chunks) Read(b []byte) (int, error) {
 	c.off += uint64(n)
 	return n, nil
 }
+
+// meter is a connection that notes the longest write.
+type meter struct {
+	net.Conn
+	total, longest int
+	end            func()
+}
+
+func (m *meter) Write(b []byte) (int, error) {
+	m.total += len(b)
+	m.longest = max(m.longest, len(b))
+	if m.total == 100_000+vsockproto.FrameHeaderSize+vsockproto.EventsHeader {
+		m.end()
+	}
+	return len(b), nil
+}
+
+func TestWritesAreShort(t *testing.T) {
+	a := NewAgent([32]byte{}, nil)
+	a.connected, a.limit = true, 1<<62
+	if err := a.SendEvents(1, make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	m := &meter{end: a.disconnect}
+	if err := a.pump(m); err != nil {
+		t.Fatal(err)
+	}
+	if m.longest > maxWrite {
+		t.Errorf("a write of %d bytes", m.longest)
+	}
+}
