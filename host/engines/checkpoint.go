@@ -113,8 +113,7 @@ func (s *Supervisor) keep(ctx context.Context, p *process.Process, vm uuid.UUID,
 		n++
 	}
 	if n > 0 {
-		last := &q.items[n-1].batch
-		q.covered = engine.Ref{Session: last.Session, Index: last.Index}
+		q.covered = q.covers(&q.items[n-1].batch)
 	}
 	saved := Saved{Session: q.covered.Session, Index: q.covered.Index, Data: c.Data}
 	refused := q.refused

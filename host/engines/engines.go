@@ -9,7 +9,9 @@
 //
 // Nothing is dropped while the engine works: Submit blocks the one VM whose
 // share is full. Only an open circuit (the engine fails again and again) lets
-// batches pass unjudged, counted and reported; evidence has them.
+// batches pass unjudged, counted and reported; evidence has them, and when the
+// circuit closes they are judged from there, before what came after them. What
+// was not judged no checkpoint covers.
 package engines
 
 import (
@@ -52,6 +54,10 @@ type Options struct {
 	CircuitAfter    int           // failures in a row, without one answer, that open the circuit; default 6
 	CircuitFor      time.Duration // how long it stays open before the next try; default 30 s
 
+	// Replay has batches judged that passed while the circuit was open; default:
+	// nothing does, until the next start of the monitor.
+	Replay Replay
+
 	// Judged is called after each batch, in order, with when its verdict was
 	// here. It must not block and not keep the batch.
 	Judged func(b *engine.Batch, verdict time.Time)
@@ -90,7 +96,9 @@ type Supervisor struct {
 	answered    uint64 // number of the last answer of this process
 	progress    bool   // this process answered at all
 	circuitOpen bool
-	changed     chan struct{} // closed and replaced whenever room or answers came, if anybody waits
+	opened      uint64         // how often the circuit did
+	rejudges    sync.WaitGroup // Run waits for it
+	changed     chan struct{}  // closed and replaced whenever room or answers came, if anybody waits
 	waiting     int
 	status      Status
 }
@@ -106,7 +114,7 @@ type Status struct {
 	Batches     uint64 // judged
 	Records     uint64
 	Findings    uint64
-	Unjudged    uint64 // batches
+	Unjudged    uint64 // batches that passed, also if they were judged later
 	Pending     int    // batches accepted and not judged
 	CircuitOpen bool
 }
@@ -120,15 +128,20 @@ type vmQueue struct {
 	kept       int // bytes
 	dirtySince time.Time
 	isReady    bool
-	refused    bool       // the stored checkpoint could not be used, and stays
-	failing    bool       // the last checkpoint could not be stored
-	covered    engine.Ref // the last batch that this Supervisor let go of: Session and Index
-	unjudged   unjudged
+	refused    bool        // the stored checkpoint could not be used, and stays
+	failing    bool        // the last checkpoint could not be stored
+	covered    engine.Ref  // the last batch that this Supervisor let go of: Session and Index
+	unjudged   unjudged    // what passed while the circuit was open
+	rejudging  bool        // it is handed in again, and the next batches wait
+	held       *engine.Ref // the first that stays unjudged: checkpoints cover nothing from there on
+	suspect    suspect
 }
 
-type unjudged struct {
-	batches     uint64
-	first, last engine.Ref
+// suspect is a batch that passed after the process had ended with it first in
+// line. Handed in again it is not a new one.
+type suspect struct {
+	index   uint64
+	crashes int
 }
 
 type item struct {
@@ -216,7 +229,7 @@ func (s *Supervisor) TrySubmit(b *engine.Batch) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	q := s.queue(b.VM)
-	if len(b.Records) > engine.MaxBatchBytes || (!s.circuitOpen && !s.room(q, len(b.Records)+itemOverhead)) {
+	if len(b.Records) > engine.MaxBatchBytes || (!s.circuitOpen && s.full(q, len(b.Records)+itemOverhead)) {
 		return false
 	}
 	s.take(q, b)
@@ -234,7 +247,7 @@ func (s *Supervisor) Submit(ctx context.Context, b *engine.Batch) error {
 	defer s.mu.Unlock()
 	q := s.queue(b.VM)
 	size := len(b.Records) + itemOverhead
-	for !s.circuitOpen && !s.room(q, size) {
+	for !s.circuitOpen && s.full(q, size) {
 		if err := s.wait(ctx); err != nil {
 			return fmt.Errorf("submit to engine %s: %w", s.cfg.Name, err)
 		}
@@ -251,8 +264,12 @@ func (s *Supervisor) take(q *vmQueue, b *engine.Batch) {
 	it := &item{vm: q, batch: *b}
 	message, err := engine.AppendBatch(nil, 0, b)
 	if err != nil { // its count: nothing that a session hands on
-		s.pass(q, b)
+		s.status.Unjudged++
+		s.log.Error("batch cannot be judged", "vm", b.VM, "index", b.Index, "err", err)
 		return
+	}
+	if q.suspect.crashes > 0 && q.suspect.index == b.Index {
+		it.crashes, q.suspect = q.suspect.crashes, suspect{}
 	}
 	it.message, it.batch.Records = message, message[engine.BatchRecords:]
 	s.enqueue(it)
@@ -267,6 +284,9 @@ func (s *Supervisor) queue(vm uuid.UUID) *vmQueue {
 	}
 	return q
 }
+
+// full reports whether the VM's next batch has to wait.
+func (s *Supervisor) full(q *vmQueue, size int) bool { return q.rejudging || !s.room(q, size) }
 
 func (s *Supervisor) room(q *vmQueue, size int) bool {
 	fits := (q.unanswered == 0 || q.unanswered+size <= s.opts.QueueBytes) &&
@@ -414,9 +434,5 @@ func (s *Supervisor) kill() {
 func (s *Supervisor) pass(q *vmQueue, b *engine.Batch) {
 	s.status.Unjudged++
 	at := engine.Ref{Session: b.Session, Index: b.Index}
-	if q.unjudged.batches == 0 {
-		q.unjudged.first = at
-	}
-	q.unjudged.batches++
-	q.unjudged.last = at
+	q.unjudged.widen(unjudged{1, at, at})
 }

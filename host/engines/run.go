@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,6 +40,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.announce()
 	s.mu.Unlock()
+	s.rejudges.Wait()
 	return ctx.Err()
 }
 
@@ -91,7 +91,7 @@ func (s *Supervisor) begin(ctx context.Context, p *process.Process) error {
 		s.checkpointMu.Unlock()
 		return err
 	}
-	after := s.adopt(p)
+	after := s.adopt(ctx, p)
 	s.checkpointMu.Unlock()
 	after()
 	return nil
@@ -134,26 +134,31 @@ func (s *Supervisor) refuse(vm uuid.UUID, err error) {
 
 // adopt makes p the process and sends it all that its checkpoints lack. What
 // it returns reports what the time without a process has cost.
-func (s *Supervisor) adopt(p *process.Process) (report func()) {
+func (s *Supervisor) adopt(ctx context.Context, p *process.Process) (report func()) {
 	s.mu.Lock()
 	wasOpen := s.circuitOpen
 	s.proc, s.description, s.circuitOpen = p, p.Description(), false
 	s.inflight, s.windowUsed, s.answered, s.progress, s.ready = nil, 0, 0, false, nil
 	s.status.Starts++
 	var passed []*vmQueue
+	var gaps []unjudged
 	for _, q := range s.vms {
 		for _, it := range q.items {
 			it.number, it.answered = 0, false
 		}
 		q.next, q.isReady = 0, false
 		s.markReady(q)
-		if q.unjudged.batches > 0 {
-			passed = append(passed, q)
+		if q.unjudged.batches == 0 || q.rejudging {
+			continue
 		}
-	}
-	gaps := make([]unjudged, len(passed))
-	for i, q := range passed {
-		gaps[i], q.unjudged = q.unjudged, unjudged{}
+		if s.opts.Replay != nil {
+			q.rejudging = true
+			s.rejudges.Go(func() { s.rejudge(ctx, q) })
+			continue
+		}
+		passed, gaps = append(passed, q), append(gaps, q.unjudged)
+		q.hold(q.unjudged.first)
+		q.unjudged = unjudged{}
 	}
 	s.pump()
 	s.mu.Unlock()
@@ -163,19 +168,9 @@ func (s *Supervisor) adopt(p *process.Process) (report func()) {
 			s.own(RuleCircuit, engine.Info, uuid.Nil, fmt.Sprintf("Engine %s runs again.", s.cfg.Name), map[string]string{"circuit": "closed"})
 		}
 		for i, q := range passed {
-			s.ownUnjudged(q.id, gaps[i])
+			s.ownUnjudged(q.id, gaps[i], nil)
 		}
 	}
-}
-
-func (s *Supervisor) ownUnjudged(vm uuid.UUID, u unjudged) {
-	s.own(RuleUnjudged, engine.High, vm,
-		fmt.Sprintf("Engine %s did not judge %d batches of this VM; evidence has them.", s.cfg.Name, u.batches),
-		map[string]string{
-			"batches": strconv.FormatUint(u.batches, 10),
-			"first":   fmt.Sprintf("%s/%d", u.first.Session, u.first.Index),
-			"last":    fmt.Sprintf("%s/%d", u.last.Session, u.last.Index),
-		})
 }
 
 // attend watches the process: deadlines, checkpoints, its end.
@@ -284,6 +279,9 @@ func (s *Supervisor) openCircuit(cause error) {
 	s.mu.Lock()
 	was := s.circuitOpen
 	s.circuitOpen = true
+	if !was {
+		s.opened++
+	}
 	for _, q := range s.vms {
 		for i, it := range q.items {
 			if !it.reported {
@@ -306,6 +304,9 @@ func (s *Supervisor) openCircuit(cause error) {
 func (s *Supervisor) passRest(q *vmQueue, i int) {
 	for _, it := range q.items[i:] {
 		s.pass(q, &it.batch)
+		if it.crashes > 0 {
+			q.suspect = suspect{it.batch.Index, it.crashes}
+		}
 		s.status.Pending--
 		q.kept -= it.size()
 		s.total -= it.size()

@@ -254,7 +254,7 @@ func (m *Monitor) addEngine(e Engine) error {
 	counts := m.metrics.Engine(e.Name)
 	judged := m.pipeline.Judged(e.Name)
 	s := engines.New(engines.Config{Name: e.Name, Path: e.Path, SHA256: e.SHA256, UID: uid, GID: gid}, m.judge.found, &engines.Options{
-		Logger: m.log, Store: m.checkpoints(),
+		Logger: m.log, Store: m.checkpoints(), Replay: m.rejudge,
 		SocketDir: m.cfg.RunDir,
 		Judged: func(b *engine.Batch, verdict time.Time) {
 			judged(b, verdict)
