@@ -281,8 +281,8 @@ func (d *Demo) readTimeline() error {
 	return nil
 }
 
-// verify uses the clone's own binary, with nothing but the directory: that is
-// what a person would type.
+// verify uses the installed command line, with nothing but the directory: that
+// is what a person would type.
 func (d *Demo) verify(ctx context.Context) error {
 	if _, err := d.product.CLI(ctx, "evidence", "verify"); err != nil {
 		return err
