@@ -71,11 +71,11 @@ func (h *Host) Serve(conn net.Conn) error {
 	defer h.serving.Unlock()
 	l := link.NewHost(conn, nil)
 	defer l.Close()
+	h.setLive(l) // before the agent can know that it is welcome, so that Break breaks it
+	defer h.setLive(nil)
 	if err := h.greet(l); err != nil {
 		return fmt.Errorf("greet: %w", err)
 	}
-	h.setLive(l)
-	defer h.setLive(nil)
 	if h.o.Policy != nil {
 		if err := l.Policy(h.o.Policy); err != nil {
 			return err
