@@ -21,10 +21,21 @@ type Counter struct {
 
 const counterSize = 24
 
+// Totals are what the guest's kernel counts by itself beside the programs'
+// account, as it was when the Counters were taken. They count from the boot,
+// or from when the programs were loaded.
+type Totals struct {
+	MarkedNs   uint64 // CLOCK_BOOTTIME when they and the Counters were taken, ns
+	Starts     uint64 // tasks ever made: "processes" of /proc/stat
+	Unrecorded uint64 // starts that task_newtask saw and that have no record: lost, not asked for, or the agent's own threads
+	Unhooked   uint64 // executions, and opens of the agent's own, that the LSM hooks should have seen and did not
+}
+
 // Heartbeat is the agent's sign of life and its account of what it emitted.
 type Heartbeat struct {
-	BootNs   uint64 // CLOCK_BOOTTIME when sent, ns
-	RealNs   uint64 // CLOCK_REALTIME when sent, ns since 1970
+	BootNs uint64 // CLOCK_BOOTTIME when sent, ns
+	RealNs uint64 // CLOCK_REALTIME when sent, ns since 1970
+	Totals
 	Counters []Counter
 }
 
@@ -45,6 +56,10 @@ func ParseHeartbeat(b []byte, h *Heartbeat) error {
 func appendAccount(b []byte, h *Heartbeat) []byte {
 	b = le.AppendUint64(b, h.BootNs)
 	b = le.AppendUint64(b, h.RealNs)
+	b = le.AppendUint64(b, h.MarkedNs)
+	b = le.AppendUint64(b, h.Starts)
+	b = le.AppendUint64(b, h.Unrecorded)
+	b = le.AppendUint64(b, h.Unhooked)
 	b = le.AppendUint32(b, uint32(len(h.Counters)))
 	b = le.AppendUint32(b, 0)
 	for _, c := range h.Counters {
@@ -58,6 +73,7 @@ func appendAccount(b []byte, h *Heartbeat) []byte {
 
 func (r *reader) account(h *Heartbeat) {
 	h.BootNs, h.RealNs = r.u64(), r.u64()
+	h.Totals = Totals{MarkedNs: r.u64(), Starts: r.u64(), Unrecorded: r.u64(), Unhooked: r.u64()}
 	n := r.u32()
 	r.zero(4)
 	h.Counters = h.Counters[:0]
@@ -184,6 +200,51 @@ func ParsePolicyAck(b []byte) (PolicyAck, error) {
 	a := PolicyAck{Number: r.u64(), Reason: r.text(TagReason)}
 	if err := r.end(); err != nil {
 		return PolicyAck{}, fmt.Errorf("policy-ack: %w", err)
+	}
+	return a, nil
+}
+
+// Canary asks the agent to do what its hooks report, under a name that nobody
+// can know before: see PROTOCOL.md, section 9.
+type Canary struct {
+	Nonce [16]byte
+}
+
+// AppendCanary appends c as a Canary payload.
+func AppendCanary(b []byte, c *Canary) []byte { return append(b, c.Nonce[:]...) }
+
+// ParseCanary reads a Canary payload.
+func ParseCanary(b []byte) (Canary, error) {
+	r := reader{b: b}
+	var c Canary
+	copy(c.Nonce[:], r.take(len(c.Nonce)))
+	if err := r.end(); err != nil {
+		return Canary{}, fmt.Errorf("canary: %w", err)
+	}
+	return c, nil
+}
+
+// CanaryAck tells that the agent has done what a Canary asks for.
+type CanaryAck struct {
+	Nonce  [16]byte
+	BootNs uint64 // CLOCK_BOOTTIME when it was done, ns
+	Reason string // why something of it could not be done; empty: all of it was
+}
+
+// AppendCanaryAck appends a as a CanaryAck payload.
+func AppendCanaryAck(b []byte, a *CanaryAck) []byte {
+	b = le.AppendUint64(append(b, a.Nonce[:]...), a.BootNs)
+	return appendTail(b, TagReason, Tail{Data: []byte(a.Reason)})
+}
+
+// ParseCanaryAck reads a CanaryAck payload.
+func ParseCanaryAck(b []byte) (CanaryAck, error) {
+	r := reader{b: b}
+	var a CanaryAck
+	copy(a.Nonce[:], r.take(len(a.Nonce)))
+	a.BootNs, a.Reason = r.u64(), r.text(TagReason)
+	if err := r.end(); err != nil {
+		return CanaryAck{}, fmt.Errorf("canary-ack: %w", err)
 	}
 	return a, nil
 }

@@ -101,13 +101,17 @@ const (
 	addressSize = 40
 )
 
+// FlagCanary in a Header: the agent did it because a Canary asked for it. It
+// is nothing that the workload did; see CanaryOf for what such a record holds.
+const FlagCanary = 1
+
 // Header is the fixed start of every record.
 type Header struct {
 	Length   uint32 // whole record in bytes; a multiple of 8, at most MaxRecord
 	Type     EventType
 	Class    Class
 	CPU      uint32 // where Sequence was drawn
-	Flags    uint32 // zero in version 1
+	Flags    uint32 // FlagCanary; the others zero
 	Sequence uint64 // 1, 2, 3 … for each (CPU, Class); may arrive out of order
 	BootNs   uint64 // CLOCK_BOOTTIME, ns
 }

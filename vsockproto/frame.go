@@ -31,17 +31,20 @@ const (
 	FrameHeartbeat FrameType = 4
 	FramePolicyAck FrameType = 5
 	FrameBye       FrameType = 6
+	FrameCanaryAck FrameType = 7
 
 	FrameChallenge FrameType = 129
 	FrameHelloAck  FrameType = 130
 	FrameAck       FrameType = 131
 	FramePolicy    FrameType = 132
 	FrameReject    FrameType = 133
+	FrameCanary    FrameType = 134
 )
 
 var frameNames = map[FrameType]string{
 	FrameHello: "hello", FrameProof: "proof", FrameEvents: "events",
 	FrameHeartbeat: "heartbeat", FramePolicyAck: "policy-ack", FrameBye: "bye",
+	FrameCanaryAck: "canary-ack", FrameCanary: "canary",
 	FrameChallenge: "challenge", FrameHelloAck: "hello-ack", FrameAck: "ack",
 	FramePolicy: "policy", FrameReject: "reject",
 }

@@ -47,6 +47,8 @@ func FuzzBye(f *testing.F)         { fuzz(f, "bye") }
 func FuzzAck(f *testing.F)         { fuzz(f, "ack") }
 func FuzzPolicy(f *testing.F)      { fuzz(f, "policy") }
 func FuzzPolicyAck(f *testing.F)   { fuzz(f, "policy-ack") }
+func FuzzCanary(f *testing.F)      { fuzz(f, "canary") }
+func FuzzCanaryAck(f *testing.F)   { fuzz(f, "canary-ack") }
 func FuzzReject(f *testing.F)      { fuzz(f, "reject") }
 func FuzzRecord(f *testing.F)      { fuzz(f, "record") }
 

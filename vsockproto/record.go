@@ -44,7 +44,7 @@ func ParseHeader(b []byte) (Header, error) {
 		return Header{}, fmt.Errorf("record of %d bytes: %w", h.Length, ErrShort)
 	case !h.Class.valid() || h.CPU >= MaxCPUs || h.Sequence == 0:
 		return Header{}, fmt.Errorf("record of cpu %d, class %d, sequence %d: %w", h.CPU, h.Class, h.Sequence, ErrInvalid)
-	case h.Flags != 0:
+	case h.Flags&^FlagCanary != 0:
 		return Header{}, fmt.Errorf("record flags %#x: %w", h.Flags, ErrReserved)
 	}
 	return h, nil

@@ -66,6 +66,8 @@ var codecs = map[string]codec{
 	"ack":        codecOf(vsockproto.ParseAck, vsockproto.AppendAck),
 	"policy":     codecOf(vsockproto.ParsePolicy, vsockproto.AppendPolicy),
 	"policy-ack": codecOf(vsockproto.ParsePolicyAck, vsockproto.AppendPolicyAck),
+	"canary":     codecOf(vsockproto.ParseCanary, vsockproto.AppendCanary),
+	"canary-ack": codecOf(vsockproto.ParseCanaryAck, vsockproto.AppendCanaryAck),
 	"reject":     codecOf(vsockproto.ParseReject, vsockproto.AppendReject),
 	"events": codecOf(vsockproto.ParseEvents, func(b []byte, e *vsockproto.Events) []byte {
 		return append(vsockproto.AppendEventsHeader(b, int(e.Count)), e.Records...)
@@ -119,7 +121,8 @@ var (
 		},
 	}
 	challenge = vsockproto.Challenge{Nonce: upTo[[32]byte](128), Session: upTo[[16]byte](64), Secret: vsockproto.SecretSession}
-	account   = vsockproto.Heartbeat{BootNs: 6_000_000_000, RealNs: 1_700_000_001_000_000_000, Counters: counters}
+	account   = vsockproto.Heartbeat{BootNs: 6_000_000_000, RealNs: 1_700_000_001_000_000_000, Counters: counters,
+		Totals: vsockproto.Totals{MarkedNs: 5_990_000_000, Starts: 1000, Unrecorded: 5, Unhooked: 2}}
 )
 
 // meaning is what each vector says. Records are those of prototest.Sample, with
@@ -148,6 +151,10 @@ func meaning(t *testing.T, name string) any {
 		return vsockproto.Policy{Number: 3, Hooks: []vsockproto.EventType{vsockproto.BprmCommittedCreds, vsockproto.TaskNewtask}}
 	case "policy-ack":
 		return vsockproto.PolicyAck{Number: 3}
+	case "canary":
+		return vsockproto.Canary{Nonce: upTo[[16]byte](64)}
+	case "canary-ack":
+		return vsockproto.CanaryAck{Nonce: upTo[[16]byte](64), BootNs: 6_000_000_000}
 	case "reject":
 		return vsockproto.Reject{Code: vsockproto.RejectBusy, Reason: "the VM has a live session"}
 	}
@@ -168,7 +175,7 @@ func meaning(t *testing.T, name string) any {
 
 func TestVectors(t *testing.T) {
 	paths, err := filepath.Glob("testdata/vectors/*.hex")
-	if err != nil || len(paths) != 25 {
+	if err != nil || len(paths) != 27 {
 		t.Fatalf("%d vectors: %v", len(paths), err)
 	}
 	for _, path := range paths {

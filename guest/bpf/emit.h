@@ -36,12 +36,29 @@ static __always_inline struct agent_config *get_config(void)
 	return bpf_map_lookup_elem(&config, &zero);
 }
 
-/* Are records of this type wanted, and is it not the agent that acts? */
-static __always_inline bool reports(__u32 type, struct task_struct *t)
+/* Is t the thread of the agent that does what a canary asks for? */
+static __always_inline bool is_canary(const struct agent_config *c, struct task_struct *t)
+{
+	return c->canary_pid == t->pid && is_agent(c, t);
+}
+
+/*
+ * Are records of this type wanted, and is it not the agent that acts? Where a
+ * hook can run for the agent's runtime as well, asked tells what a canary does
+ * from that.
+ */
+static __always_inline bool reports_canary(__u32 type, struct task_struct *t, bool asked)
 {
 	struct agent_config *c = get_config();
 
-	return c && (c->hooks & (1ULL << type)) && !is_agent(c, t);
+	if (!c || !(c->hooks & (1ULL << type)))
+		return false;
+	return !is_agent(c, t) || (asked && is_canary(c, t));
+}
+
+static __always_inline bool reports(__u32 type, struct task_struct *t)
+{
+	return reports_canary(type, t, false);
 }
 
 static __always_inline struct counter *get_counter(__u32 cpu, __u32 class)
@@ -65,22 +82,24 @@ static __always_inline __u64 bulk_wakeup(__u64 now)
 /*
  * Number the record and put it into its ring. The number is drawn last, and
  * nothing between it and the output can sleep, so that a number is under way
- * only for moments.
+ * only for moments. Not zero: it found no room.
  */
-static __always_inline void emit(struct record_header *h, __u32 length, __u16 type, __u8 class)
+static __always_inline long emit(struct record_header *h, __u32 length, __u16 type, __u8 class)
 {
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *config = get_config();
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct counter *c = get_counter(cpu, class);
 	long err;
 
-	if (!c)
-		return;
+	if (!c || !config)
+		return 0;
 	h->length = length;
 	h->type = type;
 	h->version = RECORD_VERSION;
 	h->class = class;
 	h->cpu = cpu;
-	h->flags = 0;
+	h->flags = is_canary(config, t) ? FLAG_CANARY : 0;
 	h->boot_ns = bpf_ktime_get_boot_ns();
 	h->sequence = __sync_fetch_and_add(&c->emitted, 1) + 1;
 	if (class == CLASS_CRITICAL)
@@ -88,6 +107,7 @@ static __always_inline void emit(struct record_header *h, __u32 length, __u16 ty
 	else
 		err = bpf_ringbuf_output(&bulk, h, length, bulk_wakeup(h->boot_ns));
 	__sync_fetch_and_add(err ? &c->lost : &c->submitted, 1);
+	return err;
 }
 
 /* There was no room to build a record in: it has a number all the same. */
@@ -99,6 +119,15 @@ static __always_inline void emit_lost(__u8 class)
 		return;
 	__sync_fetch_and_add(&c->emitted, 1);
 	__sync_fetch_and_add(&c->lost, 1);
+}
+
+/* A task was made of which no record tells. */
+static __always_inline void note_unrecorded(void)
+{
+	struct counter *c = get_counter(bpf_get_smp_processor_id(), CLASS_CRITICAL);
+
+	if (c)
+		__sync_fetch_and_add(&c->unrecorded, 1);
 }
 
 static __always_inline void fill_task(struct task_id *id, struct task_struct *t)

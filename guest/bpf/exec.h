@@ -107,7 +107,8 @@ static __always_inline void report_exec(struct scratch *sc, struct linux_binprm 
 
 /*
  * Before the snapshot the agent maps the programs that run: keep their digests
- * for it. True if it is the agent that maps; that is not reported.
+ * for it. True if it is the agent that maps, on its own account; that is not
+ * reported.
  */
 static __always_inline bool keep_running(struct file *file, struct inode *inode, struct task_struct *t)
 {
@@ -115,7 +116,7 @@ static __always_inline bool keep_running(struct file *file, struct inode *inode,
 	struct scratch *sc;
 	__u64 key = (__u64)inode;
 
-	if (!c || !is_agent(c, t))
+	if (!c || !is_agent(c, t) || is_canary(c, t))
 		return false;
 	if (!c->snapshotting || (inode->i_mode & S_IFMT) != S_IFREG)
 		return true;
@@ -127,6 +128,27 @@ static __always_inline bool keep_running(struct file *file, struct inode *inode,
 		bpf_map_update_elem(&running, &key, sc->record, BPF_ANY);
 	sc->busy = 0;
 	return true;
+}
+
+/* The hook has seen this exec; see sched_process_exec. */
+static __always_inline void note_committed(struct task_struct *t)
+{
+	__u64 *seen = bpf_task_storage_get(&committed, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (seen)
+		*seen = t->self_exec_id + 1;
+}
+
+static __always_inline void check_committed(struct task_struct *t)
+{
+	__u64 *seen = bpf_task_storage_get(&committed, t, 0, 0);
+	struct counter *c;
+
+	if (seen && *seen == t->self_exec_id + 1)
+		return;
+	c = get_counter(bpf_get_smp_processor_id(), CLASS_CRITICAL);
+	if (c)
+		__sync_fetch_and_add(&c->unhooked, 1);
 }
 
 /* Whether this kernel lets an iterator name a task's file; the agent finds out. */

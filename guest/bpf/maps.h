@@ -12,20 +12,28 @@ struct agent_config {
 	__u64 hooks;
 	__u64 snapshotting; /* not zero while the agent prepares the snapshot */
 	__u64 agent_opens;  /* files that the agent opened: shows that the hooks run */
+	__u64 unseen_opens; /* by the agent: files that it opened and agent_opens does not count */
 	__u64 agent_start_ns;
 	__u32 agent_tgid;
 	__u32 agent_exec_id;
+	__u32 canary_pid; /* the agent's thread that does what a canary asks for; 0: none */
+	__u32 reserved;
 };
 
 /*
  * The account of one (CPU, class). Emitted is the last number given out; every
- * number ends up in one of the other two. When they add up to emitted, read
+ * number ends up in one of the next two. When they add up to emitted, read
  * after them, no record was under way at that moment.
+ *
+ * The last two count for all classes, in the critical one's: starts of tasks
+ * that have no record, and executions that bprm_committed_creds did not see.
  */
 struct counter {
 	__u64 emitted;
 	__u64 submitted;
 	__u64 lost;
+	__u64 unrecorded;
+	__u64 unhooked;
 };
 
 /* Who made a socket. */
@@ -120,6 +128,14 @@ struct {
 	__type(key, int);
 	__type(value, struct scratch);
 } scratches SEC(".maps");
+
+/* The exec id, plus one, that bprm_committed_creds has seen of a task last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u64);
+} committed SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_INODE_STORAGE);

@@ -32,6 +32,7 @@ int BPF_PROG(bprm_committed_creds, struct linux_binprm *bprm)
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct scratch *sc;
 
+	note_committed(t);
 	if (!reports(BPRM_COMMITTED_CREDS, t))
 		return 0;
 	sc = take_scratch(t, CLASS_CRITICAL);
@@ -39,6 +40,18 @@ int BPF_PROG(bprm_committed_creds, struct linux_binprm *bprm)
 		return 0;
 	report_exec(sc, bprm, t);
 	drop_scratch(sc);
+	return 0;
+}
+
+/*
+ * Tracepoint: sched_process_exec, at the end of every exec. Unlike LSM hooks it
+ * goes on when kernel.ftrace_enabled is 0, so it shows an exec that the hook
+ * above was not called for. Reports nothing; the account tells.
+ */
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(sched_process_exec, struct task_struct *t)
+{
+	check_committed(t);
 	return 0;
 }
 
@@ -85,7 +98,7 @@ int BPF_PROG(file_open, struct file *file, int ret)
 		end_version(file->f_inode);
 	if (c && is_agent(c, t))
 		__sync_fetch_and_add(&c->agent_opens, 1);
-	else if (!has_post_open && c && (c->hooks & (1ULL << FILE_OPEN)))
+	if (!has_post_open && reports_canary(FILE_OPEN, t, true))
 		report_open(file, t, false);
 	return ret;
 }
@@ -100,7 +113,7 @@ int BPF_PROG(file_post_open, struct file *file, int mask, int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
 
-	if (reports(FILE_OPEN, t))
+	if (reports_canary(FILE_OPEN, t, true))
 		report_open(file, t, true);
 	return ret;
 }
@@ -119,7 +132,7 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 
 	if (file && keep_running(file, file->f_inode, t))
 		return ret;
-	if (!reports(MMAP_FILE, t))
+	if (!reports_canary(MMAP_FILE, t, file != NULL)) /* its runtime maps memory */
 		return ret;
 	sc = take_scratch(t, CLASS_BULK);
 	if (!sc)
@@ -175,7 +188,7 @@ int BPF_PROG(socket_create, int family, int type, int protocol, int kern, int re
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct socket_create_record r = {};
 
-	if (!reports(SOCKET_CREATE, t))
+	if (!reports_canary(SOCKET_CREATE, t, family == AF_UNIX && protocol != 0))
 		return ret;
 	fill_subject(&r.subject, t);
 	r.family = family;
@@ -237,7 +250,7 @@ int BPF_PROG(socket_listen, struct socket *sock, int backlog, int ret)
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct socket_listen_record r = {};
 
-	if (!reports(SOCKET_LISTEN, t))
+	if (!reports_canary(SOCKET_LISTEN, t, true))
 		return ret;
 	fill_subject(&r.subject, t);
 	fill_socket(&r.socket, sock);
@@ -269,7 +282,7 @@ int BPF_PROG(task_kill, struct task_struct *target, struct kernel_siginfo *info,
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct kill_record r = {};
 
-	if (!reports(TASK_KILL, t))
+	if (!reports_canary(TASK_KILL, t, sig == 0))
 		return ret;
 	fill_subject(&r.subject, t);
 	fill_task(&r.target, target);
@@ -291,16 +304,17 @@ int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
 	struct agent_config *c = get_config();
 	struct newtask_record r = {};
 
-	if (!c || !(c->hooks & (1ULL << TASK_NEWTASK)))
+	if (!c || !(c->hooks & (1ULL << TASK_NEWTASK)) || (is_agent(c, t) && (clone_flags & CLONE_THREAD))) {
+		note_unrecorded();
 		return 0;
-	if (is_agent(c, t) && (clone_flags & CLONE_THREAD))
-		return 0;
+	}
 	fill_subject(&r.subject, t);
 	fill_task(&r.child, child);
 	r.child_leader_start_ns = child->group_leader->start_boottime;
 	r.child_exec_id = exec_id(child);
 	r.clone_flags = clone_flags;
-	emit(&r.header, sizeof(r), TASK_NEWTASK, CLASS_CRITICAL);
+	if (emit(&r.header, sizeof(r), TASK_NEWTASK, CLASS_CRITICAL))
+		note_unrecorded();
 	return 0;
 }
 

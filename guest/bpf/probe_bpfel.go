@@ -18,16 +18,21 @@ type ProbeAgentConfig struct {
 	Hooks        uint64
 	Snapshotting uint64
 	AgentOpens   uint64
+	UnseenOpens  uint64
 	AgentStartNs uint64
 	AgentTgid    uint32
 	AgentExecId  uint32
+	CanaryPid    uint32
+	Reserved     uint32
 }
 
 type ProbeCounter struct {
-	_         structs.HostLayout
-	Emitted   uint64
-	Submitted uint64
-	Lost      uint64
+	_          structs.HostLayout
+	Emitted    uint64
+	Submitted  uint64
+	Lost       uint64
+	Unrecorded uint64
+	Unhooked   uint64
 }
 
 type ProbeDigestCache struct {
@@ -69,6 +74,7 @@ type ProbeSocketLabel struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	ProbeMapBulk                = "bulk"
+	ProbeMapCommitted           = "committed"
 	ProbeMapConfig              = "config"
 	ProbeMapCounters            = "counters"
 	ProbeMapCritical            = "critical"
@@ -85,6 +91,7 @@ const (
 	ProbeProgInodeSetattr       = "inode_setattr"
 	ProbeProgInodeSetattrIdmap  = "inode_setattr_idmap"
 	ProbeProgMmapFile           = "mmap_file"
+	ProbeProgSchedProcessExec   = "sched_process_exec"
 	ProbeProgSchedProcessExit   = "sched_process_exit"
 	ProbeProgSocketAccept       = "socket_accept"
 	ProbeProgSocketBind         = "socket_bind"
@@ -149,6 +156,7 @@ type ProbeProgramSpecs struct {
 	InodeSetattr       *ebpf.ProgramSpec `ebpf:"inode_setattr"`
 	InodeSetattrIdmap  *ebpf.ProgramSpec `ebpf:"inode_setattr_idmap"`
 	MmapFile           *ebpf.ProgramSpec `ebpf:"mmap_file"`
+	SchedProcessExec   *ebpf.ProgramSpec `ebpf:"sched_process_exec"`
 	SchedProcessExit   *ebpf.ProgramSpec `ebpf:"sched_process_exit"`
 	SocketAccept       *ebpf.ProgramSpec `ebpf:"socket_accept"`
 	SocketBind         *ebpf.ProgramSpec `ebpf:"socket_bind"`
@@ -166,6 +174,7 @@ type ProbeProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbeMapSpecs struct {
 	Bulk      *ebpf.MapSpec `ebpf:"bulk"`
+	Committed *ebpf.MapSpec `ebpf:"committed"`
 	Config    *ebpf.MapSpec `ebpf:"config"`
 	Counters  *ebpf.MapSpec `ebpf:"counters"`
 	Critical  *ebpf.MapSpec `ebpf:"critical"`
@@ -207,6 +216,7 @@ func (o *ProbeObjects) Close() error {
 // It can be passed to LoadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbeMaps struct {
 	Bulk      *ebpf.Map `ebpf:"bulk"`
+	Committed *ebpf.Map `ebpf:"committed"`
 	Config    *ebpf.Map `ebpf:"config"`
 	Counters  *ebpf.Map `ebpf:"counters"`
 	Critical  *ebpf.Map `ebpf:"critical"`
@@ -221,6 +231,7 @@ type ProbeMaps struct {
 func (m *ProbeMaps) Close() error {
 	return _ProbeClose(
 		m.Bulk,
+		m.Committed,
 		m.Config,
 		m.Counters,
 		m.Critical,
@@ -253,6 +264,7 @@ type ProbePrograms struct {
 	InodeSetattr       *ebpf.Program `ebpf:"inode_setattr"`
 	InodeSetattrIdmap  *ebpf.Program `ebpf:"inode_setattr_idmap"`
 	MmapFile           *ebpf.Program `ebpf:"mmap_file"`
+	SchedProcessExec   *ebpf.Program `ebpf:"sched_process_exec"`
 	SchedProcessExit   *ebpf.Program `ebpf:"sched_process_exit"`
 	SocketAccept       *ebpf.Program `ebpf:"socket_accept"`
 	SocketBind         *ebpf.Program `ebpf:"socket_bind"`
@@ -274,6 +286,7 @@ func (p *ProbePrograms) Close() error {
 		p.InodeSetattr,
 		p.InodeSetattrIdmap,
 		p.MmapFile,
+		p.SchedProcessExec,
 		p.SchedProcessExit,
 		p.SocketAccept,
 		p.SocketBind,

@@ -13,6 +13,9 @@
 #define RECORD_VERSION 1
 #define RECORD_MAX 8192
 
+/* In a header's flags: the agent did it because the host sent a canary. */
+#define FLAG_CANARY 1
+
 enum event_type {
 	BPRM_COMMITTED_CREDS = 1,
 	FILE_OPEN = 2,

@@ -111,7 +111,7 @@ static __always_inline void report_address(struct socket *sock, struct sockaddr 
 	struct scratch *sc;
 	__u32 at;
 
-	if (!reports(type, t))
+	if (!reports_canary(type, t, address->sa_family == AF_UNIX))
 		return;
 	sc = take_scratch(t, CLASS_BULK);
 	if (!sc)
@@ -133,7 +133,7 @@ static __always_inline void report_accept(struct socket *sock)
 	struct sock *sk = sock->sk;
 	__u32 at;
 
-	if (!reports(SOCKET_ACCEPT, t))
+	if (!reports_canary(SOCKET_ACCEPT, t, true))
 		return;
 	sc = take_scratch(t, CLASS_BULK);
 	if (!sc)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package control puts into force what the host sends down. For now that is
-// one thing: which event types are reported.
+// Package control does what the host sends down: it puts policies into force,
+// which say what event types are reported, and answers canaries.
 package control
 
 import (
@@ -14,6 +14,7 @@ import (
 // programs is what control steers.
 type programs interface {
 	SetHooks([]vsockproto.EventType) error
+	SetCanary(tid uint32) error
 }
 
 // Control applies policies, in the order of their numbers.

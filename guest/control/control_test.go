@@ -13,7 +13,13 @@ import (
 
 type recorder struct {
 	hooks []vsockproto.EventType
+	tids  []uint32
 	err   error
+}
+
+func (r *recorder) SetCanary(tid uint32) error {
+	r.tids = append(r.tids, tid)
+	return r.err
 }
 
 func (r *recorder) SetHooks(t []vsockproto.EventType) error {
@@ -78,5 +84,24 @@ func TestBeginStartsNumbersAnew(t *testing.T) {
 	c.Begin()
 	if ack := c.Apply(vsockproto.Policy{Number: 1}); ack.Reason != "" {
 		t.Errorf("policy 1 of a new session: %+v", ack)
+	}
+}
+
+// TestCanary does what a canary asks for; whether the hooks see it is tested on
+// a guest.
+func TestCanary(t *testing.T) {
+	r := &recorder{}
+	q := vsockproto.Canary{Nonce: [16]byte{1, 15: 2}}
+	for range 2 { // nothing of the first is in the way of the second
+		if ack := New(r).Canary(q); ack != (vsockproto.CanaryAck{Nonce: q.Nonce}) {
+			t.Errorf("Canary = %+v", ack)
+		}
+	}
+	if len(r.tids) != 4 || r.tids[0] == 0 || r.tids[1] != 0 {
+		t.Errorf("threads that sang: %v", r.tids)
+	}
+	r.err = errors.New("no such map")
+	if ack := New(r).Canary(q); !strings.Contains(ack.Reason, "no such map") {
+		t.Errorf("Canary = %+v", ack)
 	}
 }

@@ -23,25 +23,32 @@ type account struct {
 	slots []slot
 
 	pending        bool
-	critical, bulk uint64 // how far the rings must be read
+	critical, bulk uint64            // how far the rings must be read
+	marked, totals vsockproto.Totals // to be confirmed; confirmed
 }
 
 type slot struct {
-	mark, markLost  uint64 // to be confirmed
-	watermark, lost uint64 // confirmed, with its lost
+	mark, markLost       uint64 // to be confirmed
+	watermark, lost      uint64 // confirmed, with its lost
+	unrecorded, unhooked uint64 // at the mark
 }
 
 func newAccount(src counters, cpus int) *account {
 	return &account{src: src, slots: make([]slot, 2*cpus)}
 }
 
-// mark takes the counters, and where the rings end now.
-func (a *account) mark(b *batcher) error {
+// mark takes the counters, and where the rings end now. t is what was taken of
+// the kernel's own right before.
+func (a *account) mark(b *batcher, t vsockproto.Totals) error {
 	for i := range a.slots {
-		if err := a.slots[i].take(a.src, uint32(i)); err != nil {
+		s := &a.slots[i]
+		if err := s.take(a.src, uint32(i)); err != nil {
 			return err
 		}
+		t.Unrecorded += s.unrecorded
+		t.Unhooked += s.unhooked
 	}
+	a.marked = t
 	a.pending, a.critical, a.bulk = true, b.critical.end(), b.bulk.end()
 	return nil
 }
@@ -57,6 +64,7 @@ func (s *slot) take(src counters, i uint32) error {
 		if err := src.counter(i, &begun); err != nil {
 			return err
 		}
+		s.unrecorded, s.unhooked = begun.Unrecorded, begun.Unhooked
 		if done.Submitted+done.Lost == begun.Emitted {
 			s.mark, s.markLost = begun.Emitted, done.Lost
 			return nil
@@ -77,6 +85,7 @@ func (a *account) settle(b *batcher) bool {
 		s := &a.slots[i]
 		s.watermark, s.lost = s.mark, s.markLost
 	}
+	a.totals = a.marked
 	a.pending = false
 	return true
 }

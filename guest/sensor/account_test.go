@@ -59,7 +59,7 @@ func TestMark(t *testing.T) {
 			k := newKernel()
 			b := k.batcher()
 			a := newAccount(script{0: tc.readings, 1: {{}}}, 1)
-			if err := a.mark(b); err != nil {
+			if err := a.mark(b, vsockproto.Totals{}); err != nil {
 				t.Fatal(err)
 			}
 			if !a.settle(b) {
@@ -82,7 +82,7 @@ func TestSettle(t *testing.T) {
 		k.write(t, vsockproto.Critical, 4000)
 	}
 	k.write(t, vsockproto.Bulk, 10)
-	if err := a.mark(b); err != nil {
+	if err := a.mark(b, vsockproto.Totals{}); err != nil {
 		t.Fatal(err)
 	}
 	out := make([]byte, 0, 64<<10)
@@ -113,7 +113,29 @@ func TestSettle(t *testing.T) {
 func TestMarkFails(t *testing.T) {
 	k := newKernel()
 	b := k.batcher()
-	if err := newAccount(script{}, 1).mark(b); err == nil {
+	if err := newAccount(script{}, 1).mark(b, vsockproto.Totals{}); err == nil {
 		t.Error("a counter that cannot be read was no error")
+	}
+}
+
+// TestTotals: those of a mark count once it is settled, summed over all CPUs.
+func TestTotals(t *testing.T) {
+	k := newKernel()
+	b := k.batcher()
+	first, second := count(1, 1, 0), count(0, 0, 0)
+	first.Unrecorded, first.Unhooked = 5, 1
+	second.Unrecorded = 2
+	a := newAccount(script{0: {first}, 1: {{}}, 2: {second}, 3: {{}}}, 2)
+	k.write(t, vsockproto.Critical, 10)
+	if err := a.mark(b, vsockproto.Totals{MarkedNs: 9, Starts: 100, Unhooked: 3}); err != nil {
+		t.Fatal(err)
+	}
+	if a.settle(b) || a.totals != (vsockproto.Totals{}) {
+		t.Errorf("settled with %+v before the ring was read", a.totals)
+	}
+	take(t, b, make([]byte, 0, 64<<10))
+	want := vsockproto.Totals{MarkedNs: 9, Starts: 100, Unrecorded: 7, Unhooked: 4}
+	if !a.settle(b) || a.totals != want {
+		t.Errorf("totals %+v, want %+v", a.totals, want)
 	}
 }

@@ -37,6 +37,7 @@ var hooks = []hook{
 	{"socket_listen", "bpf_lsm_socket_listen", vsockproto.SocketListen, false},
 	{"socket_accept", "bpf_lsm_socket_accept", vsockproto.SocketAccept, false},
 	{"task_kill", "bpf_lsm_task_kill", vsockproto.TaskKill, false},
+	{"sched_process_exec", "btf_trace_sched_process_exec", 0, false},
 	{"task_newtask", "btf_trace_task_newtask", vsockproto.TaskNewtask, false},
 	{"sched_process_exit", "btf_trace_sched_process_exit", vsockproto.SchedProcessExit, false},
 }

@@ -149,13 +149,14 @@ func (v *victim) Wake() error {
 }
 
 func (v *victim) Mark() (err error) {
-	killed := v.step(func() { err = v.a.mark(v.b) })
+	killed := v.step(func() { err = v.a.mark(v.b, vsockproto.Totals{}) })
 	return errors.Join(err, killed)
 }
 
 func (v *victim) Settled() bool                                         { return v.a.settle(v.b) }
 func (v *victim) Counters(to []vsockproto.Counter) []vsockproto.Counter { return v.a.append(to) }
 func (v *victim) Snapshot() error                                       { return nil }
+func (v *victim) Totals() vsockproto.Totals                             { return v.a.totals }
 
 func (v *victim) save(s link.State) error {
 	return v.step(func() {
@@ -245,7 +246,8 @@ func (c *city) live(ctx context.Context, fuse int) error {
 
 type noPolicies struct{}
 
-func (noPolicies) Begin() {}
+func (noPolicies) Begin()                                        {}
+func (noPolicies) Canary(vsockproto.Canary) vsockproto.CanaryAck { return vsockproto.CanaryAck{} }
 func (noPolicies) Apply(p vsockproto.Policy) vsockproto.PolicyAck {
 	return vsockproto.PolicyAck{Number: p.Number}
 }

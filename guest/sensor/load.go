@@ -220,6 +220,7 @@ func programs(o *bpf.ProbeObjects) map[string]*ebpf.Program {
 		"socket_listen":        o.SocketListen,
 		"socket_accept":        o.SocketAccept,
 		"task_kill":            o.TaskKill,
+		"sched_process_exec":   o.SchedProcessExec,
 		"task_newtask":         o.TaskNewtask,
 		"sched_process_exit":   o.SchedProcessExit,
 		snapshot:               o.TaskSnapshot,

@@ -63,6 +63,8 @@ type Sensor struct {
 	account *account
 	bell    *bell
 
+	stat [16 << 10]byte // room for /proc/stat; belongs to Mark
+
 	mu sync.Mutex // guards the configuration's read-modify-write
 }
 
@@ -205,8 +207,18 @@ func (s *Sensor) Wait(d time.Duration) error {
 // Wake ends a Wait that is under way, or else the next one.
 func (s *Sensor) Wake() error { return s.bell.ring() }
 
-// Mark takes the counters as they are, for Settled and Counters.
-func (s *Sensor) Mark() error { return s.account.mark(s.batcher) }
+// Mark takes the counters as they are, and the kernel's own before them, for
+// Settled, Counters and Totals.
+func (s *Sensor) Mark() error {
+	t, err := s.kernelTotals()
+	if err != nil {
+		return err
+	}
+	return s.account.mark(s.batcher, t)
+}
+
+// Totals returns the kernel's own counts at the last mark that was settled.
+func (s *Sensor) Totals() vsockproto.Totals { return s.account.totals }
 
 // Settled reports whether Batch has returned everything from before the mark.
 func (s *Sensor) Settled() bool { return s.account.settle(s.batcher) }
@@ -226,9 +238,20 @@ func (s *Sensor) SetHooks(types []vsockproto.EventType) error {
 	return s.configure(func(c *bpf.ProbeAgentConfig) { c.Hooks = bits })
 }
 
+// SetCanary makes the programs report what the agent's thread of that id does,
+// as far as a canary asks for it. 0 ends that.
+func (s *Sensor) SetCanary(tid uint32) error {
+	return s.configure(func(c *bpf.ProbeAgentConfig) { c.CanaryPid = tid })
+}
+
 func (s *Sensor) configure(change func(*bpf.ProbeAgentConfig)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.change(change)
+}
+
+// change is configure with mu held.
+func (s *Sensor) change(change func(*bpf.ProbeAgentConfig)) error {
 	c, err := s.config()
 	if err != nil {
 		return err

@@ -109,5 +109,5 @@ func (u *Uplink) beaten(now time.Time) {
 func (u *Uplink) account() *vsockproto.Heartbeat {
 	u.counters = u.Source.Counters(u.counters[:0])
 	boot, real := u.Clock()
-	return &vsockproto.Heartbeat{BootNs: boot, RealNs: real, Counters: u.counters}
+	return &vsockproto.Heartbeat{BootNs: boot, RealNs: real, Totals: u.Source.Totals(), Counters: u.counters}
 }

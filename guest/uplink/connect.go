@@ -76,6 +76,19 @@ func (h handler) Policy(p vsockproto.Policy) {
 	h.u.wake()
 }
 
+// Canary answers the newest: the host waits for no other.
+func (h handler) Canary(q vsockproto.Canary) {
+	ack := h.u.Policies.Canary(q)
+	ack.BootNs, _ = h.u.Clock()
+	if ack.Reason != "" {
+		h.u.log.Warn("canary", "error", ack.Reason)
+	}
+	h.u.mu.Lock()
+	h.u.sung = &ack
+	h.u.mu.Unlock()
+	h.u.wake()
+}
+
 func (u *Uplink) wake() {
 	if err := u.Source.Wake(); err != nil {
 		u.log.Warn("wake the reader", "error", err)

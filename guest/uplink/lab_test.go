@@ -113,6 +113,12 @@ func (s *source) Counters(to []vsockproto.Counter) []vsockproto.Counter {
 	return append(to, vsockproto.Counter{Class: vsockproto.Bulk, Watermark: s.settled})
 }
 
+func (s *source) Totals() vsockproto.Totals {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return vsockproto.Totals{MarkedNs: s.settled + 1, Starts: s.settled}
+}
+
 func (s *source) Snapshot() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,6 +148,10 @@ func (p *policies) Apply(y vsockproto.Policy) vsockproto.PolicyAck {
 	return vsockproto.PolicyAck{Number: y.Number}
 }
 
+func (p *policies) Canary(q vsockproto.Canary) vsockproto.CanaryAck {
+	return vsockproto.CanaryAck{Nonce: q.Nonce}
+}
+
 // lab is an uplink and a host, connected in memory.
 type lab struct {
 	src      *source
@@ -157,12 +167,19 @@ type lab struct {
 	beats  []time.Time
 	byes   []vsockproto.Bye
 	acks   []vsockproto.PolicyAck
+	sung   []vsockproto.CanaryAck
+	totals vsockproto.Totals // of the last heartbeat
 }
 
 func newLab(t testing.TB, o prototest.HostOptions) *lab {
 	l := &lab{src: newSource(t), policies: &policies{}, served: make(chan error, 100)}
 	o.OnEvent = func(*vsockproto.Event) { l.mu.Lock(); l.events++; l.mu.Unlock() }
-	o.OnHeartbeat = func(*vsockproto.Heartbeat) { l.mu.Lock(); l.beats = append(l.beats, time.Now()); l.mu.Unlock() }
+	o.OnHeartbeat = func(h *vsockproto.Heartbeat) {
+		l.mu.Lock()
+		l.beats, l.totals = append(l.beats, time.Now()), h.Totals
+		l.mu.Unlock()
+	}
+	o.OnCanaryAck = func(a *vsockproto.CanaryAck) { l.mu.Lock(); l.sung = append(l.sung, *a); l.mu.Unlock() }
 	o.OnBye = func(y *vsockproto.Bye) { l.mu.Lock(); l.byes = append(l.byes, *y); l.mu.Unlock() }
 	o.OnPolicyAck = func(a *vsockproto.PolicyAck) { l.mu.Lock(); l.acks = append(l.acks, *a); l.mu.Unlock() }
 	l.host = prototest.NewHost(&o)

@@ -31,6 +31,8 @@ type Source interface {
 	Mark() error
 	Settled() bool
 	Counters(to []vsockproto.Counter) []vsockproto.Counter
+	// Totals are the kernel's own counts that belong to Counters.
+	Totals() vsockproto.Totals
 	// Snapshot writes a record for every running task.
 	Snapshot() error
 }
@@ -39,6 +41,8 @@ type Source interface {
 type Policies interface {
 	Begin() // a new session
 	Apply(vsockproto.Policy) vsockproto.PolicyAck
+	// Canary does what the host asks for; the time is filled in by the caller.
+	Canary(vsockproto.Canary) vsockproto.CanaryAck
 }
 
 // Config is what an uplink needs.
@@ -92,6 +96,7 @@ type Uplink struct {
 	again   bool                  // a snapshot is due
 	ended   bool                  // Bye is sent: the host will close the connection
 	answers *vsockproto.PolicyAck // not yet sent
+	sung    *vsockproto.CanaryAck // not yet sent
 }
 
 // New makes an uplink. It starts nothing.
@@ -209,21 +214,25 @@ func (u *Uplink) move() (bool, error) {
 	return true, nil
 }
 
-// answer sends what is owed for a policy.
+// answer sends what is owed for a policy and a canary.
 func (u *Uplink) answer() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.answers == nil {
+	return errors.Join(owe(&u.answers, u.Link.SendPolicyAck), owe(&u.sung, u.Link.SendCanaryAck))
+}
+
+// owe sends what is owed, if there is room for it; else it stays owed.
+func owe[T any](what **T, send func(*T) error) error {
+	if *what == nil {
 		return nil
 	}
-	err := u.Link.SendPolicyAck(u.answers)
-	switch {
+	switch err := send(*what); {
 	case errors.Is(err, link.ErrNoRoom):
 		return nil
 	case err != nil:
-		return fmt.Errorf("send policy ack: %w", err)
+		return fmt.Errorf("send an answer: %w", err)
 	}
-	u.answers = nil
+	*what = nil
 	return nil
 }
 

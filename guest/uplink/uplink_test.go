@@ -130,6 +130,27 @@ func TestPolicyIsAnswered(t *testing.T) {
 	})
 }
 
+// TestCanaryIsAnswered, and heartbeats have the kernel's own counts.
+func TestCanaryIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, prototest.HostOptions{})
+		l.src.put(7)
+		l.run(t, func() {
+			time.Sleep(2 * time.Second)
+			if err := l.host.SendCanary(&vsockproto.Canary{Nonce: [16]byte{1, 2}}); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2 * time.Second)
+		})
+		if len(l.sung) != 1 || l.sung[0].Nonce != [16]byte{1, 2} || l.sung[0].BootNs == 0 {
+			t.Errorf("answers %+v", l.sung)
+		}
+		if l.totals.Starts != 7 || l.totals.MarkedNs == 0 {
+			t.Errorf("totals %+v", l.totals)
+		}
+	})
+}
+
 // TestNoHost: an end without a host is no error, and takes no longer than Drain.
 func TestNoHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -35,6 +35,11 @@ const (
 	RulePolicy       = "session/policy"        // the agent refuses the policy
 	RuleQuota        = "session/quota"         // frames were judged and not kept
 	RuleUnsettled    = "session/unsettled"     // records that are never accounted for
+	RuleLoss         = "session/loss"          // records that the guest declares lost
+	RuleStarts       = "session/starts"        // the kernel's count of tasks and its records differ
+	RuleUnhooked     = "session/unhooked"      // hooks that are attached do not run
+	RuleCanary       = "session/canary"        // a canary is not answered
+	RuleDrowned      = "session/drowned"       // losses hide whether hooks run
 	RuleVersion      = "session/version"       // no protocol version in common
 )
 
@@ -44,12 +49,14 @@ var severities = map[string]engine.Severity{
 	RuleProof: engine.High, RuleImpostor: engine.High, RuleRestarted: engine.Medium, RuleUnenrolled: engine.Medium,
 	RuleSilent: engine.High, RuleAbsent: engine.Medium, RuleBye: engine.Low, RuleUnknownEvent: engine.Low,
 	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleRestless: engine.Medium, RuleNoise: engine.Medium, RuleFlood: engine.Medium, RuleUnsettled: engine.High, RuleVersion: engine.Medium,
+	RuleLoss: engine.Low, RuleStarts: engine.Severest, RuleUnhooked: engine.Severest, RuleCanary: engine.High, RuleDrowned: engine.High,
 }
 
 // techniques are the ATT&CK ids of what an attacker would be doing.
 var techniques = map[string]string{
 	RuleGap: "T1562.006", RuleDuplicate: "T1562.006", RuleAccount: "T1562.006",
 	RuleUnsettled: "T1562.006", RuleSilent: "T1562.001", RuleBye: "T1562.001", RuleHooks: "T1562.001",
+	RuleLoss: "T1562.006", RuleStarts: "T1562.006", RuleUnhooked: "T1562.001", RuleCanary: "T1562.001", RuleDrowned: "T1562.006",
 }
 
 // repeat holds back a rule's findings of one VM, so that a guest cannot flood

@@ -244,7 +244,11 @@ func TestManySessions(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
-	want(t, "findings", w.rules(), "")
+	for _, f := range w.findings {
+		if f.Rule != RuleLoss || f.Severity != engine.Low || f.Detail["bulk"] == "0" {
+			t.Errorf("%+v", f)
+		}
+	}
 }
 
 // TestFramesCostNoAllocation sends frames as bytes and waits for their acks.

@@ -65,6 +65,8 @@ func (c *conn) take(f *link.Frame) (bye bool, err error) {
 		err = c.heartbeat(f.Payload)
 	case vsockproto.FramePolicyAck:
 		err = c.policyAck(f.Payload)
+	case vsockproto.FrameCanaryAck:
+		err = c.canaryAck(f.Payload)
 	default:
 		bye, err = true, c.bye(f.Payload)
 	}
@@ -127,6 +129,15 @@ func (c *conn) check(es *vsockproto.Events) (good, count int, err error) {
 		if err = v.ledger.Seen(c.event.CPU, c.event.Class, c.event.Sequence); err != nil {
 			break
 		}
+		switch {
+		case c.event.Header.Flags&vsockproto.FlagCanary != 0:
+			err = c.hear(&c.event)
+		case c.event.Type == vsockproto.TaskNewtask:
+			v.starts.Received++
+		}
+		if err != nil {
+			break
+		}
 		if !c.event.Type.Known() {
 			unknown = c.event.Type
 		}
@@ -150,7 +161,11 @@ func (c *conn) heartbeat(payload []byte) error {
 	if err := vsockproto.ParseHeartbeat(payload, &c.beat); err != nil {
 		return err
 	}
-	return c.settle(&c.beat)
+	if err := c.settle(&c.beat); err != nil {
+		return err
+	}
+	c.listenForCanary(&c.beat)
+	return c.sing()
 }
 
 // overdueBeats is how many heartbeats may leave the watermark of a (CPU, class)
@@ -167,16 +182,23 @@ func (c *conn) settle(h *vsockproto.Heartbeat) error {
 	}
 	v.clock.sample(c.at, h.BootNs)
 	err := v.ledger.Settle(h.Counters)
+	found, wrong := v.totals(&h.Totals)
+	if lost := v.losses(); lost != nil {
+		found = append(found, *lost)
+	}
 	save := c.at.Sub(v.savedAt) >= c.m.o.Save
 	cpu, class, overdue := v.ledger.Overdue(overdueBeats)
 	v.mu.Unlock()
 	if overdue {
 		c.report(finding(RuleUnsettled, fmt.Sprintf("The guest has not accounted for its %s records of CPU %d for %d heartbeats.", class, cpu, overdueBeats)))
 	}
+	for _, f := range found {
+		c.report(f)
+	}
 	if save {
 		c.m.save(v)
 	}
-	return c.gaps(err)
+	return errors.Join(c.gaps(err), wrong)
 }
 
 // gaps reports what a settlement found missing. The account goes on after it;

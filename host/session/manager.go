@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -36,6 +37,12 @@ type vm struct {
 	renewed   bool       // the session was forgotten on purpose
 	sess      *kept
 	ledger    *link.Ledger
+	starts    link.Starts
+	unhooked  uint64    // Totals.Unhooked of the last mark
+	counting  bool      // and there was one
+	lost      [2]uint64 // declared lost, by class, at the last heartbeat
+	joining   bool      // what was lost before we heard of it is nothing new
+	canary    time.Time // when the next is due
 	live      *conn
 	transport string
 	reason    string // why nothing is live
@@ -75,6 +82,7 @@ func (m *Manager) vm(id uuid.UUID) *vm {
 	if v == nil {
 		v = &vm{id: id, turn: make(chan struct{}, 1), repeats: map[string]*repeat{}, domain: DomainOff}
 		v.policy = vsockproto.Policy{Number: 1, Hooks: m.o.Policy}
+		v.canary = time.Now().Add(rand.N(m.o.Canary))
 		v.connects = bucket{burst: connectBurst, rate: connectRate}
 		v.noise = bucket{burst: noiseBurst, rate: noiseRate}
 		v.control = bucket{burst: controlBurst, rate: controlRate / m.o.Heartbeat.Seconds()}

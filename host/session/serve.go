@@ -36,12 +36,14 @@ type conn struct {
 	busy bool       // v.mu: a frame is being worked on
 	why  string     // v.mu: why another goroutine ended the connection
 
-	got    Received // these are used again for each frame
-	event  vsockproto.Event
-	beat   vsockproto.Heartbeat
-	batch  engine.Batch
-	acked  uint64 // bytes taken when the last ack was sent
-	frames int    // since then
+	got     Received // these are used again for each frame
+	event   vsockproto.Event
+	beat    vsockproto.Heartbeat
+	batch   engine.Batch
+	canary  *canary // sent, and not yet decided; nil: none
+	drowned int     // canaries in a row that showed nothing
+	acked   uint64  // bytes taken when the last ack was sent
+	frames  int     // since then
 }
 
 // Serve speaks with whoever connected from a VM until the connection ends,
@@ -327,6 +329,8 @@ func (c *conn) begin(h *vsockproto.Hello, came time.Time, secret [vsockproto.Key
 		// revert, has numbers that did not begin with this ledger.
 		join := v.renewed || (v.sess == nil && h.Flags&vsockproto.HelloResume != 0)
 		v.ledger, v.renewed = link.NewLedger(&link.LedgerOptions{CPUs: h.CPUs, Join: join}), false
+		v.starts, v.unhooked, v.counting, v.lost = link.Starts{}, 0, false, [2]uint64{}
+		v.joining = join
 		v.clock.reset()
 	}
 	v.sess = &kept{

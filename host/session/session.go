@@ -129,6 +129,7 @@ type Options struct {
 	Escalate  int                    // and until it is one of the highest severity; default 5
 	Grace     time.Duration          // for a VM to boot and its agent to come up; default 2 min
 	Credit    int                    // bytes of frames in flight; default 4 MiB, at least two frames
+	Canary    time.Duration          // between canaries, on average; default 10 s
 	Handshake time.Duration          // default 10 s
 	Penalty   time.Duration          // after a violation, until a new session is let in; default 5 s
 	Save      time.Duration          // at least this often while a session speaks; default 5 s
@@ -146,6 +147,7 @@ func (o *Options) defaults() Options {
 	set(&d.Escalate, 5)
 	set(&d.Grace, 2*time.Minute)
 	set(&d.Credit, 4<<20)
+	set(&d.Canary, 10*time.Second)
 	set(&d.Handshake, 10*time.Second)
 	set(&d.Penalty, 5*time.Second)
 	set(&d.Save, 5*time.Second)

@@ -48,7 +48,14 @@ func newWorld() *world {
 	return &world{key: map[uuid.UUID][32]byte{vmID: prototest.Key}, state: DomainRunning, store: map[uuid.UUID][]byte{}}
 }
 
+// manager sends no canaries unless the options say how often.
 func (w *world) manager(o *Options) *Manager {
+	if o == nil {
+		o = &Options{}
+	}
+	if o.Canary == 0 {
+		o.Canary = 1 << 62
+	}
 	return New(Parts{
 		Keys: w, Recorder: w, Sink: w, Domains: w, Store: w, Replayer: w,
 		Findings: func(f engine.Finding) {
@@ -256,7 +263,7 @@ func TestSessionFromHelloToBye(t *testing.T) {
 		}
 		<-c.agentEnd
 		want(t, "delivered", w.delivered(), "task_newtask/1 file_open/1 file_open/2")
-		want(t, "findings", w.rules(), "bye")
+		want(t, "findings", w.rules(), "loss bye")
 		want(t, "facts", strings.Join(w.facts, ", "), "opened live, closed ended")
 	})
 }
@@ -369,7 +376,7 @@ func TestViolations(t *testing.T) {
 			return a.SendEvents(2, b)
 		}},
 		{"wrong count", "malformed!", "file_open/1", func(a *link.Agent) error { return a.SendEvents(0, record(1)) }},
-		{"account that shrinks", "account!", "", func(a *link.Agent) error {
+		{"account that shrinks", "loss account!", "", func(a *link.Agent) error {
 			for _, n := range []uint64{5, 4} {
 				if err := a.SendHeartbeat(&vsockproto.Heartbeat{Counters: []vsockproto.Counter{{Class: 1, Watermark: n, Lost: n}}}); err != nil {
 					return err
@@ -377,7 +384,7 @@ func TestViolations(t *testing.T) {
 			}
 			return nil
 		}},
-		{"account of more than there is", "account!", "file_open/1", func(a *link.Agent) error {
+		{"account of more than there is", "loss account!", "file_open/1", func(a *link.Agent) error {
 			if err := a.SendEvents(1, record(1)); err != nil {
 				return err
 			}
@@ -708,7 +715,7 @@ func TestMonitorStartsAgain(t *testing.T) {
 			t.Errorf("status %+v", s)
 		}
 		c.hangUp()
-		want(t, "findings", w.rules(), "")
+		want(t, "findings", w.rules(), "loss")
 		want(t, "delivered", w.delivered(), "file_open/1 file_open/7 task_kill/1 file_open/8")
 	})
 }

@@ -37,10 +37,12 @@ type kept struct {
 const stateVersion = 1
 
 type saved struct {
-	Version int
-	Session kept
-	Index   uint64 // of the last frame that Session and Ledger know
-	Ledger  []byte
+	Version  int
+	Session  kept
+	Index    uint64 // of the last frame that Session and Ledger know
+	Ledger   []byte
+	Starts   link.Starts
+	Unhooked uint64
 }
 
 // save stores what the next monitor needs. Called without v.mu.
@@ -54,7 +56,7 @@ func (m *Manager) save(v *vm) {
 		return
 	}
 	v.savedAt = time.Now()
-	b, err := json.Marshal(saved{Version: stateVersion, Session: *v.sess, Index: v.index, Ledger: v.ledger.AppendBinary(nil)})
+	b, err := json.Marshal(saved{Version: stateVersion, Session: *v.sess, Index: v.index, Ledger: v.ledger.AppendBinary(nil), Starts: v.starts, Unhooked: v.unhooked})
 	v.mu.Unlock()
 	if err == nil {
 		err = m.p.Store.Save(v.id, b)
@@ -84,6 +86,7 @@ func (m *Manager) load(v *vm) {
 	}
 	v.mu.Lock()
 	v.sess, v.ledger, v.index = &s.Session, l, s.Index
+	v.starts, v.unhooked, v.counting, v.lost = s.Starts, s.Unhooked, s.Starts.Marked > 0, l.LostByClass()
 	v.policy.Number = s.Session.Policy + 1 // ours may be another than the earlier monitor's
 	v.mu.Unlock()
 	if m.p.Replayer != nil {
@@ -131,6 +134,9 @@ func (v *vm) again(index uint64, raw []byte) error {
 			}
 			if err == nil {
 				_ = v.ledger.Seen(rh.CPU, rh.Class, rh.Sequence)
+				if rh.Type == vsockproto.TaskNewtask {
+					v.starts.Received++
+				}
 				rest = rest[rh.Length:]
 			}
 		}
@@ -138,6 +144,7 @@ func (v *vm) again(index uint64, raw []byte) error {
 		var hb vsockproto.Heartbeat
 		if vsockproto.ParseHeartbeat(payload, &hb) == nil {
 			_ = v.ledger.Settle(hb.Counters)
+			_, _ = v.totals(&hb.Totals)
 		}
 	case vsockproto.FrameBye:
 		v.sess.Dead, v.sess.Bye = true, true

@@ -14,6 +14,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/prototest"
 )
 
 func fullFinding() Finding {
@@ -198,4 +201,55 @@ func TestStreamRefuses(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
+}
+
+// TestCanariesAreNotJudged: an engine is not given what an agent did because
+// the host asked for it, and a batch of nothing else is judged all the same.
+func TestCanariesAreNotJudged(t *testing.T) {
+	var plain, canaries []byte
+	for _, e := range prototest.CanaryEvents([16]byte{1}) {
+		e.Sequence = 1
+		canaries, _ = e.Append(canaries)
+	}
+	for _, typ := range vsockproto.EventTypes() {
+		e := prototest.Sample(typ)
+		e.Sequence = 1
+		plain, _ = e.Append(plain)
+	}
+	n, m := len(vsockproto.EventTypes()), len(vsockproto.CanaryTypes())
+	var in bytes.Buffer
+	for i, b := range []Batch{
+		{Count: m, Records: canaries},
+		{Count: n + m, Records: append(bytes.Clone(canaries), plain...)},
+	} {
+		message, err := AppendBatch(nil, uint64(i+1), &b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.Write(message)
+	}
+	e := &eater{}
+	s := newServer(e)
+	if err := s.stream(struct {
+		io.Reader
+		io.Writer
+	}{&in, io.Discard}); err != nil {
+		t.Fatal(err)
+	}
+	if s.judged != 2 || e.count != n || !bytes.Equal(e.records, plain) {
+		t.Errorf("judged up to %d: %d records, %d bytes, want %d, %d", s.judged, e.count, len(e.records), n, len(plain))
+	}
+}
+
+// eater remembers what it was given.
+type eater struct {
+	Engine
+	count   int
+	records []byte
+}
+
+func (e *eater) Judge(b *Batch, _ func(Finding)) error {
+	e.count += b.Count
+	e.records = append(e.records, b.Records...)
+	return nil
 }

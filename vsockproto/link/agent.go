@@ -58,6 +58,7 @@ type Handler interface {
 	// key, before anything may be sent. resumed: the session goes on.
 	Welcome(ack vsockproto.HelloAck, resumed bool)
 	Policy(p vsockproto.Policy)
+	Canary(c vsockproto.Canary)
 }
 
 // Agent is the guest's end of a session, over as many connections as it takes.
@@ -352,6 +353,11 @@ func (a *Agent) receive(r *frameReader, to Handler) error {
 			if p, err = vsockproto.ParsePolicy(f.Payload); err == nil {
 				to.Policy(p)
 			}
+		case vsockproto.FrameCanary:
+			var c vsockproto.Canary
+			if c, err = vsockproto.ParseCanary(f.Payload); err == nil {
+				to.Canary(c)
+			}
 		case vsockproto.FrameReject:
 			err = rejection(f.Payload)
 		default:
@@ -462,6 +468,11 @@ func (a *Agent) SendHeartbeat(h *vsockproto.Heartbeat) error {
 // SendPolicyAck sends p in the same way.
 func (a *Agent) SendPolicyAck(p *vsockproto.PolicyAck) error {
 	return a.send(vsockproto.FramePolicyAck, vsockproto.AppendPolicyAck(nil, p), nil)
+}
+
+// SendCanaryAck sends c in the same way.
+func (a *Agent) SendCanaryAck(c *vsockproto.CanaryAck) error {
+	return a.send(vsockproto.FrameCanaryAck, vsockproto.AppendCanaryAck(nil, c), nil)
 }
 
 // SendBye sends y in the same way. After it there is no room for anything,

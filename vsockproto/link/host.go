@@ -144,7 +144,7 @@ func (h *Host) Read() (Frame, error) {
 		return Frame{}, err
 	}
 	switch f.Type {
-	case vsockproto.FrameEvents, vsockproto.FrameHeartbeat, vsockproto.FramePolicyAck, vsockproto.FrameBye:
+	case vsockproto.FrameEvents, vsockproto.FrameHeartbeat, vsockproto.FramePolicyAck, vsockproto.FrameCanaryAck, vsockproto.FrameBye:
 	default:
 		return Frame{}, fmt.Errorf("%s from the agent: %w", f.Type, ErrUnexpected)
 	}
@@ -190,6 +190,11 @@ func (h *Host) Ack(seq, credit uint64) error {
 // Policy sends p.
 func (h *Host) Policy(p *vsockproto.Policy) error {
 	return h.send(vsockproto.FramePolicy, vsockproto.AppendPolicy(nil, p))
+}
+
+// Canary sends c.
+func (h *Host) Canary(c *vsockproto.Canary) error {
+	return h.send(vsockproto.FrameCanary, vsockproto.AppendCanary(nil, c))
 }
 
 // Reject says why the connection ends, and closes it.

@@ -332,6 +332,20 @@ func (l *Ledger) Accounts() []Account {
 	return all
 }
 
+// LostByClass counts what is declared lost, of critical records and of bulk.
+func (l *Ledger) LostByClass() (lost [2]uint64) {
+	for i := range l.rows {
+		lost[i%2] += l.rows[i].lost
+	}
+	return lost
+}
+
+// Lost counts all that is declared lost.
+func (l *Ledger) Lost() uint64 {
+	lost := l.LostByClass()
+	return lost[0] + lost[1]
+}
+
 const joiningBit = 1 << 31
 
 func bit(v bool) int {

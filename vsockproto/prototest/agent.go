@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,9 @@ type AgentOptions struct {
 	Link   *link.AgentOptions
 
 	Silent bool // no heartbeats but those that are asked for
+
+	// Deaf hooks do not run when a Canary makes the agent do something.
+	Deaf []vsockproto.EventType
 }
 
 // Agent is a guest's agent without a guest: it sends the events that it is
@@ -29,10 +33,11 @@ type Agent struct {
 	o    AgentOptions
 	link *link.Agent
 
-	mu   sync.Mutex // held from drawing numbers until they are sent
+	mu   sync.Mutex // held from drawing numbers until they are sent; guards the next four
 	rows map[row]*vsockproto.Counter
 	buf  []byte
 	beat vsockproto.Heartbeat
+	sums vsockproto.Totals
 
 	smu     sync.Mutex // guards what follows
 	policy  vsockproto.Policy
@@ -98,11 +103,15 @@ func (a *Agent) Run(ctx context.Context, conn net.Conn) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	return a.link.Run(ctx, conn, a.Hello(), &handler{a: a, start: func(every time.Duration) {
-		if !a.o.Silent {
-			wg.Go(func() { a.beats(ctx, every) })
-		}
-	}})
+	return a.link.Run(ctx, conn, a.Hello(), &handler{
+		a: a,
+		start: func(every time.Duration) {
+			if !a.o.Silent {
+				wg.Go(func() { a.beats(ctx, every) })
+			}
+		},
+		sing: func(c vsockproto.Canary) { wg.Go(func() { a.canary(ctx, c) }) },
+	})
 }
 
 func (a *Agent) beats(ctx context.Context, every time.Duration) {
@@ -121,6 +130,7 @@ func (a *Agent) beats(ctx context.Context, every time.Duration) {
 type handler struct {
 	a     *Agent
 	start func(time.Duration)
+	sing  func(vsockproto.Canary)
 }
 
 func (h *handler) Welcome(ack vsockproto.HelloAck, resumed bool) {
@@ -138,6 +148,51 @@ func (h *handler) Policy(p vsockproto.Policy) {
 	h.a.policy = p
 	h.a.smu.Unlock()
 	_ = h.a.link.SendPolicyAck(&vsockproto.PolicyAck{Number: p.Number})
+}
+
+func (h *handler) Canary(c vsockproto.Canary) { h.sing(c) }
+
+// canary does what c asks for, but for what Deaf hooks would report.
+func (a *Agent) canary(ctx context.Context, c vsockproto.Canary) {
+	var events []*vsockproto.Event
+	for _, e := range CanaryEvents(c.Nonce) {
+		if !slices.Contains(a.o.Deaf, e.Type) {
+			events = append(events, e)
+		}
+	}
+	if err := a.Send(ctx, events...); err != nil {
+		return
+	}
+	boot, _ := clocks()
+	_ = a.link.SendCanaryAck(&vsockproto.CanaryAck{Nonce: c.Nonce, BootNs: boot})
+}
+
+// CanaryEvents are the records of what a Canary of that nonce asks for.
+func CanaryEvents(nonce [16]byte) []*vsockproto.Event {
+	var events []*vsockproto.Event
+	name := vsockproto.CanaryName(nonce)
+	for _, t := range vsockproto.CanaryTypes() {
+		e := Sample(t)
+		e.Header.Flags = vsockproto.FlagCanary
+		e.Path, e.RawAddr = vsockproto.Tail{}, vsockproto.Tail{}
+		e.File.Links = 0
+		e.Socket.Family, e.Address.Family = 1, 1
+		switch t {
+		case vsockproto.FileOpen, vsockproto.MmapFile:
+			e.Path = vsockproto.Tail{Data: []byte("/memfd:" + name), Flags: vsockproto.TailUnlinked | vsockproto.TailUnreachable}
+		case vsockproto.SocketCreate:
+			e.Socket.Protocol = vsockproto.CanaryProtocol(nonce)
+		case vsockproto.SocketBind, vsockproto.SocketConnect, vsockproto.SocketAccept:
+			e.Socket.Cookie = 77
+			e.RawAddr = vsockproto.Tail{Data: []byte("\x00" + name)}
+		case vsockproto.SocketListen:
+			e.Socket.Cookie = 77
+		case vsockproto.TaskKill:
+			e.Signal, e.Target.TGID = 0, e.TGID
+		}
+		events = append(events, e)
+	}
+	return events
 }
 
 // Up is closed when a host has accepted the agent for the first time.
@@ -173,6 +228,9 @@ func (a *Agent) Send(ctx context.Context, events ...*vsockproto.Event) error {
 			count = 0
 		}
 		e.Sequence = a.draw(e.CPU, e.Class, 1)
+		if e.Type == vsockproto.TaskNewtask {
+			a.sums.Starts++
+		}
 		var err error
 		if a.buf, err = e.Append(a.buf); err != nil {
 			return fmt.Errorf("send: %w", err)
@@ -223,6 +281,24 @@ func (a *Agent) Hide(cpu uint32, c vsockproto.Class, n uint64) {
 	a.draw(cpu, c, n)
 }
 
+// Starts makes the kernel count n tasks that no record tells of; declared: the
+// account says so.
+func (a *Agent) Starts(n uint64, declared bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sums.Starts += n
+	if declared {
+		a.sums.Unrecorded += n
+	}
+}
+
+// Unhook makes the kernel count n executions that no hook saw.
+func (a *Agent) Unhook(n uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sums.Unhooked += n
+}
+
 // Heartbeat sends the account; link.ErrNoRoom if it may not. While Send is
 // under way it is a sign of life without counters.
 func (a *Agent) Heartbeat() error {
@@ -236,6 +312,8 @@ func (a *Agent) Heartbeat() error {
 
 func (a *Agent) account(boot, real uint64) *vsockproto.Heartbeat {
 	a.beat.BootNs, a.beat.RealNs = boot, real
+	a.beat.Totals = a.sums
+	a.beat.MarkedNs = boot
 	a.beat.Counters = a.beat.Counters[:0]
 	for _, c := range a.rows {
 		a.beat.Counters = append(a.beat.Counters, *c)

@@ -23,6 +23,7 @@ type HostOptions struct {
 	OnEvent     func(e *vsockproto.Event)
 	OnHeartbeat func(h *vsockproto.Heartbeat)
 	OnPolicyAck func(a *vsockproto.PolicyAck)
+	OnCanaryAck func(a *vsockproto.CanaryAck)
 	OnBye       func(y *vsockproto.Bye)
 }
 
@@ -115,6 +116,17 @@ func (h *Host) SendPolicy(p *vsockproto.Policy) error {
 	return l.Policy(p)
 }
 
+// SendCanary sends c on the live connection.
+func (h *Host) SendCanary(c *vsockproto.Canary) error {
+	h.mu.Lock()
+	l := h.live
+	h.mu.Unlock()
+	if l == nil {
+		return net.ErrClosed
+	}
+	return l.Canary(c)
+}
+
 // Break closes the live connection, as a transport that fails would.
 func (h *Host) Break() {
 	h.mu.Lock()
@@ -167,6 +179,12 @@ func (h *Host) take(f link.Frame) (bye bool, err error) {
 		a, err := vsockproto.ParsePolicyAck(f.Payload)
 		if err == nil && h.o.OnPolicyAck != nil {
 			h.o.OnPolicyAck(&a)
+		}
+		return false, err
+	case vsockproto.FrameCanaryAck:
+		a, err := vsockproto.ParseCanaryAck(f.Payload)
+		if err == nil && h.o.OnCanaryAck != nil {
+			h.o.OnCanaryAck(&a)
 		}
 		return false, err
 	default:
