@@ -41,19 +41,12 @@ func (l Layout) Vsock() string { return filepath.Join(l.Run, "vsock") }
 // ConfigFile is the monitor's configuration.
 func (l Layout) ConfigFile() string { return filepath.Join(l.Config, "outguard.yaml") }
 
-// record is the file that says that an installation is ours to remove, and
-// what was made beside its directories.
+// record is the file that says that an installation is ours to remove.
 func (l Layout) record() string { return filepath.Join(l.Config, "made-by-vmtests") }
 
 // ErrForeign means that something is installed that this package did not
 // install.
 var ErrForeign = errors.New("an installation of somebody else's")
-
-// The users of DESIGN: the monitor's and the engines'.
-var users = []struct{ name, home string }{
-	{"outguard", "/var/lib/outguard"},
-	{"outguard-engine", "/"},
-}
 
 // Install is one installation.
 type Install struct {
@@ -102,13 +95,11 @@ func (p *Install) install(ctx context.Context, f Files) error {
 	if err := os.MkdirAll(p.Config, 0o755); err != nil {
 		return err
 	}
-	if err := p.note("installation"); err != nil {
+	if err := os.WriteFile(p.record(), []byte("installation\n"), 0o644); err != nil {
 		return err
 	}
-	for _, u := range users {
-		if err := p.addUser(ctx, u.name, u.home); err != nil {
-			return err
-		}
+	if err := p.takeUsers(ctx); err != nil {
+		return err
 	}
 	if err := p.makeDirs(); err != nil {
 		return err
@@ -125,26 +116,6 @@ func (p *Install) install(ctx context.Context, f Files) error {
 		}
 	}
 	return nil
-}
-
-// note adds a line to the record.
-func (p *Install) note(line string) error {
-	f, err := os.OpenFile(p.record(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(f, line)
-	return errors.Join(err, f.Close())
-}
-
-func (p *Install) addUser(ctx context.Context, name, home string) error {
-	if _, err := user.Lookup(name); err == nil {
-		return nil
-	}
-	if err := p.note("user " + name); err != nil {
-		return err
-	}
-	return run(ctx, "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", home, "--shell", "/usr/sbin/nologin", name)
 }
 
 // makeDirs makes the directories with the rights that README names.
@@ -210,11 +181,9 @@ func (p *Install) copyBinaries() error {
 // Remove ends the monitor and takes away everything that New made. Without a
 // record of ours it does nothing.
 func Remove(ctx context.Context, l Layout) error {
-	text, err := os.ReadFile(l.record())
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(l.record()); errors.Is(err, fs.ErrNotExist) {
 		return nil
-	}
-	if err != nil {
+	} else if err != nil {
 		return err
 	}
 	p := &Install{Layout: l}
@@ -224,17 +193,8 @@ func Remove(ctx context.Context, l Layout) error {
 	if err := vm.StopPrograms(ctx, p.Lib); err != nil { // an engine whose monitor was killed
 		return err
 	}
-	for line := range strings.Lines(string(text)) {
-		name, ok := strings.CutPrefix(strings.TrimSpace(line), "user ")
-		if !ok {
-			continue
-		}
-		if _, err := user.Lookup(name); err != nil {
-			continue
-		}
-		if err := run(ctx, "userdel", "--force", name); err != nil {
-			return err
-		}
+	if err := l.releaseUsers(ctx); err != nil {
+		return err
 	}
 	// The record goes last: what was interrupted can be gone on with.
 	for _, d := range []string{l.Run, l.State, l.Lib, l.Config} {

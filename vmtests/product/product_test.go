@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/outguard/outguard/vmtests/vm"
 )
 
 func TestForeignInstallationIsLeftAlone(t *testing.T) {
@@ -43,13 +45,17 @@ func TestInstallRunRemove(t *testing.T) {
 	if !slices.Contains(strings.Split(os.Getenv("OUTGUARD_REQUIRE"), ","), "libvirt") {
 		t.Skip("makes system users: set OUTGUARD_REQUIRE=libvirt")
 	}
-	dir, bin := "/var/lib/outguard-lab/install-test", t.TempDir()
+	site, err := vm.Here()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, bin := filepath.Join(site.Dir, "install-test"), t.TempDir()
 	for name, text := range stubs {
 		if err := os.WriteFile(filepath.Join(bin, name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	_, err := user.Lookup("outguard")
+	_, err = user.Lookup("outguard")
 	had := err == nil
 	l := Under(dir)
 	p, err := New(t.Context(), l, bin, Files{Config: "state_dir: " + l.State + "\n"})
@@ -83,7 +89,9 @@ func TestInstallRunRemove(t *testing.T) {
 			t.Errorf("left behind: %s (%v)", d, err)
 		}
 	}
-	if _, err := user.Lookup("outguard"); (err == nil) != had {
+	_, err = os.Stat(usersDir)
+	others := err == nil // another installation on this machine uses them
+	if _, err := user.Lookup("outguard"); (err == nil) != had && !others {
 		t.Errorf("user outguard: was there %v, is there %v", had, err == nil)
 	}
 	os.Remove(dir)

@@ -24,4 +24,7 @@
 //
 // `exec outguard ...` is this world's command line. WAIT is a Go duration. On
 // failure, consoles and the monitor's log go to the test's artifacts.
+//
+// A guest is called $LAB-something: two runs with different OUTGUARD_LAB have
+// different guests, directories and installations, and can go on side by side.
 package scenario

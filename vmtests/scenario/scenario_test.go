@@ -51,6 +51,7 @@ func (w *world) params(script string) testscript.Params {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", w.path+":"+os.Getenv("PATH"))
 			e.Setenv("STATE", w.layout.State)
+			e.Setenv("LAB", w.site.Prefix)
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -213,7 +214,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	var last string
 	ok := poll(within, func() bool {
 		cmd := exec.Command(lookPath(ts, args[2]), args[3:]...)
-		cmd.Dir, cmd.Env = ts.Getenv("WORK"), append(os.Environ(), "PATH="+ts.Getenv("PATH"))
+		cmd.Dir, cmd.Env = ts.Getenv("WORK"), append(os.Environ(), "PATH="+ts.Getenv("PATH"), "LAB="+ts.Getenv("LAB"))
 		out, err := cmd.CombinedOutput()
 		last = fmt.Sprintf("%s(%v)", out[max(0, len(out)-2000):], err)
 		return err == nil && re.Match(out)

@@ -17,14 +17,12 @@ import (
 	"github.com/outguard/outguard/vmtests/vm"
 )
 
-const (
-	dir   = "/var/lib/outguard-lab"
-	cache = "/var/cache/outguard"
-)
+const cache = "/var/cache/outguard"
 
 // world is what the scripts share.
 type world struct {
 	root    string // of the clone
+	site    vm.Site
 	layout  product.Layout
 	lab     *vm.Lab
 	img     *image.Image
@@ -49,14 +47,18 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{root: root, layout: product.Under(filepath.Join(dir, "product")), guests: map[string]*vm.Guest{}, bundles: map[string]bool{}, path: t.TempDir()}
+	site, err := vm.Here()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{root: root, site: site, layout: product.Under(filepath.Join(site.Dir, "product")), guests: map[string]*vm.Guest{}, bundles: map[string]bool{}, path: t.TempDir()}
 	if err := product.Remove(t.Context(), w.layout); err != nil { // what a killed run left
 		t.Fatal(err)
 	}
 	if w.img, err = image.Build(t.Context(), filepath.Join(cache, "images"), &image.Options{Files: w.guestFiles(t)}); err != nil {
 		t.Fatal(err)
 	}
-	w.lab, err = vm.Open(t.Context(), w.img, &vm.Options{Dir: dir, Cache: cache})
+	w.lab, err = vm.Open(t.Context(), w.img, &vm.Options{Dir: site.Dir, Cache: cache})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +120,7 @@ func (w *world) remove(t *testing.T) {
 	if err := product.Remove(ctx, w.layout); err != nil {
 		t.Error(err)
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := os.RemoveAll(w.site.Dir); err != nil {
 		t.Error(err)
 	}
 }

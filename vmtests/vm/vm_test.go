@@ -37,14 +37,18 @@ func TestGuestServesAndFalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lab, err := Open(t.Context(), img, nil)
+	site, err := Here()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lab, err := Open(t.Context(), img, &Options{Dir: site.Dir})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range lab.Choices() {
 		t.Log(c)
 	}
-	g, err := lab.Define(t.Context(), Spec{Name: "outguard-test-boot", Image: img, Channel: true, Cmdline: []string{"outguard.task=dial"}})
+	g, err := lab.Define(t.Context(), Spec{Name: site.Name("boot"), Image: img, Channel: true, Cmdline: []string{"outguard.task=dial"}})
 	if err != nil {
 		t.Fatal(err)
 	}
