@@ -125,6 +125,7 @@ func (h *HybridListener) remove(vm uuid.UUID) {
 func (h *HybridListener) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	h.mu.Lock()
+	h.open()
 	h.run, h.wg = ctx, &wg
 	for vm, s := range h.at {
 		h.start(vm, s)
@@ -189,6 +190,18 @@ func (h *HybridListener) dress(tmp, path string) error {
 }
 
 const maxPath = 107 // sun_path, less its NUL
+
+// open makes the directory, before others make sockets in it. What goes wrong
+// with it the first Add will say.
+func (h *HybridListener) open() {
+	err := h.makeDir()
+	if err == nil {
+		err = welcomeUs(h.dir)
+	}
+	if err != nil {
+		h.door.o.Log.Warn("the kernels of guests that fall silent cannot be asked", "err", err)
+	}
+}
 
 func (h *HybridListener) makeDir() error {
 	if _, err := os.Stat(h.dir); err == nil {

@@ -75,10 +75,11 @@ func finding(rule, reason string) engine.Finding {
 func (m *Manager) report(v *vm, f engine.Finding) {
 	f.Engine, f.VM, f.At = "monitor", v.id, time.Now()
 	v.mu.Lock()
-	r := v.repeats[f.Rule]
+	kind := f.Rule + f.Detail["cause"] // few: neither is the guest's to make up
+	r := v.repeats[kind]
 	if r == nil {
 		r = &repeat{}
-		v.repeats[f.Rule] = r
+		v.repeats[kind] = r
 	}
 	if hold := f.At.Before(r.next) && f.Severity <= r.severity; hold {
 		r.held++

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 // Silence counts from due: the last frame, or the end of the grace for a boot,
 // or the last moment at which the vCPUs stood or the host itself was busy with
 // the VM's last frame.
-func (m *Manager) listenTo(v *vm) {
+func (m *Manager) listenTo(ctx context.Context, v *vm) {
 	state := DomainRunning
 	if m.p.Domains != nil {
 		state = m.p.Domains.DomainState(v.id)
@@ -21,8 +22,13 @@ func (m *Manager) listenTo(v *vm) {
 	v.mu.Lock()
 	v.follow(state, now, m.o.Grace)
 	f := m.quiet(v, now)
+	connected := v.live != nil
 	v.mu.Unlock()
-	if f != nil {
+	switch {
+	case f == nil:
+	case f.Rule == RuleSilent && m.p.Examiner != nil:
+		m.running.Go(func() { m.diagnose(ctx, v, *f, connected) })
+	default:
 		m.report(v, *f)
 	}
 }

@@ -22,6 +22,9 @@ type Manager struct {
 	o   Options
 	log *slog.Logger
 
+	examining chan struct{}  // held while a silent VM is looked at
+	running   sync.WaitGroup // of Run
+
 	mu  sync.Mutex // guards vms
 	vms map[uuid.UUID]*vm
 }
@@ -68,7 +71,7 @@ type vm struct {
 
 // New makes a manager. It starts nothing.
 func New(p Parts, o *Options) *Manager {
-	m := &Manager{p: p, o: o.defaults(), log: p.Log, vms: map[uuid.UUID]*vm{}}
+	m := &Manager{p: p, o: o.defaults(), log: p.Log, vms: map[uuid.UUID]*vm{}, examining: make(chan struct{}, examinations)}
 	if m.log == nil {
 		m.log = slog.Default()
 	}
@@ -202,6 +205,7 @@ func (m *Manager) StatusOf(id uuid.UUID) (Status, bool) {
 
 // Run watches for silence until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
+	defer m.running.Wait()
 	tick := time.NewTicker(m.o.Heartbeat / 4)
 	defer tick.Stop()
 	for {
@@ -209,12 +213,12 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			m.listen()
+			m.listen(ctx)
 		}
 	}
 }
 
-func (m *Manager) listen() {
+func (m *Manager) listen(ctx context.Context) {
 	m.mu.Lock()
 	vms := make([]*vm, 0, len(m.vms))
 	for _, v := range m.vms {
@@ -222,6 +226,6 @@ func (m *Manager) listen() {
 	}
 	m.mu.Unlock()
 	for _, v := range vms {
-		m.listenTo(v)
+		m.listenTo(ctx, v)
 	}
 }

@@ -117,6 +117,7 @@ type Parts struct {
 	Sink     Sink
 	Findings func(engine.Finding) // from several goroutines; must not block for long
 	Domains  Domains              // nil: every VM is taken as running
+	Examiner Examiner             // nil: no cause of a silence is named
 	Store    Store                // nil: nothing outlives the monitor
 	Replayer Replayer             // nil: only what the Store holds
 	Log      *slog.Logger         // nil: slog.Default()

@@ -178,7 +178,7 @@ func (b *build) readKernel(dir string) error {
 func ownFiles() []File {
 	at := map[string]string{
 		"inittab": "/etc/inittab", "rcS": "/etc/init.d/rcS", "task": "/etc/init.d/task",
-		"agent": "/etc/init.d/agent", "web": "/etc/init.d/web",
+		"agent": "/etc/init.d/agent", "web": "/etc/init.d/web", "root": "/etc/init.d/root",
 		"passwd": "/etc/passwd", "group": "/etc/group",
 		"index.html": "/srv/www/index.html", "search.cgi": "/srv/www/cgi-bin/search.cgi",
 		"parts.txt": "/srv/data/parts.txt",

@@ -11,9 +11,12 @@
 //	install                         install the product and start nothing
 //	monitor start|stop              outguardd, as its own user
 //	guest define NAME [WORD...]     a guest, with words for its kernel's command line
-//	guest start|stop|remove NAME
+//	guest start|stop|pause|resume|remove NAME
+//	guest stall|unstall NAME        its vhost-device-vsock stands still, and goes on
 //	[!] guest state NAME WORD [WAIT]   libvirt's word for it: running, paused, "shut off"
 //	enroll NAME                     outguard enroll, and serve the channel that it gave
+//	[!] root NAME COMMAND [WAIT]    run a line of shell as root in the guest; what it prints
+//	                                is in the file root.out
 //	console NAME TEXT [WAIT]        wait for text on the guest's console
 //	visit NAME [ROUNDS]             the service's normal traffic, answers checked
 //	learn NAME                      open the model, visit until it is quiet, seal it

@@ -51,6 +51,10 @@ func (w *world) params(script string) testscript.Params {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", w.path+":"+os.Getenv("PATH"))
 			e.Setenv("STATE", w.layout.State)
+			e.Setenv("FLOOD", "60000")
+			if promised("long") {
+				e.Setenv("FLOOD", "1000000")
+			}
 			e.Setenv("LAB", w.site.Prefix)
 			return nil
 		},
@@ -63,6 +67,7 @@ func (w *world) params(script string) testscript.Params {
 			"guest":   w.guest,
 			"enroll":  w.enroll,
 			"console": w.console,
+			"root":    w.root,
 			"visit":   w.visit,
 			"learn":   w.learn,
 			"attack":  w.attack,
@@ -92,12 +97,12 @@ func (w *world) monitor(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func (w *world) guest(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, len(args) >= 2 && (!neg || args[0] == "state"), "guest define|start|stop|remove|state NAME ...")
+	usage(ts, len(args) >= 2 && (!neg || args[0] == "state"), "guest define|start|stop|pause|resume|stall|unstall|remove|state NAME ...")
 	ctx, verb, name := context.Background(), args[0], args[1]
 	if verb == "define" {
 		usage(ts, w.guests[name] == nil, "guest define NAME, of a new guest")
 		ts.Check(w.ensureInstalled(ctx)) // the sockets' directory is the monitor's
-		g, err := w.lab.Define(ctx, vm.Spec{Name: name, Image: w.img, Cmdline: args[2:]})
+		g, err := w.lab.Define(ctx, vm.Spec{Name: name, Image: w.img, Cmdline: args[2:], Root: true})
 		ts.Check(err)
 		w.guests[name] = g
 		return
@@ -108,6 +113,14 @@ func (w *world) guest(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(g.Start(ctx))
 	case "stop":
 		ts.Check(g.Stop(ctx))
+	case "pause":
+		ts.Check(g.Suspend(ctx))
+	case "resume":
+		ts.Check(g.Resume(ctx))
+	case "stall":
+		ts.Check(g.Stall(true))
+	case "unstall":
+		ts.Check(g.Stall(false))
 	case "remove":
 		ts.Check(g.Remove(ctx))
 		delete(w.guests, name)
@@ -154,6 +167,17 @@ func (w *world) console(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) >= 2, "console NAME TEXT [WAIT]")
 	_, err := w.known(ts, args[0]).WaitConsole(context.Background(), args[1], wait(ts, args, 2))
 	ts.Check(err)
+}
+
+func (w *world) root(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, len(args) == 2 || len(args) == 3, "root NAME COMMAND [WAIT]")
+	out, status, err := w.known(ts, args[0]).Root(context.Background(), args[1], wait(ts, args, 2))
+	ts.Logf("%s", out)
+	ts.Check(err)
+	if (status != 0) != neg {
+		ts.Fatalf("%s: status %d", args[1], status)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("root.out"), []byte(out), 0o644))
 }
 
 func (w *world) visit(ts *testscript.TestScript, neg bool, args []string) {

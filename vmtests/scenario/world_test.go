@@ -21,7 +21,7 @@ const cache = "/var/cache/outguard"
 
 // world is what the scripts share.
 type world struct {
-	root    string // of the clone
+	clone   string // its directory
 	site    vm.Site
 	layout  product.Layout
 	lab     *vm.Lab
@@ -51,7 +51,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{root: root, site: site, layout: product.Under(filepath.Join(site.Dir, "product")), guests: map[string]*vm.Guest{}, bundles: map[string]bool{}, path: t.TempDir()}
+	w := &world{clone: root, site: site, layout: product.Under(filepath.Join(site.Dir, "product")), guests: map[string]*vm.Guest{}, bundles: map[string]bool{}, path: t.TempDir()}
 	if err := product.Remove(t.Context(), w.layout); err != nil { // what a killed run left
 		t.Fatal(err)
 	}
@@ -71,13 +71,13 @@ func newWorld(t *testing.T) *world {
 // guestFiles are the agent, and the tests that run inside a guest.
 func (w *world) guestFiles(t *testing.T) []image.File {
 	t.Helper()
-	agent, err := image.FromHost("/usr/sbin/outguard-agent", 0o755, filepath.Join(w.root, "bin", "outguard-agent"))
+	agent, err := image.FromHost("/usr/sbin/outguard-agent", 0o755, filepath.Join(w.clone, "bin", "outguard-agent"))
 	if err != nil {
 		t.Fatalf("%v (make build makes it)", err)
 	}
 	listen := filepath.Join(t.TempDir(), "listen.test")
 	cmd := exec.Command("go", "test", "-c", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", listen, "./host/listen")
-	cmd.Dir, cmd.Env = w.root, append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Dir, cmd.Env = w.clone, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("compile the tests of host/listen: %v\n%s", err, out)
 	}
@@ -85,8 +85,18 @@ func (w *world) guestFiles(t *testing.T) []image.File {
 	if err != nil {
 		t.Fatal(err)
 	}
+	poke := filepath.Join(t.TempDir(), "outguard-poke")
+	cmd = exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", poke, "./vmtests/cmd/outguard-poke")
+	cmd.Dir, cmd.Env = w.clone, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("compile outguard-poke: %v\n%s", err, out)
+	}
+	intruder, err := image.FromHost("/usr/bin/outguard-poke", 0o755, poke)
+	if err != nil {
+		t.Fatal(err)
+	}
 	task := "#!/bin/sh\ncd /tmp && OUTGUARD_REQUIRE=vsock-loopback exec /usr/lib/outguard-tests/listen.test -test.v -test.run 'Vsock|VSOCK'\n"
-	return []image.File{agent, test, {Path: "/etc/tasks/listen", Mode: 0o755, Data: []byte(task)}}
+	return []image.File{agent, test, intruder, {Path: "/etc/tasks/listen", Mode: 0o755, Data: []byte(task)}}
 }
 
 // ensureInstalled installs the product, once.
@@ -94,7 +104,7 @@ func (w *world) ensureInstalled(ctx context.Context) error {
 	if w.install != nil {
 		return nil
 	}
-	p, err := product.New(ctx, w.layout, filepath.Join(w.root, "bin"), product.Files{Config: w.config()})
+	p, err := product.New(ctx, w.layout, filepath.Join(w.clone, "bin"), product.Files{Config: w.config(), Playbook: playbook})
 	if err != nil {
 		return err
 	}
@@ -107,8 +117,26 @@ func (w *world) ensureInstalled(ctx context.Context) error {
 // within half of the grace, and is not always heard every second on a machine
 // that has other things to do.
 func (w *world) config() string {
-	return fmt.Sprintf("state_dir: %s\nrun_dir: %s\nsession:\n  grace: 60s\n  heartbeat: 2s\n", w.layout.State, w.layout.Run)
+	return fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  grace: 60s\n  heartbeat: 2s\n", w.layout.State, w.layout.Run, filepath.Join(w.layout.Config, "playbook.yaml"))
 }
+
+// playbook is the built-in one, but for guests called ...-watched, which go on
+// whatever is found of them.
+const playbook = `version: 1
+rules:
+  - name: watched
+    match: {vm: "*-watched"}
+    steps: [log]
+    once_per: event
+  - name: violation
+    match: {engine: tsem, severity: high}
+    steps: [log, pause, capture]
+    once_per: run
+  - name: lying-guest
+    match: {engine: monitor, severity: critical}
+    steps: [log, pause, capture]
+    once_per: run
+`
 
 func (w *world) remove(t *testing.T) {
 	ctx := context.Background()

@@ -23,6 +23,7 @@ type Spec struct {
 	MemoryMiB int      // default 256
 	CPUs      int      // default 2
 	Cmdline   []string // words to add to the kernel's command line
+	Root      bool     // let Root run commands in it
 	Channel   bool     // give it a vsock of the lab's own; else enrolling does that
 }
 
@@ -159,6 +160,18 @@ func (g *Guest) Stop(ctx context.Context) error {
 		_, err = g.lab.virsh(ctx, "destroy", g.Name)
 	}
 	return errors.Join(err, g.stopVsock(ctx))
+}
+
+// Suspend stops the vCPUs, as somebody does who has nothing to do with the monitor.
+func (g *Guest) Suspend(ctx context.Context) error {
+	_, err := g.lab.virsh(ctx, "suspend", g.Name)
+	return err
+}
+
+// Resume lets them run again.
+func (g *Guest) Resume(ctx context.Context) error {
+	_, err := g.lab.virsh(ctx, "resume", g.Name)
+	return err
 }
 
 // Remove takes away everything that Define and Start made.

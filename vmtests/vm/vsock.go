@@ -91,3 +91,19 @@ func removeAll(paths ...string) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Stall makes the guest's channel stand still, as a host does that has no time
+// for it, and go on.
+func (g *Guest) Stall(still bool) error {
+	pid, err := RecordedRuns(g.deviceFile())
+	if err != nil {
+		return err
+	}
+	if pid == 0 {
+		return fmt.Errorf("stall %s: no vhost-device-vsock of its own runs: %w", g.Name, errors.ErrUnsupported)
+	}
+	if still {
+		return syscall.Kill(pid, syscall.SIGSTOP)
+	}
+	return syscall.Kill(pid, syscall.SIGCONT)
+}

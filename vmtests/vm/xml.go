@@ -35,6 +35,9 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='{{if .
     </disk>
     <serial type='file'><source path='{{.Console}}'/><target port='0'/></serial>
     <console type='file'><source path='{{.Console}}'/><target type='serial' port='0'/></console>
+{{- if .Root}}
+    <serial type='unix'><source mode='bind' path='{{.Root}}'/><target port='1'/></serial>
+{{- end}}
 {{- if .KernelVsock}}
     <vsock model='virtio'><cid auto='yes'/></vsock>
 {{- end}}
@@ -57,8 +60,13 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='{{if .
 // xml is the domain as libvirt is to know it.
 func (g *Guest) xml() string {
 	words := append([]string{"console=ttyS0", "panic=-1", "lsm=landlock,lockdown,yama,integrity,bpf", "net.ifnames=0"}, g.spec.Cmdline...)
+	root := ""
+	if g.spec.Root {
+		words, root = append(words, rootWord), g.rootSocket()
+	}
 	v := map[string]any{
-		"KVM": g.lab.Accelerator.Name == "kvm", "Name": g.Name, "Dir": g.dir, "Console": g.console,
+		"Root": root,
+		"KVM":  g.lab.Accelerator.Name == "kvm", "Name": g.Name, "Dir": g.dir, "Console": g.console,
 		"MemoryMiB": g.spec.MemoryMiB, "CPUs": g.spec.CPUs, "Cmdline": strings.Join(words, " "),
 		"Port": g.Port, "AppArmor": g.lab.aa,
 		"KernelVsock": g.lab.Vsock.Name == "vhost-vsock" && g.spec.Channel,

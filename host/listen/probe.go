@@ -1,0 +1,112 @@
+package listen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/vsockproto"
+)
+
+// Answer is what a guest's kernel did with a connection from the host to a
+// port at which nobody listens.
+type Answer uint8
+
+// Answers of a guest's vsock.
+const (
+	Unknown Answer = iota // it could not be tried
+	Lives                 // the guest's kernel refused, or somebody listens after all
+	Mute                  // nothing came back in time
+	Gone                  // the guest has no vsock, or the host's side of it has ended
+)
+
+func (a Answer) String() string {
+	return [...]string{"unknown", "lives", "mute", "gone"}[a]
+}
+
+// probeTime is how long a guest's kernel has to answer. A busy one answers
+// within milliseconds.
+const probeTime = 700 * time.Millisecond
+
+// Probe asks a domain's guest, past its agent, through the socket at which the
+// host reaches it: the one that vhost-device-vsock, Firecracker or Cloud
+// Hypervisor made beside ours.
+func (h *HybridListener) Probe(ctx context.Context, vm uuid.UUID) Answer {
+	h.mu.Lock()
+	s := h.at[vm]
+	h.mu.Unlock()
+	if s == nil {
+		return Unknown
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(h.dir, s.name+".sock"))
+	if err != nil {
+		return undialled(err)
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline)
+	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", vsockproto.Port); err != nil {
+		return read(err)
+	}
+	_, err = conn.Read(make([]byte, 1))
+	return read(err)
+}
+
+func undialled(err error) Answer {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return Gone // the process behind it
+	}
+	return Unknown
+}
+
+// read tells the answer from how reading ended. The connection is closed where
+// the guest refused, and reset where there is no driver in it.
+func read(err error) Answer {
+	switch {
+	case err == nil, errors.Is(err, io.EOF):
+		return Lives
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return Gone
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return Mute
+	}
+	return Unknown
+}
+
+// ProbeVsock asks the guest of that CID through the host's kernel.
+func ProbeVsock(cid uint32) Answer {
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return Unknown
+	}
+	defer unix.Close(fd)
+	limit := unix.NsecToTimeval(probeTime.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.AF_VSOCK, unix.SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit); err != nil {
+		return Unknown
+	}
+	return connected(unix.Connect(fd, &unix.SockaddrVM{CID: cid, Port: vsockproto.Port}))
+}
+
+func connected(err error) Answer {
+	switch {
+	case err == nil, errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.ECONNREFUSED):
+		return Lives
+	case errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.EINPROGRESS):
+		return Mute
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENODEV):
+		return Gone
+	}
+	return Unknown
+}

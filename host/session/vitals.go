@@ -1,0 +1,104 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+// Answer is what became of a connection from the host to a port of the VM at
+// which nobody listens.
+type Answer uint8
+
+// Answers of a VM's vsock.
+const (
+	AnswerUnknown Answer = iota // it could not be tried
+	AnswerRefused               // the guest's kernel lives: it refuses
+	AnswerNone                  // nothing comes back
+	AnswerGone                  // there is no vsock in the guest, or no way to it
+)
+
+// Vitals are a VM's signs of life beside its agent's.
+type Vitals struct {
+	Vsock Answer
+	CPU   float64 // vCPU time used, seconds in a second, over all vCPUs; negative: unknown
+}
+
+// Examiner looks at a VM whose agent has fallen silent. It returns within about
+// a second; what it cannot tell is unknown.
+type Examiner interface {
+	Examine(ctx context.Context, vm uuid.UUID) Vitals
+}
+
+// Cause says why an agent is silent; the finding has it as its detail "cause".
+type Cause string
+
+// Causes of silence.
+const (
+	CauseUnknown Cause = "unknown"
+	CauseEnded   Cause = "agent-ended"   // its connection has ended without a Bye, and the guest's kernel lives
+	CauseStopped Cause = "agent-stopped" // its connection is there, and the guest's kernel lives
+	CauseChannel Cause = "channel-gone"  // the guest has no vsock any more
+	CauseHung    Cause = "guest-hung"    // the guest's kernel does not answer, either
+)
+
+var causeSentences = map[Cause]string{
+	CauseUnknown: "Whether the guest's kernel lives could not be found out.",
+	CauseEnded:   "The agent has ended or was killed: its connection is closed without a Bye, and the guest's kernel answers.",
+	CauseStopped: "The agent is stopped or gets no time (SIGSTOP, cgroup.freeze, cpu.max): its connection is there, and the guest's kernel answers.",
+	CauseChannel: "The channel was taken away: the guest has no vsock any more, by its transport's module or the device.",
+	CauseHung:    "The guest hangs, or its channel stands still: its kernel does not answer, either.",
+}
+
+// causeOf tells what a silence comes from.
+func causeOf(v Vitals, connected bool) Cause {
+	switch v.Vsock {
+	case AnswerGone:
+		return CauseChannel
+	case AnswerNone:
+		return CauseHung
+	case AnswerRefused:
+		if connected {
+			return CauseStopped
+		}
+		return CauseEnded
+	}
+	return CauseUnknown
+}
+
+// examinations is how many VMs may be examined at once. If more fall silent,
+// what stands still is the host, and for those no cause is named.
+const examinations = 32
+
+// diagnose completes a finding of silence and reports it.
+func (m *Manager) diagnose(ctx context.Context, v *vm, f engine.Finding, connected bool) {
+	vitals := Vitals{CPU: -1}
+	select {
+	case m.examining <- struct{}{}:
+		began := time.Now()
+		vitals = m.p.Examiner.Examine(ctx, v.id)
+		<-m.examining
+		if m.spoke(v, began) {
+			return // it was late, and is there
+		}
+	default:
+	}
+	cause := causeOf(vitals, connected)
+	f.Reason += " " + causeSentences[cause]
+	f.Detail["cause"] = string(cause)
+	if vitals.CPU >= 0 {
+		f.Detail["vcpu_seconds_per_second"] = fmt.Sprintf("%.2f", vitals.CPU)
+	}
+	m.report(v, f)
+}
+
+// spoke reports whether a frame has come since.
+func (m *Manager) spoke(v *vm, since time.Time) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.seen.After(since)
+}

@@ -1,0 +1,125 @@
+package session
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/vsockproto/prototest"
+)
+
+// looked is an examiner that takes a while and finds always the same.
+type looked struct {
+	vitals Vitals
+	takes  time.Duration
+}
+
+func (l looked) Examine(context.Context, uuid.UUID) Vitals {
+	time.Sleep(l.takes)
+	return l.vitals
+}
+
+// TestCauseOfSilence: what the guest's kernel answers, and whether the agent is
+// connected, tell one silence from another; it is found after two heartbeats.
+func TestCauseOfSilence(t *testing.T) {
+	for _, c := range []struct {
+		cause     Cause
+		vsock     Answer
+		connected bool
+	}{
+		{CauseEnded, AnswerRefused, false},
+		{CauseStopped, AnswerRefused, true},
+		{CauseChannel, AnswerGone, false},
+		{CauseChannel, AnswerGone, true},
+		{CauseHung, AnswerNone, true},
+		{CauseHung, AnswerNone, false},
+		{CauseUnknown, AnswerUnknown, true},
+	} {
+		t.Run(string(c.cause), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				m := w.manager(nil)
+				m.p.Examiner = looked{Vitals{Vsock: c.vsock, CPU: 0.25}, 700 * time.Millisecond}
+				ctx, stop := context.WithCancel(t.Context())
+				ended := make(chan struct{})
+				go func() { defer close(ended); _ = m.Run(ctx) }()
+				a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+				x := dial(ctx, m, a)
+				<-a.Up()
+				time.Sleep(500 * time.Millisecond) // it has been seen to run
+				if !c.connected {
+					x.hangUp()
+				}
+				time.Sleep(3 * time.Second)
+				want(t, "findings", w.rules(), "silent")
+				time.Sleep(time.Minute)
+				want(t, "findings in the end", w.rules(), "silent silent!")
+				for _, f := range w.findings {
+					if f.Detail["cause"] != string(c.cause) || !strings.Contains(f.Reason, causeSentences[c.cause]) || f.Detail["vcpu_seconds_per_second"] != "0.25" {
+						t.Errorf("%+v", f)
+					}
+				}
+				stop()
+				<-ended
+				if c.connected {
+					<-x.agentEnd
+					<-x.hostEnd
+				}
+			})
+		})
+	}
+}
+
+// TestLateIsNotSilent: who speaks while he is looked at was only late.
+func TestLateIsNotSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		m.p.Examiner = looked{Vitals{Vsock: AnswerNone}, 700 * time.Millisecond}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); _ = m.Run(ctx) }()
+		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+		x := dial(ctx, m, a)
+		<-a.Up()
+		time.Sleep(2400 * time.Millisecond)
+		settle(t, a)
+		time.Sleep(time.Second)
+		want(t, "findings", w.rules(), "")
+		stop()
+		<-ended
+		<-x.agentEnd
+		<-x.hostEnd
+	})
+}
+
+// TestAllSilentAtOnce: where every VM is silent it is the host that stands
+// still; every one is found, and no more are looked at than may be.
+func TestAllSilentAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		m.p.Examiner = looked{Vitals{Vsock: AnswerNone}, 700 * time.Millisecond}
+		for i := range 200 {
+			v := m.vm(uuid.UUID{1, 15: byte(i)})
+			v.sess, v.seen, v.due, v.domain = &kept{}, time.Now(), time.Now(), DomainRunning
+		}
+		ctx, stop := context.WithTimeout(t.Context(), 3500*time.Millisecond)
+		defer stop()
+		_ = m.Run(ctx)
+		causes := map[string]int{}
+		for _, f := range w.findings {
+			if f.Rule == RuleSilent && f.Severity == engine.High {
+				causes[f.Detail["cause"]]++
+			}
+		}
+		if causes[string(CauseHung)] != examinations || causes[string(CauseUnknown)] != 200-examinations {
+			t.Errorf("causes %v", causes)
+		}
+	})
+}

@@ -1,0 +1,125 @@
+// Outguard-poke is what an intruder, or a busy program, does in a guest of the
+// tests, without a shell in between:
+//
+//	outguard-poke opens FILE N        open and close FILE so often, as fast as it can
+//	outguard-poke execs PROGRAM N     run PROGRAM so often, one after another
+//	outguard-poke threads N           begin and end so many threads
+//	outguard-poke garbage N           connect to the host's port so often and send noise
+//	outguard-poke hold N SECONDS      so many connections at once, which say nothing
+//
+// It says what it did on standard output, and ends with 0 if it could.
+package main
+
+import (
+	"crypto/rand"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "outguard-poke:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) < 2 {
+		return fmt.Errorf("want opens, execs, threads, garbage or hold")
+	}
+	n, err := strconv.Atoi(args[len(args)-1])
+	if err != nil {
+		return err
+	}
+	switch args[0] {
+	case "opens":
+		return times(n, func() error { return open(args[1]) })
+	case "execs":
+		return times(n, func() error { return exec.Command(args[1]).Run() })
+	case "threads":
+		return times(n, thread)
+	case "garbage":
+		return times(n, garbage)
+	case "hold":
+		count, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		return hold(count, time.Duration(n)*time.Second)
+	}
+	return fmt.Errorf("%s: no such thing to do", args[0])
+}
+
+func times(n int, do func() error) error {
+	began := time.Now()
+	for i := range n {
+		if err := do(); err != nil {
+			return fmt.Errorf("after %d: %w", i, err)
+		}
+	}
+	fmt.Printf("%d in %s\n", n, time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+func open(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+// thread ends its goroutine locked to a thread, which ends with it.
+func thread() error {
+	var done sync.WaitGroup
+	done.Go(func() { runtime.LockOSThread() })
+	done.Wait()
+	return nil
+}
+
+// dial connects to the monitor's port, as any process in a guest may.
+func dial() (int, error) {
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_HOST, Port: 6820}); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// garbage does not mind how it is refused.
+func garbage() error {
+	fd, err := dial()
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	noise := make([]byte, 512)
+	if _, err := rand.Read(noise); err != nil {
+		return err
+	}
+	_, _ = unix.Write(fd, noise)
+	_, _ = unix.Read(fd, noise)
+	return nil
+}
+
+func hold(n int, d time.Duration) error {
+	for i := range n {
+		if _, err := dial(); err != nil { // held by the process
+			fmt.Printf("%d connections, then: %v\n", i, err)
+			break
+		}
+	}
+	time.Sleep(d)
+	return nil
+}
