@@ -13,11 +13,13 @@ import (
 )
 
 // The journal is a bbolt file: "orders" and "results" hold JSON by order id,
-// "pending" the ids without a result, "meta" the version.
+// "pending" the ids without a result, "untold" those whose result may not be on
+// the VM's record yet, "meta" the version.
 var (
 	bOrders  = []byte("orders")
 	bResults = []byte("results")
 	bPending = []byte("pending")
+	bUntold  = []byte("untold")
 	bMeta    = []byte("meta")
 	kVersion = []byte("version")
 )
@@ -53,7 +55,7 @@ func OpenJournal(path string) (*Journal, error) {
 }
 
 func prepare(tx *bolt.Tx) error {
-	for _, name := range [][]byte{bOrders, bResults, bPending, bMeta} {
+	for _, name := range [][]byte{bOrders, bResults, bPending, bUntold, bMeta} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -119,7 +121,42 @@ func (j *Journal) settle(tx *bolt.Tx, r *Result) error {
 	if err := tx.Bucket(bPending).Delete(id); err != nil {
 		return err
 	}
+	if err := tx.Bucket(bUntold).Put(id, nil); err != nil {
+		return err
+	}
 	return j.prune(tx)
+}
+
+// told notes that the results of these orders are on the VM's record.
+func (j *Journal) told(ids ...uuid.UUID) error {
+	return j.db.Update(func(tx *bolt.Tx) error {
+		for _, id := range ids {
+			if err := tx.Bucket(bUntold).Delete(id[:]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Untold returns the orders whose result may not be on the VM's record: a
+// process that was killed had journaled it and nothing more. Oldest first.
+func (j *Journal) Untold() ([]Entry, error) {
+	var out []Entry
+	err := j.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bUntold).ForEach(func(id, _ []byte) error {
+			e, err := entry(tx, id)
+			if errors.Is(err, ErrNoOrder) {
+				return nil // let go of since
+			}
+			out = append(out, e)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	return out, nil
 }
 
 // prune lets go of the oldest settled order when there are too many. Ids are
@@ -142,6 +179,9 @@ func (j *Journal) prune(tx *bolt.Tx) error {
 		return err
 	}
 	if err := results.Delete(id); err != nil {
+		return err
+	}
+	if err := tx.Bucket(bUntold).Delete(id); err != nil {
 		return err
 	}
 	return results.SetSequence(n)

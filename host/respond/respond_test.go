@@ -561,6 +561,67 @@ func TestJournalIsHeldByOne(t *testing.T) {
 	}
 }
 
+// TestSubmittedWhileRunStarts: an order that is journaled and not yet queued
+// when Run takes over what the journal holds is carried out once.
+func TestSubmittedWhileRunStarts(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	r := New(j, b, b, b, nil)
+	req := Request{VM: vm1, Steps: []Kind{Pause}, Asked: "test"}
+	orders, err := req.orders(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, jobs := split(orders, time.Now())
+	q, err := r.reserve(vm1, jobs)
+	if err == nil {
+		err = j.begin(orders, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, r)
+	<-r.opened
+	r.enqueue(q, jobs, nil)
+	wait(t, r, orders[0])
+	wait(t, r, submit(t, r, vm1, Resume)[0])
+	if want := "order pause; pause; pause done; order resume; resume; resume done"; b.said() != want {
+		t.Errorf("said: %s", b.said())
+	}
+}
+
+// TestResultsReachTheRecord: a process that was killed after it had journaled a
+// result has it put on record by the next, and only that one.
+func TestResultsReachTheRecord(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	r := New(j, b, b, b, nil)
+	stop := run(t, r)
+	done := submit(t, r, vm1, Log, Pause)
+	wait(t, r, done[1])
+	stop()
+	req := Request{VM: vm1, Steps: []Kind{Log, Resume}, Asked: "test"}
+	killed, err := req.orders(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(j.begin(killed, []Result{{Order: killed[0].ID, Status: Done}}),
+		j.end(&Result{Order: killed[1].ID, Status: Done}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pruned := func() string { return strings.ReplaceAll(b.said(), "RECORDED BEFORE JOURNALED; ", "") } // settled ones are not pending
+	said := pruned()
+	for range 2 {
+		r = New(j, b, b, b, nil)
+		run(t, r)()
+	}
+	want := said + "; order log; log done; order resume; resume done"
+	if got := pruned(); got != want {
+		t.Errorf("said: %s\nwant: %s", got, want)
+	}
+}
+
 func TestFirstResultStands(t *testing.T) {
 	j := journal(t)
 	q := Request{VM: vm1, Steps: []Kind{Pause}, Asked: "a"}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/failpoint"
 )
 
 // machine is what orders act on; *domain.Client meets it. Pause and Resume
@@ -33,8 +35,9 @@ type capturer interface {
 }
 
 // recorder puts orders and results on the VM's record. RecordOrder is called
-// after the journal's entry and before libvirt; after a restart it is called
-// again for an order that had no result, since nobody knows how far it came.
+// after the journal's entry and before libvirt. After a restart both are called
+// again for what may not be there yet, since nobody knows how far it came; what
+// is there the recorder passes over.
 type recorder interface {
 	RecordOrder(o Order) error
 	RecordResult(o Order, r Result) error
@@ -129,6 +132,9 @@ func New(j *Journal, m machine, capture capturer, record recorder, opts *Options
 // ends; then it returns once no order is under way. An order that ctx's end
 // interrupted keeps no result and is found again by the next Run of a process.
 func (r *Responder) Run(ctx context.Context) error {
+	if err := r.retell(); err != nil {
+		return err
+	}
 	var workers sync.WaitGroup
 	if err := r.open(func(q *queue) { workers.Go(func() { r.work(ctx, q) }) }); err != nil {
 		return err
@@ -224,10 +230,14 @@ func (r *Responder) submit(req Request) ([]Order, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
+	failpoint.At(failpoint.Journaled)
+	told := make([]uuid.UUID, len(logs))
 	for i, o := range logs {
 		r.recordOrder(o)
 		r.tell(&job{order: o}, results[i])
+		told[i] = o.ID
 	}
+	r.told(told...)
 	return orders, nil
 }
 
@@ -263,6 +273,9 @@ func (r *Responder) reserve(vm uuid.UUID, jobs []*job) (*queue, error) {
 		return nil, ErrQueueFull
 	}
 	q.room += len(jobs)
+	for _, j := range jobs { // before the journal has them: open takes over only what nobody here has
+		r.jobs[j.order.ID] = j
+	}
 	return q, nil
 }
 
@@ -272,12 +285,12 @@ func (r *Responder) enqueue(q *queue, jobs []*job, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	q.room -= len(jobs)
-	if err != nil {
-		return
-	}
 	for _, j := range jobs {
+		if err != nil {
+			delete(r.jobs, j.order.ID)
+			continue
+		}
 		j.journaled = journaled
-		r.jobs[j.order.ID] = j
 		q.jobs = append(q.jobs, j)
 	}
 	r.kick(q)
@@ -370,6 +383,7 @@ func (r *Responder) work(ctx context.Context, q *queue) {
 // ended first and that the order stays as it is.
 func (r *Responder) carry(ctx context.Context, q *queue, j *job) bool {
 	r.recordOrder(j.order)
+	failpoint.At(failpoint.Ordered)
 	res := Result{Order: j.order.ID, Journaled: j.journaled, Recovered: j.recovered, Started: r.now()}
 	if q.broken == j.order.Group {
 		res.Status, res.Error = Skipped, "an earlier step of this request failed"
@@ -391,22 +405,47 @@ func (r *Responder) carry(ctx context.Context, q *queue, j *job) bool {
 
 // settle journals and tells a result.
 func (r *Responder) settle(j *job, res Result) {
+	failpoint.At(failpoint.Settling)
 	if err := r.journal.end(&res); err != nil {
 		r.log.Error("result not journaled; the order will be looked at again after a restart", "order", res.Order, "err", err)
 	}
+	failpoint.At(failpoint.Settled)
 	r.tell(j, res)
+	r.told(res.Order)
 	j.result = res
 	close(j.done)
 }
 
+// told notes that results are on record. If that cannot be noted, they are put
+// there again after a restart, where the recorder passes them over.
+func (r *Responder) told(ids ...uuid.UUID) {
+	if len(ids) == 0 {
+		return
+	}
+	if err := r.journal.told(ids...); err != nil {
+		r.log.Error("not noted in the journal that results are on record", "orders", len(ids), "err", err)
+	}
+}
+
+// retell puts on record what a process had journaled that was killed then.
+func (r *Responder) retell() error {
+	entries, err := r.journal.Untold()
+	if err != nil || len(entries) == 0 {
+		return err
+	}
+	ids := make([]uuid.UUID, len(entries))
+	for i, e := range entries {
+		ids[i] = e.Order.ID
+		r.recordOrder(e.Order)
+		r.recordResult(e.Order, *e.Result)
+	}
+	r.told(ids...)
+	return nil
+}
+
 // tell puts a journaled result on the record, counts it and shows it.
 func (r *Responder) tell(j *job, res Result) {
-	if r.record != nil {
-		if err := r.record.RecordResult(j.order, res); err != nil {
-			r.unrecorded.Add(1)
-			r.log.Error("result not in evidence", "order", res.Order, "err", err)
-		}
-	}
+	r.recordResult(j.order, res)
 	switch res.Status {
 	case Done:
 		r.done.Add(1)
@@ -418,6 +457,16 @@ func (r *Responder) tell(j *job, res Result) {
 	r.log.Info("order settled", "order", res.Order, "kind", j.order.Kind, "vm", j.order.VM, "status", res.Status, "err", res.Error)
 	if r.opts.Observe != nil {
 		r.opts.Observe(Entry{Order: j.order, Result: &res})
+	}
+}
+
+func (r *Responder) recordResult(o Order, res Result) {
+	if r.record == nil {
+		return
+	}
+	if err := r.record.RecordResult(o, res); err != nil {
+		r.unrecorded.Add(1)
+		r.log.Error("result not in evidence", "order", res.Order, "err", err)
 	}
 }
 
