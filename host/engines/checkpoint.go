@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/outguard/outguard/host/failpoint"
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/engine/process"
 )
@@ -118,11 +119,13 @@ func (s *Supervisor) keep(ctx context.Context, p *process.Process, vm uuid.UUID,
 	saved := Saved{Session: q.covered.Session, Index: q.covered.Index, Data: c.Data}
 	refused := q.refused
 	s.mu.Unlock()
+	failpoint.At(failpoint.Checkpoint)
 	if !refused {
 		if err := s.opts.Store.Save(s.cfg.Name, vm, saved); err != nil {
 			return fmt.Errorf("store checkpoint: %w", err)
 		}
 	}
+	failpoint.At(failpoint.Stored)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.release(q, n)
@@ -145,8 +148,8 @@ func (s *Supervisor) release(q *vmQueue, n int) {
 	s.announce()
 }
 
-// awaitAnswers waits until the answers up to number are here, or all of them
-// where number is the highest.
+// awaitAnswers waits until the answers up to number are here and their findings
+// reported, or all of them where number is the highest.
 func (s *Supervisor) awaitAnswers(ctx context.Context, number uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,7 +157,7 @@ func (s *Supervisor) awaitAnswers(ctx context.Context, number uint64) error {
 		switch {
 		case s.proc == nil:
 			return fmt.Errorf("engine %s: %w", s.cfg.Name, ErrNotRunning)
-		case s.answered >= number, number == ^uint64(0) && len(s.inflight) == 0:
+		case s.told >= number, number == ^uint64(0) && len(s.inflight) == 0 && s.told == s.answered:
 			return nil
 		}
 		if err := s.wait(ctx); err != nil {

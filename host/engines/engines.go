@@ -24,6 +24,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/failpoint"
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/engine/process"
 )
@@ -94,6 +95,7 @@ type Supervisor struct {
 	windowUsed  int
 	total       int
 	answered    uint64 // number of the last answer of this process
+	told        uint64 // and of the last whose findings have been reported
 	progress    bool   // this process answered at all
 	circuitOpen bool
 	opened      uint64         // how often the circuit did
@@ -367,9 +369,19 @@ func (s *Supervisor) verdict(v process.Verdict) {
 	s.pump()
 	s.announce()
 	s.mu.Unlock()
-	if !first {
-		return
+	if first {
+		s.tell(it, v, now)
 	}
+	s.mu.Lock()
+	s.told = v.Number
+	s.announce()
+	s.mu.Unlock()
+}
+
+// tell reports what the engine found in a batch. No checkpoint covers the batch
+// before that: what it covers is not judged again after a crash.
+func (s *Supervisor) tell(it *item, v process.Verdict, now time.Time) {
+	failpoint.At(failpoint.Verdict)
 	for i := range v.Findings {
 		f := &v.Findings[i]
 		s.stamp(f, &it.batch, now)

@@ -120,6 +120,7 @@ type harness struct {
 	mu       sync.Mutex
 	findings []engine.Finding
 	came     chan struct{}
+	hold     func(engine.Finding) // called before a finding is taken
 }
 
 var (
@@ -157,6 +158,12 @@ func start(t *testing.T, cfg Config, opts *Options) *harness {
 }
 
 func (h *harness) add(f engine.Finding) {
+	h.mu.Lock()
+	hold := h.hold
+	h.mu.Unlock()
+	if hold != nil {
+		hold(f)
+	}
 	h.mu.Lock()
 	h.findings = append(h.findings, f)
 	h.mu.Unlock()
@@ -471,6 +478,41 @@ func TestStop(t *testing.T) {
 }
 
 // A checkpoint that cannot be used is said and kept; only Learn gives it up.
+// TestNoCheckpointBeforeItsFindings: what a checkpoint covers is not judged
+// again after a crash, so its findings are reported before it is stored.
+func TestNoCheckpointBeforeItsFindings(t *testing.T) {
+	store := NewMemory()
+	h := start(t, Config{}, &Options{Store: store, CheckpointEvery: time.Millisecond})
+	slow := make(chan struct{})
+	entered := make(chan struct{})
+	h.mu.Lock()
+	h.hold = func(f engine.Finding) {
+		if f.Reason == "slow 7" {
+			close(entered)
+			<-slow
+		}
+	}
+	h.mu.Unlock()
+	h.submit(vmA, 7, "slow")
+	<-entered
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := h.Seal(ctx, vmA); err == nil {
+		t.Error("a checkpoint covers what is not reported")
+	}
+	if all, _ := store.Load("scripted"); len(all) != 0 {
+		t.Errorf("stored: %v", all)
+	}
+	close(slow)
+	h.awaitReason("slow 7")
+	if _, err := h.Seal(t.Context(), vmA); err != nil {
+		t.Error(err)
+	}
+	if all, _ := store.Load("scripted"); all[vmA].Index != 7 {
+		t.Errorf("stored: %v", all)
+	}
+}
+
 func TestCheckpointRefused(t *testing.T) {
 	for name, spoil := range map[string]func(t *testing.T, store Dir){
 		"by the engine": func(t *testing.T, store Dir) {

@@ -138,7 +138,7 @@ func (s *Supervisor) adopt(ctx context.Context, p *process.Process) (report func
 	s.mu.Lock()
 	wasOpen := s.circuitOpen
 	s.proc, s.description, s.circuitOpen = p, p.Description(), false
-	s.inflight, s.windowUsed, s.answered, s.progress, s.ready = nil, 0, 0, false, nil
+	s.inflight, s.windowUsed, s.answered, s.told, s.progress, s.ready = nil, 0, 0, 0, false, nil
 	s.status.Starts++
 	var passed []*vmQueue
 	var gaps []unjudged
