@@ -13,6 +13,8 @@ import (
 
 	libvirt "github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/failpoint"
 )
 
 // State is what libvirt says of a domain.
@@ -207,7 +209,9 @@ func (c *Client) Resume(ctx context.Context, vm uuid.UUID) error {
 func (c *Client) change(ctx context.Context, vm uuid.UUID, want State, ask func(*libvirt.Libvirt, libvirt.Domain) error) error {
 	return c.call(ctx, c.of(vm), func(l *libvirt.Libvirt) error {
 		d := c.handle(vm)
+		failpoint.At(failpoint.Asking)
 		asked := ask(l, d)
+		failpoint.At(failpoint.Asked)
 		if lost(asked) {
 			return asked
 		}

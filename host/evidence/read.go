@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -85,6 +87,34 @@ func (r *Reader) Since(t time.Time) (uint64, error) {
 		return next, err
 	}
 	return spans[0].from, nil
+}
+
+// tailBytes is how much of a stream's end Tail has in it, where there is that
+// much.
+const tailBytes = 1 << 20
+
+// Tail returns the index of the first record of the last segment, or of one
+// before it where the last is short: what is younger than some seconds comes
+// after it, unless there was a flood.
+func (r *Reader) Tail() (uint64, error) {
+	l, err := list(r.dir)
+	if err != nil {
+		return 0, err
+	}
+	if len(l.segments) == 0 {
+		return 0, fmt.Errorf("%s: %w", r.dir, errNoStream)
+	}
+	size := int64(0)
+	for _, seg := range slices.Backward(l.segments) {
+		fi, err := os.Stat(filepath.Join(r.dir, seg.name))
+		if err != nil {
+			return 0, fmt.Errorf("tail of a stream: %w", err)
+		}
+		if size += fi.Size(); size >= tailBytes {
+			return seg.first, nil
+		}
+	}
+	return l.segments[0].first, nil
 }
 
 // span is a range of indexes.

@@ -14,6 +14,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/outguard/outguard/host/failpoint"
 )
 
 // sealLoop seals full segments, of one stream after the other, until ctx ends.
@@ -83,11 +85,19 @@ func (s *Stream) seal(ctx context.Context, seg segmentFile, next uint64) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(os.Rename(temp, final), syncDir(s.dir), os.Remove(filepath.Join(s.dir, seg.name)))
+	failpoint.At(failpoint.Sealing)
+	err = errors.Join(os.Rename(temp, final), syncDir(s.dir))
+	if err == nil { // else the plain one may be all that a power cut leaves
+		failpoint.At(failpoint.Sealed)
+		err = os.Remove(filepath.Join(s.dir, seg.name))
+	}
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.used += size - fi.Size()
 	s.mu.Unlock()
-	return err
+	return nil
 }
 
 // sealer writes one sealed segment.

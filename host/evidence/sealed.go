@@ -1,12 +1,15 @@
 package evidence
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/google/uuid"
@@ -101,6 +104,47 @@ func parseSeal(text string) (seal, error) {
 		return seal{}, errors.New("seal is not in its canonical form")
 	}
 	return s, nil
+}
+
+// sameAsSealed holds a plain segment that a crash left beside its sealed twin
+// against that: a start takes it away without reading it.
+func sameAsSealed(dir, plain string) error {
+	p, err := os.Open(filepath.Join(dir, plain))
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	f, err := os.Open(filepath.Join(dir, strings.TrimSuffix(plain, plainSuffix)+sealedSuffix))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxBlock))
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	a, b := make([]byte, blockSize), make([]byte, blockSize)
+	for {
+		n, errA := io.ReadFull(p, a)
+		m, errB := io.ReadFull(z, b)
+		if !bytes.Equal(a[:n], b[:m]) {
+			return &CorruptError{Segment: plain, Reason: "it is not the segment that was sealed"}
+		}
+		if errA != nil || errB != nil {
+			return unlessEnd(errA, errB)
+		}
+	}
+}
+
+// unlessEnd is what is wrong beside that there are no more bytes.
+func unlessEnd(errs ...error) error {
+	for i, err := range errs {
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			errs[i] = nil
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // trailer is a sealed segment's skippable frame.

@@ -15,6 +15,8 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/host/failpoint"
 )
 
 // Options are what may differ between installations. Zero values mean the
@@ -235,6 +237,7 @@ func (s *Store) flushOne(st *Stream, head bool) {
 
 // Close signs, syncs and closes every stream. Nothing can be appended after it.
 func (s *Store) Close() error {
+	failpoint.At(failpoint.Shutdown)
 	s.mu.Lock()
 	streams := s.streams
 	closed := s.closed

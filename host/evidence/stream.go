@@ -11,6 +11,8 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/host/failpoint"
 )
 
 // ErrQuota: the stream's budget for bulk, or the one for critical frames, is used
@@ -238,6 +240,7 @@ func (s *Stream) rotate() error {
 	if _, err := s.sign(); err != nil {
 		return err
 	}
+	failpoint.At(failpoint.Closing)
 	f, seg, err := s.create()
 	if err != nil {
 		return fmt.Errorf("start segment: %w", err)
@@ -257,6 +260,7 @@ func (s *Stream) create() (*os.File, segmentFile, error) {
 		return nil, seg, err
 	}
 	s.newFile = true
+	failpoint.At(failpoint.Begun)
 	if _, err := f.Write(segmentHeader{s.id, s.next, s.chain.last}.append(nil)); err != nil {
 		return nil, seg, errors.Join(err, os.Remove(f.Name()), f.Close())
 	}

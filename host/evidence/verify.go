@@ -114,9 +114,13 @@ func (w *walk) run() error {
 		return err
 	}
 	w.r.Cuts = l.cuts
-	if len(l.strange)+len(l.leftover) > 0 {
-		name := append(l.strange, l.leftover...)[0]
-		return &CorruptError{Segment: name, Reason: "a file that the record does not know"}
+	if len(l.strange) > 0 {
+		return &CorruptError{Segment: l.strange[0], Reason: "a file that the record does not know"}
+	}
+	for _, name := range l.leftover {
+		if err := sameAsSealed(w.c.dir, name); err != nil {
+			return err
+		}
 	}
 	if len(l.segments) == 0 {
 		return errNoStream
