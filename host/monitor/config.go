@@ -46,6 +46,7 @@ type Listen struct {
 // Session bounds one VM's connection.
 type Session struct {
 	Heartbeat time.Duration `yaml:"heartbeat"` // default 1s; silence is a finding after two
+	Canary    time.Duration `yaml:"canary"`    // default 10s; on average between two canaries, which show that each hook runs
 	Grace     time.Duration `yaml:"grace"`     // for a VM to boot and its agent to come up; default 2m
 	Credit    Bytes         `yaml:"credit"`    // frames under way and unjudged; default 4MiB
 }
@@ -149,6 +150,7 @@ func (c *Config) setDefaults() {
 	set(&c.Listen.HybridDir, filepath.Join(c.RunDir, "vsock"))
 	set(&c.Session.Heartbeat, time.Second)
 	set(&c.Session.Grace, 2*time.Minute)
+	set(&c.Session.Canary, 10*time.Second)
 	set(&c.Session.Credit, 4<<20)
 	set(&c.Evidence.Sync, time.Second)
 	set(&c.Evidence.Quota, 2<<30)
@@ -201,6 +203,8 @@ func (c *Config) check() (string, error) {
 		return "$.listen.vsock", fmt.Errorf("%q is none of auto, on, off", c.Listen.Vsock)
 	case c.Session.Heartbeat < 100*time.Millisecond || c.Session.Heartbeat > time.Minute:
 		return "$.session.heartbeat", fmt.Errorf("%s is not between 100ms and 1m", c.Session.Heartbeat)
+	case c.Session.Canary < time.Second || c.Session.Canary > time.Hour:
+		return "$.session.canary", fmt.Errorf("%s is not between 1s and 1h", c.Session.Canary)
 	case c.Session.Grace < 0:
 		return "$.session.grace", fmt.Errorf("%s is negative", c.Session.Grace)
 	case c.Session.Credit < 512<<10:

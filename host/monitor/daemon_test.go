@@ -91,7 +91,7 @@ state_dir: %[1]s/state
 run_dir: %[1]s/run
 libvirt: %[1]s/no-libvirt
 listen: {vsock: "off"}
-session: {heartbeat: 200ms}
+session: {heartbeat: 200ms, canary: 1h}
 `, root))
 	e := domain.Enrolment{
 		Version: 1, UUID: h.vm, Name: "web", Transport: domain.VhostUser, CID: 42,

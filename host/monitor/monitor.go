@@ -238,7 +238,7 @@ func (m *Monitor) wire() error {
 	m.sessions = session.New(session.Parts{
 		Keys: keys{m.domains}, Recorder: recorder{m}, Replayer: recorder{m}, Sink: sink{m},
 		Findings: m.judge.found, Domains: domainStates{m.domains}, Examiner: examiner{m}, Store: m.state, Log: m.log,
-	}, &session.Options{Heartbeat: m.cfg.Session.Heartbeat, Credit: int(m.cfg.Session.Credit), Grace: m.cfg.Session.Grace})
+	}, &session.Options{Heartbeat: m.cfg.Session.Heartbeat, Credit: int(m.cfg.Session.Credit), Grace: m.cfg.Session.Grace, Canary: m.cfg.Session.Canary})
 	m.doors = newDoors(m)
 	return nil
 }

@@ -92,27 +92,23 @@ func expected(policy []vsockproto.EventType, hooks []vsockproto.Hook) (s typeSet
 
 // hear takes a record that says that it is a canary's. One that belongs to an
 // earlier canary, or to an earlier monitor's, is nothing to anybody.
-func (c *conn) hear(e *vsockproto.Event) error {
-	r, err := e.CanaryOf()
-	if err != nil {
-		return err
-	}
+func (c *conn) hear(e *vsockproto.Event) {
 	q := c.canary
-	if q == nil {
-		return nil
+	r, err := e.CanaryOf()
+	if err != nil || q == nil {
+		return
 	}
 	switch {
 	case r.Named && r.Nonce != q.nonce:
-		return nil
+		return
 	case e.Type == vsockproto.SocketBind:
 		q.sock = r.Cookie
 	case e.Type == vsockproto.SocketListen && (q.sock == 0 || r.Cookie != q.sock):
-		return nil
+		return
 	case e.Type == vsockproto.SocketCreate && e.Socket.Protocol != vsockproto.CanaryProtocol(q.nonce):
-		return nil
+		return
 	}
 	q.seen.add(e.Type)
-	return nil
 }
 
 func (c *conn) canaryAck(payload []byte) error {

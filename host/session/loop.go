@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/failpoint"
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/link"
@@ -106,9 +109,11 @@ func (c *conn) events(payload []byte) error {
 			VM: c.v.id, Session: c.session, Index: c.index, Received: c.at,
 			Count: count, Records: es.Records[:good],
 		}
+		failpoint.At(failpoint.Unjudged)
 		if err := c.m.p.Sink.Deliver(c.ctx, &c.batch); err != nil {
 			return fmt.Errorf("deliver: %w: %w", errOurs, err)
 		}
+		failpoint.At(failpoint.Unacked)
 	}
 	return bad
 }
@@ -122,21 +127,11 @@ func (c *conn) check(es *vsockproto.Events) (good, count int, err error) {
 		if rest, err = c.event.Parse(rest); err != nil {
 			break
 		}
-		if c.event.Class != c.event.Type.Class() {
-			err = fmt.Errorf("%s that says it is %s: %w", c.event.Type, c.event.Class, vsockproto.ErrInvalid)
+		if err = v.enter(&c.event); err != nil {
 			break
 		}
-		if err = v.ledger.Seen(c.event.CPU, c.event.Class, c.event.Sequence); err != nil {
-			break
-		}
-		switch {
-		case c.event.Header.Flags&vsockproto.FlagCanary != 0:
-			err = c.hear(&c.event)
-		case c.event.Type == vsockproto.TaskNewtask:
-			v.starts.Received++
-		}
-		if err != nil {
-			break
+		if c.event.Header.Flags&vsockproto.FlagCanary != 0 {
+			c.hear(&c.event)
 		}
 		if !c.event.Type.Known() {
 			unknown = c.event.Type
@@ -148,13 +143,36 @@ func (c *conn) check(es *vsockproto.Events) (good, count int, err error) {
 	}
 	v.mu.Unlock()
 	if err == nil && count != int(es.Count) {
-		err = fmt.Errorf("events: %d records where %d were announced: %w", count, es.Count, vsockproto.ErrInvalid)
+		err = countError(count, es.Count)
 	}
 	if unknown != 0 {
 		f := finding(RuleUnknownEvent, fmt.Sprintf("The guest sent records of type %d, which this version does not know.", uint16(unknown)))
 		c.m.report(v, f)
 	}
 	return good, count, err
+}
+
+// enter puts a record into the account, and checks that one which says that it
+// is a canary's is. Called with v.mu held.
+func (v *vm) enter(e *vsockproto.Event) error {
+	if e.Class != e.Type.Class() {
+		return fmt.Errorf("%s that says it is %s: %w", e.Type, e.Class, vsockproto.ErrInvalid)
+	}
+	if err := v.ledger.Seen(e.CPU, e.Class, e.Sequence); err != nil {
+		return err
+	}
+	switch {
+	case e.Header.Flags&vsockproto.FlagCanary != 0:
+		_, err := e.CanaryOf()
+		return err
+	case e.Type == vsockproto.TaskNewtask:
+		v.starts.Received++
+	}
+	return nil
+}
+
+func countError(got int, announced uint32) error {
+	return fmt.Errorf("events: %d records where %d were announced: %w", got, announced, vsockproto.ErrInvalid)
 }
 
 func (c *conn) heartbeat(payload []byte) error {
@@ -176,16 +194,12 @@ const overdueBeats = 30
 func (c *conn) settle(h *vsockproto.Heartbeat) error {
 	v := c.v
 	v.mu.Lock()
-	if n, cpus := len(h.Counters), v.sess.CPUs; n > 2*int(cpus) {
+	if err := v.bounded(h); err != nil {
 		v.mu.Unlock()
-		return fmt.Errorf("%d counters of %d CPUs: %w", n, cpus, vsockproto.ErrInvalid)
+		return err
 	}
 	v.clock.sample(c.at, h.BootNs)
-	err := v.ledger.Settle(h.Counters)
-	found, wrong := v.totals(&h.Totals)
-	if lost := v.losses(); lost != nil {
-		found = append(found, *lost)
-	}
+	found, err := v.account(h)
 	save := c.at.Sub(v.savedAt) >= c.m.o.Save
 	cpu, class, overdue := v.ledger.Overdue(overdueBeats)
 	v.mu.Unlock()
@@ -198,7 +212,26 @@ func (c *conn) settle(h *vsockproto.Heartbeat) error {
 	if save {
 		c.m.save(v)
 	}
-	return errors.Join(c.gaps(err), wrong)
+	return c.gaps(err)
+}
+
+// account settles what a heartbeat says, and returns what is to be reported
+// whether or not the rest holds. Called with v.mu held.
+func (v *vm) account(h *vsockproto.Heartbeat) (found []engine.Finding, err error) {
+	all := split(v.ledger.Settle(h.Counters))
+	found, err = v.totals(&h.Totals)
+	if lost := v.losses(); lost != nil {
+		found = append(found, *lost)
+	}
+	return found, errors.Join(append(all, err)...)
+}
+
+// bounded refuses more counters than there can be. Called with v.mu held.
+func (v *vm) bounded(h *vsockproto.Heartbeat) error {
+	if n, cpus := len(h.Counters), v.sess.CPUs; n > 2*int(cpus) {
+		return fmt.Errorf("%d counters of %d CPUs: %w", n, cpus, vsockproto.ErrInvalid)
+	}
+	return nil
 }
 
 // gaps reports what a settlement found missing. The account goes on after it;
@@ -207,10 +240,7 @@ func (c *conn) gaps(err error) error {
 	if err == nil {
 		return nil
 	}
-	all := []error{err}
-	if j, ok := err.(interface{ Unwrap() []error }); ok {
-		all = j.Unwrap()
-	}
+	all := split(err)
 	for _, e := range all {
 		if !errors.Is(e, link.ErrGap) {
 			return e
@@ -276,15 +306,7 @@ func (c *conn) judge(err error) error {
 		return err
 	}
 	f := accuse(rule, err)
-	if c.event.Sequence != 0 {
-		f.Detail["record"] = fmt.Sprintf("cpu %d, %s, sequence %d", c.event.CPU, c.event.Class, c.event.Sequence)
-	}
-	var le *link.LedgerError
-	if errors.As(err, &le) && (rule == RuleDuplicate || rule == RuleWindow) {
-		e := &c.event
-		f.Ref = &engine.Ref{Session: c.session, Index: c.index, CPU: e.CPU, Class: uint8(e.Class), Sequence: e.Sequence}
-		f.BootNs, f.Event, f.PID, f.Comm = e.BootNs, e.Type.String(), e.TGID, comm(e.Comm[:])
-	}
+	refer(&f, err, &c.event, c.session, c.index)
 	c.v.mu.Lock()
 	c.v.sess.Dead = true
 	c.v.penalty = time.Now().Add(c.m.o.Penalty)
@@ -294,6 +316,18 @@ func (c *conn) judge(err error) error {
 	_ = c.ack(c.link.Next() - 1)
 	_ = c.link.Reject(vsockproto.RejectProtocol, err.Error())
 	return err
+}
+
+// refer says which record a finding is of: the last that was looked at.
+func refer(f *engine.Finding, err error, e *vsockproto.Event, session uuid.UUID, index uint64) {
+	if e.Sequence != 0 {
+		f.Detail["record"] = fmt.Sprintf("cpu %d, %s, sequence %d", e.CPU, e.Class, e.Sequence)
+	}
+	var le *link.LedgerError
+	if errors.As(err, &le) && (f.Rule == RuleDuplicate || f.Rule == RuleWindow) {
+		f.Ref = &engine.Ref{Session: session, Index: index, CPU: e.CPU, Class: uint8(e.Class), Sequence: e.Sequence}
+		f.BootNs, f.Event, f.PID, f.Comm = e.BootNs, e.Type.String(), e.TGID, comm(e.Comm[:])
+	}
 }
 
 func comm(b []byte) string {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/failpoint"
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/link"
@@ -85,7 +86,13 @@ func (c *conn) tap(b []byte, whole bool) error {
 	c.got = Received{VM: c.v.id, Session: c.session, At: c.at, Whole: whole, Raw: b}
 	c.excess = false
 	c.got.Critical = c.session != uuid.Nil && whole && c.critical(b)
+	if c.got.Proven() {
+		failpoint.At(failpoint.Received)
+	}
 	index, err := c.m.p.Recorder.Record(&c.got)
+	if c.got.Proven() {
+		failpoint.At(failpoint.Appended)
+	}
 	c.index, c.kept = index, nil
 	if errors.Is(err, ErrNotKept) {
 		c.kept = err

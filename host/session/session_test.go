@@ -720,6 +720,64 @@ func TestMonitorStartsAgain(t *testing.T) {
 	})
 }
 
+// TestKilledOverAViolation: a monitor that was killed after it had recorded what
+// a guest does wrong, and before it said so, says so when it starts again.
+func TestKilledOverAViolation(t *testing.T) {
+	for name, tc := range map[string]struct {
+		wrong func(t *testing.T, a *prototest.Agent)
+		rule  string
+		dead  bool
+	}{
+		"gap": {func(t *testing.T, a *prototest.Agent) {
+			a.Hide(0, vsockproto.Bulk, 3)
+			if err := a.Heartbeat(); err != nil {
+				t.Error(err)
+			}
+		}, "gap!", false},
+		"false class": {func(t *testing.T, a *prototest.Agent) {
+			e := prototest.Sample(vsockproto.FileOpen)
+			e.Class, e.Sequence = vsockproto.Critical, 1
+			b, err := e.Append(nil)
+			if err == nil {
+				err = a.Link().SendEvents(1, b)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}, "malformed!", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+				m := w.manager(nil)
+				c := dial(t.Context(), m, a)
+				send(t, a, vsockproto.FileOpen)
+				settle(t, a)
+				kept := bytes.Clone(w.store[vmID])
+				tc.wrong(t, a)
+				synctest.Wait()
+				want(t, "findings", w.rules(), tc.rule)
+				c.hangUp()
+				w.mu.Lock()
+				before := w.findings[0]
+				w.store[vmID], w.findings = kept, nil // as if it had been killed before
+				w.mu.Unlock()
+
+				m = w.manager(nil)
+				m.Expect(vmID)
+				want(t, "findings after the start", w.rules(), tc.rule)
+				if f := w.findings[0]; f.Detail["index"] != before.Detail["index"] || f.Reason != before.Reason {
+					t.Errorf("found again: %+v; before: %+v", f, before)
+				}
+				if v := m.known(vmID); v.sess.Dead != tc.dead {
+					t.Errorf("the session is dead: %v, want %v", v.sess.Dead, tc.dead)
+				}
+			})
+		})
+	}
+}
+
 func TestMonitorCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()

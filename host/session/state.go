@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/failpoint"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/link"
 )
@@ -58,6 +59,7 @@ func (m *Manager) save(v *vm) {
 	v.savedAt = time.Now()
 	b, err := json.Marshal(saved{Version: stateVersion, Session: *v.sess, Index: v.index, Ledger: v.ledger.AppendBinary(nil), Starts: v.starts, Unhooked: v.unhooked})
 	v.mu.Unlock()
+	failpoint.At(failpoint.Saving)
 	if err == nil {
 		err = m.p.Store.Save(v.id, b)
 	}
@@ -90,7 +92,7 @@ func (m *Manager) load(v *vm) {
 	v.policy.Number = s.Session.Policy + 1 // ours may be another than the earlier monitor's
 	v.mu.Unlock()
 	if m.p.Replayer != nil {
-		if err := m.p.Replayer.Replay(v.id, s.Session.ID, s.Index, v.again); err != nil {
+		if err := m.p.Replayer.Replay(v.id, s.Session.ID, s.Index, func(index uint64, raw []byte) error { return m.again(v, index, raw) }); err != nil {
 			m.log.Error("replay session", "vm", v.id, "err", err)
 		}
 	}
@@ -109,45 +111,4 @@ func parseSaved(b []byte) (*saved, *link.Ledger, error) {
 		return nil, nil, fmt.Errorf("saved session: %w", err)
 	}
 	return &s, l, nil
-}
-
-// again enters a frame that is on record and that the saved state does not
-// know. What was refused then is passed over now.
-func (v *vm) again(index uint64, raw []byte) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	h, err := vsockproto.ParseFrameHeader(raw, vsockproto.MaxFrame)
-	if err != nil || int(h.Length) != len(raw) || h.Sequence != v.sess.Next {
-		return nil
-	}
-	payload := raw[vsockproto.FrameHeaderSize:]
-	v.sess.Next++
-	v.sess.Bytes += uint64(h.Length)
-	v.index = index
-	switch h.Type {
-	case vsockproto.FrameEvents:
-		es, err := vsockproto.ParseEvents(payload)
-		for rest := es.Records; err == nil && len(rest) > 0; {
-			var rh vsockproto.Header
-			if rh, err = vsockproto.ParseHeader(rest); err == nil && rh.Class != rh.Type.Class() {
-				break // refused then, and what follows it
-			}
-			if err == nil {
-				_ = v.ledger.Seen(rh.CPU, rh.Class, rh.Sequence)
-				if rh.Type == vsockproto.TaskNewtask {
-					v.starts.Received++
-				}
-				rest = rest[rh.Length:]
-			}
-		}
-	case vsockproto.FrameHeartbeat:
-		var hb vsockproto.Heartbeat
-		if vsockproto.ParseHeartbeat(payload, &hb) == nil {
-			_ = v.ledger.Settle(hb.Counters)
-			_, _ = v.totals(&hb.Totals)
-		}
-	case vsockproto.FrameBye:
-		v.sess.Dead, v.sess.Bye = true, true
-	}
-	return nil
 }
