@@ -441,7 +441,7 @@ func (b backend) model(ctx context.Context, name string, vm uuid.UUID, by api.Ca
 	if err != nil {
 		return api.Model{}, api.Error(connect.CodeFailedPrecondition, "outguard vms shows whether its agent is live, outguard model list what was learnt", err)
 	}
-	b.m.keep(vm, evidence.KindNote, time.Now(), note{"model-" + what, fmt.Sprintf("%s, by %s", e.Name(), by)})
+	b.m.keep(vm, evidence.KindNote, time.Now(), note{What: "model-" + what, Text: fmt.Sprintf("%s, by %s", e.Name(), by)})
 	return api.Model{Engine: e.Name(), Model: m}, nil
 }
 

@@ -37,8 +37,14 @@ import (
 // must be recorded and judged all the same. The whole with real guests is in
 // vmtests.
 
-// build makes the two binaries once.
-var build = sync.OnceValues(func() (string, error) {
+// build makes the two binaries once; buildToDie with the points at which tests
+// have the monitor killed.
+var (
+	build      = sync.OnceValues(func() (string, error) { return buildWith() })
+	buildToDie = sync.OnceValues(func() (string, error) { return buildWith("-tags", "failpoint") })
+)
+
+func buildWith(flags ...string) (string, error) {
 	dir, err := os.MkdirTemp("", "outguard-daemon-")
 	if err != nil {
 		return "", err
@@ -46,18 +52,27 @@ var build = sync.OnceValues(func() (string, error) {
 	if err := os.Chmod(dir, 0o755); err != nil { // engines may run as a user of their own
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/",
+	args := append([]string{"build", "-buildvcs=false", "-o", dir + "/"}, flags...)
+	out, err := exec.Command("go", append(args,
 		"github.com/outguard/outguard/host/cmd/outguardd",
-		"github.com/outguard/outguard/plugins/cmd/outguard-engine-tsem").CombinedOutput()
+		"github.com/outguard/outguard/plugins/cmd/outguard-engine-tsem")...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, out)
 	}
+	builtMu.Lock()
+	defer builtMu.Unlock()
+	built = append(built, dir)
 	return dir, err
-})
+}
+
+var (
+	builtMu sync.Mutex
+	built   []string // to be removed
+)
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, err := build(); err == nil {
+	for _, dir := range built {
 		os.RemoveAll(dir)
 	}
 	os.Exit(code)
@@ -69,6 +84,8 @@ type host struct {
 	root   string
 	config string
 	vm     uuid.UUID
+	build  func() (string, error)
+	env    []string
 	cmd    *exec.Cmd
 	log    bytes.Buffer
 	api    apipbconnect.OutguardClient
@@ -85,7 +102,7 @@ func newHost(t *testing.T) *host {
 	if err := os.Chmod(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, root: root, config: filepath.Join(root, "outguard.yaml"), vm: uuid.New()}
+	h := &host{t: t, root: root, config: filepath.Join(root, "outguard.yaml"), vm: uuid.New(), build: build}
 	h.write(h.config, fmt.Sprintf(`
 state_dir: %[1]s/state
 run_dir: %[1]s/run
@@ -117,11 +134,12 @@ func (h *host) write(path, text string) {
 // start starts outguardd and waits until it answers.
 func (h *host) start() {
 	h.t.Helper()
-	dir, err := build()
+	dir, err := h.build()
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	h.cmd = exec.Command(filepath.Join(dir, "outguardd"), "--config", h.config)
+	h.cmd.Env = append(os.Environ(), h.env...)
 	h.cmd.Stderr = &h.log
 	if err := h.cmd.Start(); err != nil {
 		h.t.Fatal(err)

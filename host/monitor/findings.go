@@ -14,6 +14,7 @@ import (
 	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/failpoint"
 	"github.com/outguard/outguard/host/respond"
 	"github.com/outguard/outguard/plugins/engine"
 )
@@ -31,6 +32,8 @@ type judge struct {
 	history  decide.History
 	known    map[place]*earlier // on record from an earlier process; each is met once at most
 	ordered  map[string]bool    // findings for which an earlier process gave orders
+	open     []*earlier         // what an earlier process had not come to the end of
+	kept     map[keptID]bool    // orders and results that an earlier process put on record; recall alone writes it
 }
 
 // found is what every part calls with a finding: it is recorded, decided, and
@@ -41,10 +44,7 @@ func (j *judge) found(f engine.Finding) {
 	defer j.mu.Unlock()
 	stamp(&f)
 	f.Hook = j.m.hookTime(&f)
-	if e := j.again(&f); e != nil {
-		if f.ID = e.id; !e.decided {
-			j.decide(&f)
-		}
+	if j.again(&f) {
 		return
 	}
 	j.m.domains.counted(f.VM)
@@ -52,19 +52,20 @@ func (j *judge) found(f engine.Finding) {
 	j.m.log.LogAttrs(context.Background(), level(f.Severity), "finding", slog.String("id", f.ID),
 		slog.String("vm", j.m.domains.name(f.VM)), slog.String("rule", f.Rule), slog.String("reason", f.Reason))
 	j.m.keep(f.VM, evidence.KindFinding, f.At, &f)
+	failpoint.At(failpoint.Found)
 	j.decide(&f)
 }
 
-// again returns what an earlier process had put on record of f's event, and
-// forgets it.
-func (j *judge) again(f *engine.Finding) *earlier {
+// again reports whether an earlier process had put the same on record, which
+// it is asked once.
+func (j *judge) again(f *engine.Finding) bool {
 	p, ok := placeOf(f)
 	if !ok {
-		return nil
+		return false
 	}
-	e := j.known[p]
+	known := j.known[p] != nil
 	delete(j.known, p)
-	return e
+	return known
 }
 
 // decide asks the playbook, which acts on VMs: a finding of the host's own is
@@ -80,8 +81,14 @@ func (j *judge) decide(f *engine.Finding) {
 	if d.Rule == "" {
 		return
 	}
+	j.carry(f, d, name)
+}
+
+// carry gives the orders of a decision that is on record.
+func (j *judge) carry(f *engine.Finding, d decide.Decision, name string) {
 	j.m.metrics.Decision(d.Rule, outcome(&d))
 	if len(d.Steps) > 0 {
+		failpoint.At(failpoint.Decided)
 		j.order(f, &d, name)
 	}
 }
@@ -107,7 +114,7 @@ func (j *judge) order(f *engine.Finding, d *decide.Decision, name string) {
 	if err != nil {
 		j.history.Forget(f.VM, d.Rule)
 		j.m.log.Error("order refused", "vm", name, "finding", f.ID, "error", err)
-		j.m.keep(f.VM, evidence.KindNote, time.Now(), note{"order-refused", fmt.Sprintf("finding %s: %v", f.ID, err)})
+		j.m.keep(f.VM, evidence.KindNote, time.Now(), note{What: orderRefused, Text: fmt.Sprintf("finding %s: %v", f.ID, err), Finding: f.ID})
 	}
 }
 
@@ -185,9 +192,13 @@ func level(s engine.Severity) slog.Level {
 
 // note is a fact of the host's own on a VM's record.
 type note struct {
-	What string `json:"what"`
-	Text string `json:"text,omitempty"`
+	What    string `json:"what"`
+	Text    string `json:"text,omitempty"`
+	Finding string `json:"finding,omitempty"` // its id, where one is meant
 }
+
+// orderRefused is the note of a decision whose orders the journal did not take.
+const orderRefused = "order-refused"
 
 // keep appends v as JSON to the VM's record. What cannot be kept is logged and
 // counted: the monitor goes on, since a full disk must not stop a response.
@@ -213,11 +224,17 @@ func (m *Monitor) append(vm uuid.UUID, kind evidence.Kind, at time.Time, payload
 
 // RecordOrder puts an order on the VM's record; respond calls it before libvirt.
 func (m *Monitor) RecordOrder(o respond.Order) error {
+	if m.judge.isKept(evidence.KindOrder, o.ID) {
+		return nil
+	}
 	return m.recordJSON(o.VM, evidence.KindOrder, o.Given, o)
 }
 
 // RecordResult puts its result there.
 func (m *Monitor) RecordResult(o respond.Order, r respond.Result) error {
+	if m.judge.isKept(evidence.KindResult, o.ID) {
+		return nil
+	}
 	return m.recordJSON(o.VM, evidence.KindResult, r.Finished, r)
 }
 
@@ -232,6 +249,6 @@ func (m *Monitor) recordJSON(vm uuid.UUID, kind evidence.Kind, at time.Time, v a
 // lifecycle records what libvirt says happened to an enrolled domain.
 func (m *Monitor) lifecycle(e domain.Event) {
 	if w, ok := m.domains.get(e.VM); ok && w.Enrolment != nil {
-		m.keep(e.VM, evidence.KindNote, e.At, note{"domain-" + e.Kind.String(), e.Reason})
+		m.keep(e.VM, evidence.KindNote, e.At, note{What: "domain-" + e.Kind.String(), Text: e.Reason})
 	}
 }

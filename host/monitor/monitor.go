@@ -131,7 +131,7 @@ func (m *Monitor) open() error {
 	if err != nil {
 		return err
 	}
-	m.judge = &judge{m: m, playbook: playbook, history: decide.History{}, known: map[place]*earlier{}, ordered: map[string]bool{}}
+	m.judge = &judge{m: m, playbook: playbook, history: decide.History{}, known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}}
 	for _, dir := range []struct {
 		path string
 		mode os.FileMode

@@ -115,6 +115,53 @@ func frameBatch(vm uuid.UUID, rec *evidence.Record) (engine.Batch, bool) {
 	return engine.Batch{VM: vm, Session: id, Index: rec.Index, Received: rec.Time, Count: int(e.Count), Records: e.Records}, true
 }
 
+// again makes of the frames that are read from a record the batches that engines
+// were given: what a session refused is on record, and was not judged.
+type again struct {
+	vm    uuid.UUID
+	next  map[uuid.UUID]uint64 // frame of each session that belongs next
+	event vsockproto.Event
+}
+
+func newAgain(vm uuid.UUID) *again { return &again{vm: vm, next: map[uuid.UUID]uint64{}} }
+
+// batch returns false for what held no event, or none that was judged. Of a
+// session that began before the first record its first frame here is taken to
+// be in order.
+func (a *again) batch(rec *evidence.Record) (engine.Batch, bool) {
+	if rec.Kind != evidence.KindFrame {
+		return engine.Batch{}, false
+	}
+	id, whole, raw, err := parseEnvelope(rec.Payload)
+	if err != nil || !whole || id == uuid.Nil {
+		return engine.Batch{}, false
+	}
+	h, err := vsockproto.ParseFrameHeader(raw, vsockproto.MaxFrame)
+	if want, known := a.next[id]; err != nil || int(h.Length) != len(raw) || h.Sequence == 0 || (known && h.Sequence != want) {
+		return engine.Batch{}, false // of the handshake, or out of order
+	}
+	a.next[id] = h.Sequence + 1
+	b, ok := frameBatch(a.vm, rec)
+	if ok {
+		b.Records, b.Count = a.sound(b.Records)
+	}
+	return b, b.Count > 0
+}
+
+// sound cuts records off at the first that is malformed.
+func (a *again) sound(records []byte) ([]byte, int) {
+	rest, count := records, 0
+	for len(rest) > 0 {
+		after, err := a.event.Parse(rest)
+		if err != nil || a.event.Class != a.event.Type.Class() {
+			break
+		}
+		rest = after
+		count++
+	}
+	return records[:len(records)-len(rest)], count
+}
+
 // unmarshal reads a JSON record of the host's own.
 func unmarshal[T any](rec *evidence.Record) (T, error) {
 	var v T

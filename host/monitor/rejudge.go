@@ -12,14 +12,12 @@ import (
 // rejudge hands an engine the batches on record from one index to another,
 // both included: those that it did not judge when they came.
 func (m *Monitor) rejudge(ctx context.Context, vm uuid.UUID, from, to uint64, submit func(*engine.Batch) error) error {
+	frames := newAgain(vm)
 	return m.captures.reader(vm).Read(from, to+1, func(r *evidence.Record) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if r.Kind != evidence.KindFrame {
-			return nil
-		}
-		if b, ok := frameBatch(vm, r); ok {
+		if b, ok := frames.batch(r); ok {
 			return submit(&b)
 		}
 		return nil

@@ -11,49 +11,21 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/engines"
 	"github.com/outguard/outguard/host/evidence"
-	"github.com/outguard/outguard/host/respond"
 	"github.com/outguard/outguard/plugins/engine"
 )
 
-// place is what makes a finding of an event the same finding when the event is
-// judged again.
-type place struct {
-	vm     uuid.UUID
-	engine string
-	rule   string
-	ref    engine.Ref
-}
-
-func placeOf(f *engine.Finding) (place, bool) {
-	if f.Ref == nil {
-		return place{}, false
-	}
-	return place{f.VM, f.Engine, f.Rule, *f.Ref}, true
-}
-
-// earlier is a finding that an earlier process put on record.
-type earlier struct {
-	id      string
-	decided bool // and what the playbook said of it
-}
-
 // replay has the engines judge again what is on record and no checkpoint of
-// theirs covers: a monitor that was killed goes on where it was. A finding that
-// was on record already is not recorded a second time, and is decided only if
-// it had not been. What goes wrong with one VM's record is a finding of that
-// VM's and holds up no other.
+// theirs covers: a monitor that was killed goes on where it was. What is found a
+// second time is known from recall. What goes wrong with one VM's record is a
+// finding of that VM's and holds up no other.
 func (m *Monitor) replay(ctx context.Context) error {
 	vms, err := evidence.Streams(m.store.Dir())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return err
-	}
-	if err := m.judge.readOrders(); err != nil {
 		return err
 	}
 	for _, e := range m.engines {
@@ -127,15 +99,10 @@ func (m *Monitor) replayed(ctx context.Context, vm uuid.UUID, err error) {
 const stillStarting = 10 * time.Second
 
 func (m *Monitor) replayOne(ctx context.Context, vm uuid.UUID, e *engines.Supervisor, from uint64) error {
-	if err := m.judge.remember(m.captures.reader(vm), from); err != nil {
-		return err
-	}
 	n, told := 0, time.Now()
+	frames := newAgain(vm)
 	err := m.captures.reader(vm).Read(from, 1<<63, func(r *evidence.Record) error {
-		if r.Kind != evidence.KindFrame {
-			return nil
-		}
-		b, ok := frameBatch(vm, r)
+		b, ok := frames.batch(r)
 		if !ok {
 			return nil
 		}
@@ -150,50 +117,4 @@ func (m *Monitor) replayOne(ctx context.Context, vm uuid.UUID, e *engines.Superv
 		m.log.Info("judged again from the record", "engine", e.Name(), "vm", vm, "batches", n)
 	}
 	return err
-}
-
-// readOrders notes for which findings there is an order in the journal.
-func (j *judge) readOrders() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.m.journal.Entries(func(e respond.Entry) bool {
-		if e.Order.Finding != "" {
-			j.ordered[e.Order.Finding] = true
-		}
-		return true
-	})
-}
-
-// remember notes which findings of events are on record from an index on. One
-// is decided if its decision is there and, where that had steps, so is an order:
-// a monitor can be killed in between.
-func (j *judge) remember(r *evidence.Reader, from uint64) error {
-	byID := map[string]*earlier{}
-	return r.Read(from, 1<<63, func(rec *evidence.Record) error {
-		switch rec.Kind {
-		case evidence.KindFinding:
-			f, err := unmarshal[engine.Finding](rec)
-			if err != nil {
-				return err
-			}
-			if p, ok := placeOf(&f); ok {
-				e := &earlier{id: f.ID}
-				byID[f.ID] = e
-				j.mu.Lock()
-				j.known[p] = e
-				j.mu.Unlock()
-			}
-		case evidence.KindDecision:
-			d, err := unmarshal[decide.Decision](rec)
-			if err != nil {
-				return err
-			}
-			if e := byID[d.Finding]; e != nil {
-				j.mu.Lock()
-				e.decided = len(d.Steps) == 0 || j.ordered[d.Finding]
-				j.mu.Unlock()
-			}
-		}
-		return nil
-	})
 }

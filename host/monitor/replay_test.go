@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"encoding/json"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 
 // A finding that an earlier process put on record is decided if its decision
 // is there and, where that had steps, an order is in the journal: a monitor
-// that was killed in between decides again.
+// that was killed in between goes on there.
 func TestRememberWhatWasDecided(t *testing.T) {
 	dir := t.TempDir()
 	key, err := evidence.LoadOrCreateKey(dir, "test")
@@ -50,23 +51,29 @@ func TestRememberWhatWasDecided(t *testing.T) {
 		nil,                                  // killed before its decision
 	} {
 		f := at(uint64(n))
-		f.ID = string(rune('a' + n))
+		f.ID, f.At = string(rune('a'+n)), time.Unix(int64(n), 0)
 		put(evidence.KindFinding, f)
 		if d != nil {
 			d.Finding = f.ID
 			put(evidence.KindDecision, d)
 		}
 	}
-	j := &judge{known: map[place]*earlier{}, ordered: map[string]bool{"a": true}}
+	j := &judge{known: map[place]*earlier{}, ordered: map[string]bool{"a": true}, kept: map[keptID]bool{}}
 	if err := j.remember(evidence.NewReader(stream.Dir()), 0); err != nil {
 		t.Fatal(err)
 	}
-	for n, decided := range []bool{true, false, true, false} {
-		e := j.again(at(uint64(n)))
-		if e == nil || e.id != string(rune('a'+n)) || e.decided != decided {
-			t.Errorf("finding %d: %+v, want decided %v", n, e, decided)
+	var open []string
+	for _, e := range j.open {
+		open = append(open, e.finding.ID)
+	}
+	if !slices.Equal(open, []string{"b", "d"}) {
+		t.Errorf("to be gone on with: %q", open)
+	}
+	for n := range uint64(4) {
+		if !j.again(at(n)) {
+			t.Errorf("finding %d is new", n)
 		}
-		if j.again(at(uint64(n))) != nil {
+		if j.again(at(n)) {
 			t.Errorf("finding %d is remembered after it was met", n)
 		}
 	}

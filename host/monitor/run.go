@@ -23,6 +23,7 @@ import (
 func (m *Monitor) stages() stages {
 	s := stages{
 		{name: "evidence", run: m.store.Run},
+		{name: "recall", ready: m.recall},
 		{name: "responder", run: m.responder.Run},
 	}
 	for _, e := range m.engines {
@@ -30,6 +31,7 @@ func (m *Monitor) stages() stages {
 	}
 	s = append(s,
 		stage{name: "domains", ready: m.look}, // a finding of what is judged again knows its domain
+		stage{name: "findings", ready: m.judge.settleEarlier},
 		stage{name: "replay", ready: m.replay},
 		stage{name: "counters", run: newCounters(m).run},
 		stage{name: "sessions", run: m.sessions.Run},
