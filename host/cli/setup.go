@@ -107,7 +107,7 @@ func (a *app) printEnrolment(e *domain.Enrolment) error {
 	a.printf("\nWhat is left to do:\n")
 	a.printf("1. The monitor runs: `systemctl start outguardd`, or `outguardd` where systemd does not.\n")
 	if e.Transport == domain.VhostUser {
-		a.printf("2. The process of its vsock device runs before the domain does, as QEMU's user:\n   %s\n", backend(e))
+		a.printf("2. The process of its vsock device runs before the domain does, as QEMU's user and with the\n   umask 007, so that the monitor can ask a silent guest's kernel:\n   %s\n", backend(e))
 	}
 	a.printf("%d. The domain starts: virsh start %s\n", next, quote(e.Name))
 	a.printf("%d. The agent runs in the guest; this installs it:\n\n%s\n", next+1, safeLines(e.Snippet()))

@@ -21,8 +21,8 @@ const (
 )
 
 // welcomeUs makes what others create in dir ours to connect to: the sockets of
-// the host's side of a hybrid vsock belong to QEMU's user, and whoever started
-// it need not have thought of us. The group keeps what it has.
+// the host's side of a hybrid vsock belong to QEMU's user. Their creator's umask
+// bounds it: it has to leave the group its rights (umask 007).
 func welcomeUs(dir string) error {
 	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
 	for _, e := range []struct {

@@ -45,8 +45,8 @@ func (g *Guest) startVsock(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(g.lab.o.Cache, "vhost-device-vsock", "current"),
-		"--guest-cid", fmt.Sprint(g.channel.CID), "--socket", g.channel.Control, "--uds-path", g.channel.Socket)
+	cmd := exec.Command("/bin/sh", "-c", `umask 007 && exec "$0" "$@"`, // the monitor is to reach its sockets
+		filepath.Join(g.lab.o.Cache, "vhost-device-vsock", "current"), "--guest-cid", fmt.Sprint(g.channel.CID), "--socket", g.channel.Control, "--uds-path", g.channel.Socket)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uint32(g.lab.qemu.uid), Gid: uint32(g.lab.qemu.gid), Groups: g.lab.qemu.groups},
