@@ -140,6 +140,9 @@ func (s *Supervisor) release(q *vmQueue, n int) {
 	for _, it := range q.items[:n] {
 		q.kept -= it.size()
 		s.total -= it.size()
+		if it.released = true; !it.telling {
+			it.free()
+		}
 	}
 	clear(q.items[:n])
 	q.items = q.items[n:]

@@ -149,11 +149,13 @@ type suspect struct {
 type item struct {
 	vm       *vmQueue
 	batch    engine.Batch // its records are message's
-	message  []byte       // as it goes on the stream
+	message  *[]byte      // as it goes on the stream
 	number   uint64       // on the present process's stream; 0: not sent
 	answered bool         // by this process
 	reported bool         // its verdict is out; another one would be a repeat
 	crashes  int          // how often the process ended with this one first in line
+	telling  bool         // its verdict is being handed on
+	released bool         // a checkpoint covers it
 }
 
 func (it *item) size() int { return len(it.batch.Records) + itemOverhead }
@@ -264,7 +266,8 @@ func (s *Supervisor) take(q *vmQueue, b *engine.Batch) {
 		return
 	}
 	it := &item{vm: q, batch: *b}
-	message, err := engine.AppendBatch(nil, 0, b)
+	room := newMessage(engine.BatchRecords + len(b.Records))
+	message, err := engine.AppendBatch((*room)[:0], 0, b)
 	if err != nil { // its count: nothing that a session hands on
 		s.status.Unjudged++
 		s.log.Error("batch cannot be judged", "vm", b.VM, "index", b.Index, "err", err)
@@ -273,7 +276,8 @@ func (s *Supervisor) take(q *vmQueue, b *engine.Batch) {
 	if q.suspect.crashes > 0 && q.suspect.index == b.Index {
 		it.crashes, q.suspect = q.suspect.crashes, suspect{}
 	}
-	it.message, it.batch.Records = message, message[engine.BatchRecords:]
+	*room = message
+	it.message, it.batch.Records = room, message[engine.BatchRecords:]
 	s.enqueue(it)
 	s.pump()
 }
@@ -336,7 +340,7 @@ func (s *Supervisor) pump() {
 		if len(s.inflight) > 0 && (len(s.inflight) >= windowBatches || s.windowUsed+n > windowBytes) {
 			return
 		}
-		number, err := s.proc.SendMessage(it.message, time.Now().Add(s.opts.Deadline))
+		number, err := s.proc.SendMessage(*it.message, time.Now().Add(s.opts.Deadline))
 		if err != nil {
 			s.proc.Kill() // Receive ends, and Run starts another
 			return
@@ -366,6 +370,7 @@ func (s *Supervisor) verdict(v process.Verdict) {
 	it := s.inflight[0]
 	first := !it.reported
 	s.settle(it, v, now)
+	it.telling = first
 	s.pump()
 	s.announce()
 	s.mu.Unlock()
@@ -374,6 +379,7 @@ func (s *Supervisor) verdict(v process.Verdict) {
 	}
 	s.mu.Lock()
 	s.told = v.Number
+	it.letGo()
 	s.announce()
 	s.mu.Unlock()
 }
@@ -389,6 +395,15 @@ func (s *Supervisor) tell(it *item, v process.Verdict, now time.Time) {
 	}
 	if s.opts.Judged != nil {
 		s.opts.Judged(&it.batch, now)
+	}
+}
+
+// letGo ends the telling of a verdict, whose batch may have been let go of
+// meanwhile. Called with mu held.
+func (it *item) letGo() {
+	it.telling = false
+	if it.released {
+		it.free()
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/prototest"
 )
@@ -33,6 +34,8 @@ type bencher struct {
 	m     *Monitor
 	agent *prototest.Agent
 	vm    uuid.UUID
+
+	watch *watch
 
 	mu       sync.Mutex
 	verdicts []time.Duration
@@ -58,10 +61,13 @@ func newBencher(b *testing.B) *bencher {
 	cfg := benchConfig(b, dir, vm)
 	m := New(cfg, "bench", slog.New(slog.DiscardHandler))
 	c := &bencher{b: b, m: m, vm: vm}
-	m.observe = func(took time.Duration) {
+	c.watch = &watch{at: map[uint64]*moments{}}
+	m.watch = c.watch.around
+	m.observe = func(b *engine.Batch, verdict time.Time) {
+		c.watch.judged(b, verdict)
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.verdicts = append(c.verdicts, took)
+		c.verdicts = append(c.verdicts, verdict.Sub(b.Received))
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -212,6 +218,7 @@ func BenchmarkVerdict(b *testing.B) {
 
 			bare := make([]time.Duration, 0, b.N)
 			c.start(b.N)
+			c.watch.start(b.N)
 			b.ResetTimer()
 			paced(b.N, func() { // in turns, so that noise meets both
 				bare = append(bare, echo.trip())
@@ -223,6 +230,7 @@ func BenchmarkVerdict(b *testing.B) {
 			got := c.took()
 			report(b, "", got)
 			report(b, "bare-", bare)
+			c.watch.report(b)
 			b.ReportMetric(float64(quantile(got, 0.5))/float64(quantile(bare, 0.5)), "p50-ratio")
 			b.ReportMetric(0, "ns/op")
 		})

@@ -54,7 +54,8 @@ type Monitor struct {
 	loose      sync.WaitGroup // findings that could not be told where they were made
 	enrolError string         // what is wrong with the enrolments, as last logged
 
-	observe func(took time.Duration) // each batch's way from arrival to verdict; benchmarks set it
+	observe func(b *engine.Batch, verdict time.Time) // each verdict; benchmarks set it
+	watch   func(*session.Parts)                     // a watch around what sessions stand on; benchmarks set it
 }
 
 // New makes a monitor; it opens and starts nothing.
@@ -235,10 +236,16 @@ func (m *Monitor) wire() error {
 			return fmt.Errorf("engine %s: %w", e.Name, err)
 		}
 	}
-	m.sessions = session.New(session.Parts{
+	parts := session.Parts{
 		Keys: keys{m.domains}, Recorder: recorder{m}, Replayer: recorder{m}, Sink: sink{m},
 		Findings: m.judge.found, Domains: domainStates{m.domains}, Examiner: examiner{m}, Store: m.state, Log: m.log,
-	}, &session.Options{Heartbeat: m.cfg.Session.Heartbeat, Credit: int(m.cfg.Session.Credit), Grace: m.cfg.Session.Grace, Canary: m.cfg.Session.Canary})
+	}
+	if m.watch != nil {
+		m.watch(&parts)
+	}
+	m.sessions = session.New(parts, &session.Options{
+		Heartbeat: m.cfg.Session.Heartbeat, Credit: int(m.cfg.Session.Credit), Grace: m.cfg.Session.Grace, Canary: m.cfg.Session.Canary,
+	})
 	m.doors = newDoors(m)
 	return nil
 }
@@ -261,7 +268,7 @@ func (m *Monitor) addEngine(e Engine) error {
 			took := verdict.Sub(b.Received)
 			counts.Verdict(b.Count, took)
 			if m.observe != nil {
-				m.observe(took)
+				m.observe(b, verdict)
 			}
 		},
 	})
