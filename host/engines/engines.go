@@ -402,7 +402,7 @@ func (s *Supervisor) tell(it *item, v process.Verdict, now time.Time) {
 // meanwhile. Called with mu held.
 func (it *item) letGo() {
 	it.telling = false
-	if it.released {
+	if it.released && it.message != nil {
 		it.free()
 	}
 }

@@ -131,7 +131,8 @@ func (d *door) enter(ctx context.Context, c net.Conn, transport string, from cal
 	defer c.Close()
 	vm, peer := from.vm, from.peer
 	g := &guest{Conn: c, door: d, vm: vm}
-	if why := d.admit(g, from); why != "" {
+	old, why := d.admit(g, from)
+	if why != "" {
 		d.crowd(vm, transport, peer, why)
 		return
 	}
@@ -140,7 +141,7 @@ func (d *door) enter(ctx context.Context, c net.Conn, transport string, from cal
 	if from.ask != nil {
 		var err error
 		vm, err = from.ask()
-		d.answered(g, peer, vm, err)
+		old = d.answered(g, peer, vm, err)
 		if err != nil {
 			d.refuse(Refusal{
 				Rule: RuleStranger, Transport: transport, Peer: peer,
@@ -149,7 +150,7 @@ func (d *door) enter(ctx context.Context, c net.Conn, transport string, from cal
 			return
 		}
 	}
-	if old := d.oldest(vm); old != nil {
+	if old != nil {
 		old.Close()
 		d.crowd(vm, transport, peer, "took the place of an older one that had proven nothing")
 	}
@@ -177,28 +178,34 @@ func (g *guest) Proven() {
 	g.door.release(g)
 }
 
-// admit gives g a place, or says why not. One peer whose domain is not known
-// yet may not take the places of all.
-func (d *door) admit(g *guest, from caller) (refused string) {
+// admit gives g a place, or says why not. It may be that of an older one, which
+// has to go then: one domain never has more places than it may, however many
+// come at once, and one peer whose domain is not known yet may not take the
+// places of all.
+func (d *door) admit(g *guest, from caller) (old *guest, refused string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	known := from.ask == nil
+	if known {
+		old = d.oldest(g.vm)
+	}
 	switch {
-	case d.total >= d.o.Total:
-		return "was refused: too many are open, of all domains, that have proven nothing"
-	case from.ask == nil:
+	case old == nil && d.total >= d.o.Total:
+		return nil, "was refused: too many are open, of all domains, that have proven nothing"
+	case known:
 		d.waiting[g.vm] = append(d.waiting[g.vm], g)
 	case d.asking[from.peer] >= d.o.PerDomain:
-		return "was refused: too many of its are open whose domain is not known yet"
+		return nil, "was refused: too many of its are open whose domain is not known yet"
 	default:
 		d.asking[from.peer]++
 	}
 	d.total++
-	return ""
+	return old, ""
 }
 
-// answered moves g to the domain that it turned out to be of, or, with an
-// error, gives its place free.
-func (d *door) answered(g *guest, peer string, vm uuid.UUID, err error) {
+// answered moves g to the domain that it turned out to be of, where an older
+// one may have to go, or, with an error, gives its place free.
+func (d *door) answered(g *guest, peer string, vm uuid.UUID, err error) (old *guest) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.asking[peer]--; d.asking[peer] == 0 {
@@ -206,19 +213,19 @@ func (d *door) answered(g *guest, peer string, vm uuid.UUID, err error) {
 	}
 	if err != nil {
 		d.total--
-		return
+		return nil
 	}
 	g.vm = vm
+	old = d.oldest(vm)
 	d.waiting[vm] = append(d.waiting[vm], g)
+	return old
 }
 
-// oldest gives the place of a domain's oldest connection free, if it has more
-// than it may. Nobody in a guest can keep its agent out by connecting and
-// saying nothing.
+// oldest gives the place of a domain's oldest connection free, if it has as
+// many as it may. Nobody in a guest can keep its agent out by connecting and
+// saying nothing. Called with d.mu held.
 func (d *door) oldest(vm uuid.UUID) *guest {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.waiting[vm]) <= d.o.PerDomain {
+	if len(d.waiting[vm]) < d.o.PerDomain {
 		return nil
 	}
 	g := d.waiting[vm][0]

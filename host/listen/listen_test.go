@@ -350,3 +350,47 @@ func TestVsockCarriesASession(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// However many connections of one domain come at once, its places are all that
+// they take, and another domain's agent gets in.
+func TestACrowdTakesOnlyItsDomainsPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const crowd = 1000
+		var mu sync.Mutex
+		var refused []Refusal
+		served := map[uuid.UUID]int{}
+		o := quiet(func(r Refusal) { mu.Lock(); refused = append(refused, r); mu.Unlock() })
+		o.Total, o.PerDomain = 16, 8
+		var d *door
+		d = newDoor(func(_ context.Context, c net.Conn, vm uuid.UUID, _ string) {
+			mu.Lock()
+			served[vm]++
+			mu.Unlock()
+			d.mu.Lock()
+			if n := len(d.waiting[alpha]); n > o.PerDomain {
+				t.Errorf("%d places of one domain", n)
+			}
+			d.mu.Unlock()
+			c.Read(make([]byte, 1))
+		}, &o)
+		enter := func(vm uuid.UUID) {
+			_, c := net.Pipe()
+			go d.enter(t.Context(), c, Hybrid, caller{vm: vm, peer: vm.String()})
+		}
+		for range crowd {
+			enter(alpha)
+		}
+		enter(beta)
+		synctest.Wait()
+		mu.Lock()
+		if served[alpha] != crowd || served[beta] != 1 {
+			t.Errorf("served %v", served)
+		}
+		if len(refused) != 1 || refused[0].Rule != RuleCrowd || refused[0].VM != alpha {
+			t.Errorf("refused %+v", refused)
+		}
+		mu.Unlock()
+		time.Sleep(16 * time.Second)
+		synctest.Wait()
+	})
+}

@@ -110,6 +110,7 @@ func benchConfig(b *testing.B, dir string, vm uuid.UUID) *Config {
 		Engines: []Engine{{Name: "tsem", Path: filepath.Join(bin, "outguard-engine-tsem"), User: self}},
 	}
 	cfg.setDefaults()
+	cfg.Session.Flood = 1 << 30
 	e := domain.Enrolment{
 		Version: 1, UUID: vm, Name: "web", Transport: domain.VhostUser, CID: 42, Vhost: run + "/vsock/web.vhost",
 		Socket: run + "/vsock/web.sock", KeyFile: "/none", Key: prototest.Key, Enrolled: time.Now(),

@@ -49,6 +49,7 @@ type Session struct {
 	Canary    time.Duration `yaml:"canary"`    // default 10s; on average between two canaries, which show that each hook runs
 	Grace     time.Duration `yaml:"grace"`     // for a VM to boot and its agent to come up; default 2m
 	Credit    Bytes         `yaml:"credit"`    // frames under way and unjudged; default 4MiB
+	Flood     int           `yaml:"flood"`     // records a second; default 100000
 }
 
 // Evidence bounds the record.
@@ -152,6 +153,7 @@ func (c *Config) setDefaults() {
 	set(&c.Session.Grace, 2*time.Minute)
 	set(&c.Session.Canary, 10*time.Second)
 	set(&c.Session.Credit, 4<<20)
+	set(&c.Session.Flood, 100_000)
 	set(&c.Evidence.Sync, time.Second)
 	set(&c.Evidence.Quota, 2<<30)
 	set(&c.Evidence.Segment, 64<<20)
@@ -209,6 +211,8 @@ func (c *Config) check() (string, error) {
 		return "$.session.grace", fmt.Errorf("%s is negative", c.Session.Grace)
 	case c.Session.Credit < 512<<10:
 		return "$.session.credit", fmt.Errorf("%d is less than two frames (512KiB)", c.Session.Credit)
+	case c.Session.Flood < 1000:
+		return "$.session.flood", fmt.Errorf("%d is less than 1000 records a second", c.Session.Flood)
 	case c.Evidence.Sync < 0:
 		return "$.evidence.sync", fmt.Errorf("%s is negative", c.Evidence.Sync)
 	case c.Evidence.Segment < 1<<20 || c.Evidence.Segment > 1<<30:

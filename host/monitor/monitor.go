@@ -244,7 +244,8 @@ func (m *Monitor) wire() error {
 		m.watch(&parts)
 	}
 	m.sessions = session.New(parts, &session.Options{
-		Heartbeat: m.cfg.Session.Heartbeat, Credit: int(m.cfg.Session.Credit), Grace: m.cfg.Session.Grace, Canary: m.cfg.Session.Canary,
+		Heartbeat: m.cfg.Session.Heartbeat, Credit: int(m.cfg.Session.Credit), Grace: m.cfg.Session.Grace,
+		Flood: m.cfg.Session.Flood, Canary: m.cfg.Session.Canary,
 	})
 	m.doors = newDoors(m)
 	return nil

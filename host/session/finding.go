@@ -24,7 +24,9 @@ const (
 	RuleImpostor     = "session/impostor"      // a second agent beside the live one
 	RuleRestarted    = "session/restarted"     // a new session in a boot that had one
 	RuleRestless     = "session/restless"      // it connects again and again
-	RuleFlood        = "session/flood"         // control frames come far faster than asked
+	RuleFlood        = "session/flood"         // records, or control frames, come far faster than they may
+	RuleSlow         = "session/slow"          // a handshake or a frame that does not come to its end
+	RuleDeaf         = "session/deaf"          // the agent takes nothing of what it is sent
 	RuleNoise        = "session/noise"         // others send more than is kept
 	RuleUnenrolled   = "session/unenrolled"    // a VM without a key speaks
 	RuleSilent       = "session/silent"        // it runs, and its agent says nothing
@@ -48,8 +50,10 @@ var severities = map[string]engine.Severity{
 	RuleMalformed: engine.Severest, RuleOrder: engine.Severest, RuleCredit: engine.High, RuleWindow: engine.High,
 	RuleProof: engine.High, RuleImpostor: engine.High, RuleRestarted: engine.Medium, RuleUnenrolled: engine.Medium,
 	RuleSilent: engine.High, RuleAbsent: engine.Medium, RuleBye: engine.Low, RuleUnknownEvent: engine.Low,
-	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleRestless: engine.Medium, RuleNoise: engine.Medium, RuleFlood: engine.Medium, RuleUnsettled: engine.High, RuleVersion: engine.Medium,
-	RuleLoss: engine.Low, RuleStarts: engine.Severest, RuleUnhooked: engine.Severest, RuleCanary: engine.High, RuleDrowned: engine.High,
+	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleRestless: engine.Medium,
+	RuleNoise: engine.Medium, RuleFlood: engine.Medium, RuleSlow: engine.Medium, RuleDeaf: engine.Medium,
+	RuleUnsettled: engine.High, RuleVersion: engine.Medium, RuleLoss: engine.Low, RuleStarts: engine.Severest,
+	RuleUnhooked: engine.Severest, RuleCanary: engine.High, RuleDrowned: engine.High,
 }
 
 // techniques are the ATT&CK ids of what an attacker would be doing.
@@ -157,6 +161,7 @@ var sentences = map[string]string{
 	RuleImpostor:   "A second agent proved the key of a VM whose agent is connected",
 	RuleRestless:   "The VM's agent connects again and again",
 	RuleProof:      "A connection from the VM could not prove its key",
+	RuleSlow:       "A connection from the VM did not come to the end of its handshake in time",
 }
 
 func hookList(hooks []vsockproto.Hook) string {

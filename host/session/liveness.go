@@ -76,6 +76,7 @@ func (m *Manager) quiet(v *vm, now time.Time) *engine.Finding {
 		f.Severity = step.severity
 		f.Detail["last_seen"] = v.seen.UTC().Format(time.RFC3339Nano)
 		f.Detail["connected"] = fmt.Sprint(v.live != nil)
+		v.slow(&f, now)
 		return &f
 	}
 	return nil

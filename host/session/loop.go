@@ -31,7 +31,7 @@ func (c *conn) loop() error {
 		c.frames++
 		if bye || !c.link.Waiting() || c.frames >= ackFrames || c.link.Taken()-c.acked > uint64(c.m.o.Credit/4) {
 			if err := c.ack(f.Sequence); err != nil {
-				return err
+				return c.deaf(err)
 			}
 		}
 		if bye {
@@ -114,6 +114,7 @@ func (c *conn) events(payload []byte) error {
 			return fmt.Errorf("deliver: %w: %w", errOurs, err)
 		}
 		failpoint.At(failpoint.Unacked)
+		c.pace(count)
 	}
 	return bad
 }

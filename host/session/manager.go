@@ -59,6 +59,7 @@ type vm struct {
 	noise     bucket          // bytes of others that are recorded
 	unkept    uint64          // and that were not
 	control   bucket          // frames of the agent that are no events
+	records   bucket          // and the records in those that are
 	overrun   engine.Severity // of the last finding about the quota
 
 	expected bool      // it is to have an agent, see Expect
@@ -89,6 +90,7 @@ func (m *Manager) vm(id uuid.UUID) *vm {
 		v.connects = bucket{burst: connectBurst, rate: connectRate}
 		v.noise = bucket{burst: noiseBurst, rate: noiseRate}
 		v.control = bucket{burst: controlBurst, rate: controlRate / m.o.Heartbeat.Seconds()}
+		v.records = bucket{burst: floodBurst * float64(m.o.Flood), rate: float64(m.o.Flood)}
 		m.vms[id] = v
 	}
 	return v

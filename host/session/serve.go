@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -54,7 +55,7 @@ type conn struct {
 // is nil after a Bye.
 func (m *Manager) Serve(ctx context.Context, nc net.Conn, id uuid.UUID, transport string) error {
 	c := &conn{m: m, v: m.vm(id), ctx: ctx, nc: nc, done: make(chan struct{})}
-	c.link = link.NewHost(nc, &link.HostOptions{Handshake: m.o.Handshake, Tap: c.tap})
+	c.link = link.NewHost(nc, &link.HostOptions{Handshake: m.o.Handshake, Write: deafBeats * m.o.Heartbeat, Tap: c.tap})
 	defer close(c.done)
 	defer c.link.Close()
 	stop := context.AfterFunc(ctx, func() { _ = c.link.Reject(vsockproto.RejectClosing, "the monitor stops") })
@@ -171,6 +172,8 @@ func (c *conn) refuse(err error) error {
 		switch {
 		case errors.Is(err, errOurs):
 			code, rule = vsockproto.RejectExhausted, ""
+		case errors.Is(err, os.ErrDeadlineExceeded) && !c.m.stands(c.v):
+			rule = RuleSlow
 		case rule == "":
 			return err
 		case errors.Is(err, link.ErrProof):

@@ -135,6 +135,7 @@ type Options struct {
 	Penalty   time.Duration          // after a violation, until a new session is let in; default 5 s
 	Save      time.Duration          // at least this often while a session speaks; default 5 s
 	Repeat    time.Duration          // a rule's findings of one VM come at most this often; default 10 s
+	Flood     int                    // records a second that a VM is held to; default 100,000, with ten seconds' worth at once
 	Policy    []vsockproto.EventType // what agents report; default every type
 }
 
@@ -153,6 +154,7 @@ func (o *Options) defaults() Options {
 	set(&d.Penalty, 5*time.Second)
 	set(&d.Save, 5*time.Second)
 	set(&d.Repeat, 10*time.Second)
+	set(&d.Flood, 100_000)
 	d.Credit = max(d.Credit, 2*vsockproto.MaxFrame)
 	if d.Policy == nil {
 		d.Policy = vsockproto.EventTypes()

@@ -169,6 +169,11 @@ func (h *Host) Waiting() bool { return h.r.waiting() }
 // latest then: a frame that waited for Read had arrived before it.
 func (h *Host) Arrived() time.Time { return h.r.at }
 
+// Begun is how many bytes have arrived of frames that were not read yet. It may
+// be called from any goroutine; while Read blocks they are of one frame that
+// has not come to its end.
+func (h *Host) Begun() int { return int(h.r.unread.Load()) }
+
 // Next is the sequence of the frame that Read returns next.
 func (h *Host) Next() uint64 { return h.next }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/outguard/outguard/vsockproto"
@@ -23,8 +24,9 @@ type Frame struct {
 type frameReader struct {
 	src        io.Reader
 	buf        []byte
-	start, end int       // unread bytes
-	at         time.Time // when the last of them arrived
+	start, end int          // unread bytes
+	at         time.Time    // when the last of them arrived
+	unread     atomic.Int64 // end - start, for others than the reader
 	tap        func(b []byte, whole bool) error
 }
 
@@ -43,6 +45,7 @@ func (r *frameReader) next(limit int) (Frame, error) {
 	}
 	raw := r.buf[r.start : r.start+int(h.Length)]
 	r.start += int(h.Length)
+	r.unread.Store(int64(r.end - r.start))
 	if r.tap != nil {
 		if err := r.tap(raw, true); err != nil {
 			return Frame{}, err
@@ -85,6 +88,7 @@ func (r *frameReader) fill(n int) error {
 		m, err := r.src.Read(r.buf[r.end:])
 		r.end += m
 		r.at = time.Now()
+		r.unread.Store(int64(r.end - r.start))
 		if r.end-r.start >= n {
 			return nil
 		}

@@ -1,0 +1,63 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+// deafBeats is for how many heartbeats' time an agent may take nothing of what
+// it is sent.
+const deafBeats = 10
+
+// stands reports whether the VM's vCPUs do, as far as libvirt says: then it
+// cannot help being slow.
+func (m *Manager) stands(v *vm) bool {
+	return m.p.Domains != nil && m.p.Domains.DomainState(v.id) == DomainPaused
+}
+
+// pace holds a VM that has sent n records to Options.Flood. While it is held
+// its agent has no new credit, and no other VM waits for it.
+func (c *conn) pace(n int) {
+	v := c.v
+	v.mu.Lock()
+	over := v.records.put(time.Now(), float64(n))
+	v.mu.Unlock()
+	if over < time.Millisecond { // no timer is finer: the rest is owed with the next frame
+		return
+	}
+	f := finding(RuleFlood, fmt.Sprintf("The VM sends more than %d records a second and is held to that.", c.m.o.Flood))
+	f.Detail["rate"] = fmt.Sprint(c.m.o.Flood)
+	c.report(f)
+	t := time.NewTimer(over)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.ctx.Done():
+	}
+}
+
+// deaf reports an agent that takes nothing of what it is sent. Its session may
+// go on: a transport that stood still looks the same.
+func (c *conn) deaf(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) && !c.m.stands(c.v) {
+		c.report(finding(RuleDeaf, fmt.Sprintf("The agent has taken nothing of what it is sent for %s; its connection was closed.", deafBeats*c.m.o.Heartbeat)))
+	}
+	return err
+}
+
+// slow turns a finding of silence into one of an agent that sends, and does not
+// come to the end of a frame. Called with v.mu held.
+func (v *vm) slow(f *engine.Finding, now time.Time) {
+	if v.live == nil {
+		return
+	}
+	if n := v.live.link.Begun(); n > 0 {
+		f.Rule = RuleSlow
+		f.Reason = fmt.Sprintf("The agent has sent %d bytes of a frame in %s, and not the rest.", n, now.Sub(v.due).Round(time.Millisecond))
+		f.Detail["bytes"] = fmt.Sprint(n)
+	}
+}
