@@ -14,5 +14,5 @@ const (
 	ExitOK     = 0
 	ExitError  = 1
 	ExitUsage  = 2
-	ExitVerify = 3 // something is not as it was written, or, with --exit-code, there is a finding
+	ExitVerify = 3 // something is not as it was written, or, with --exit-code, something was found
 )

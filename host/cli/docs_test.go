@@ -56,8 +56,8 @@ const docsHead = `# The command line
 ` + "`outguard`" + ` speaks to the monitor of this host over /run/outguard/api.sock, and reads what it keeps. This page is made from
 the commands themselves: ` + "`go test ./host/cli -run TestDocs -update`" + `.
 
-Exit codes, for scripts: 0 all went well; 1 an error; 2 wrong usage; 3 verification failed, or
-` + "`findings --exit-code`" + ` found some. Results go to standard output, messages to standard error; a message names the next
+Exit codes, for scripts: 0 all went well; 1 an error; 2 wrong usage; 3 verification failed, a model file was refused, or
+` + "`--exit-code`" + ` found something. Results go to standard output, messages to standard error; a message names the next
 thing to do.
 
 With ` + "`--json`" + ` each command prints one object a line. Names are those of

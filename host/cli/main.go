@@ -64,8 +64,8 @@ func (a *app) root() *cobra.Command {
 		Short: "Watch virtual machines from outside, and answer",
 		Long: `outguard speaks to the monitor of this host, outguardd, and reads what it keeps.
 
-Exit codes: 0 all went well; 1 an error; 2 wrong usage; 3 verification failed,
-or findings --exit-code found some. Messages go to standard error, results to
+Exit codes: 0 all went well; 1 an error; 2 wrong usage; 3 verification failed, a
+model file was refused, or --exit-code found something. Messages go to standard error, results to
 standard output; with --json, one object a line.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -91,7 +91,7 @@ standard output; with --json, one object a line.`,
 	}
 	add(watch, a.statusCmd(), a.vmsCmd(), a.eventsCmd(), a.findingsCmd(), a.ordersCmd())
 	add(answer, a.modelCmd(), a.pauseCmd(), a.resumeCmd(), a.captureCmd())
-	add(prove, a.bundleCmd(), a.evidenceCmd())
+	add(prove, a.bundleCmd(), a.evidenceCmd(), a.tsemCmd())
 	add(setup, a.setupCmds()...)
 	add(setup, a.versionCmd())
 	root.SetHelpCommandGroupID(setup)

@@ -47,6 +47,7 @@ func TestScript(t *testing.T) {
 		Setup:               setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"emit": emit, "exitcode": exitcode, "flip": flip, "stop": stop,
+			"tsemdata": tsemdata, "measured": measured, "replayed": replayed,
 		},
 	})
 }

@@ -15,7 +15,7 @@ import (
 // A checkpoint of one VM, little endian:
 //
 //	"OGTSEM" | version u16 |
-//	flags u8 (1 aggregate, 2 sealed, 4 loading, 8 poisoned, 16 said full) | base 32 | measurement 32 | aggregate 32 |
+//	flags u8 (1 aggregate, 2 sealed, 16 said full) | base 32 | measurement 32 | aggregate 32 |
 //	trajectory u64 | forensics u64 | overflow u64 |
 //	points u32, each: value 32 | valid u8 | count u64 | pseudonyms u32, each: 32, ascending |
 //	events u64 | violations u64 | unknown u64 | last_new i64, ns since 1970, 0: never | marks u64 |
@@ -29,8 +29,6 @@ const (
 
 	flagAggregate = 1 << 0
 	flagSealed    = 1 << 1
-	flagLoading   = 1 << 2
-	flagPoisoned  = 1 << 3
 	flagFull      = 1 << 4
 )
 
@@ -97,7 +95,7 @@ func (v *vm) append(b []byte) ([]byte, error) {
 func (v *vm) appendModel(b []byte) []byte {
 	m := v.model
 	flags := byte(0)
-	for bit, set := range [...]bool{m.hasAggregate, m.sealed, m.loading, m.poisoned, v.full} {
+	for bit, set := range [...]bool{m.hasAggregate, m.sealed, false, false, v.full} {
 		if set {
 			flags |= 1 << bit
 		}
@@ -109,18 +107,14 @@ func (v *vm) appendModel(b []byte) []byte {
 	for _, n := range [...]uint64{m.trajectory, m.forensics, m.overflow} {
 		b = le.AppendUint64(b, n)
 	}
-	b = le.AppendUint32(b, uint32(len(m.points)))
-	for i := range m.points {
-		p := &m.points[i]
+	b = le.AppendUint32(b, uint32(len(m.points.all)))
+	for i := range m.points.all {
+		p := &m.points.all[i]
 		b = append(b, p.Value[:]...)
 		b = append(b, boolByte(p.Valid))
 		b = le.AppendUint64(b, p.Count)
 	}
-	names := make([]ID, 0, len(m.pseudonyms))
-	for p := range m.pseudonyms {
-		names = append(names, p)
-	}
-	slices.SortFunc(names, func(a, b ID) int { return slices.Compare(a[:], b[:]) })
+	names := m.Pseudonyms()
 	b = le.AppendUint32(b, uint32(len(names)))
 	for i := range names {
 		b = append(b, names[i][:]...)
@@ -224,16 +218,16 @@ func (r *reader) model(v *vm) {
 	m := v.model
 	flags := r.u8()
 	m.hasAggregate, m.sealed = flags&flagAggregate != 0, flags&flagSealed != 0
-	m.loading, m.poisoned, v.full = flags&flagLoading != 0, flags&flagPoisoned != 0, flags&flagFull != 0
+	v.full = flags&flagFull != 0
 	m.base, m.measurement, m.aggregate = r.id(), r.id(), r.id()
 	m.trajectory, m.forensics, m.overflow = r.u64(), r.u64(), r.u64()
 	for range r.count(m.limit, 41) {
 		p := Point{Value: r.id(), Valid: r.flag(), Count: r.u64()}
-		if _, twice := m.index[p.Value]; twice {
+		if _, twice := m.points.find(&p.Value); twice {
 			r.bad = true
 			return
 		}
-		m.append(p.Value, p.Valid, p.Count)
+		m.add(p)
 	}
 	last := ID{}
 	for i := range r.count(maxPseudonyms, 32) {
@@ -241,7 +235,7 @@ func (r *reader) model(v *vm) {
 		r.bad = r.bad || (i > 0 && slices.Compare(p[:], last[:]) <= 0) || m.AddPseudonym(p) != nil
 		last = p
 	}
-	r.bad = r.bad || flags >= flagFull<<1
+	r.bad = r.bad || flags&^(flagAggregate|flagSealed|flagFull) != 0
 }
 
 func (r *reader) flag() bool {

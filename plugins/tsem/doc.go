@@ -5,12 +5,15 @@
 //
 // The mapping is the one that Quixote's userspace computes ("quixote"), bit
 // for bit where that is defined; TASK_IDs have the kernel's form over its
-// digests. What is defined here because Quixote leaves it undefined: the port
-// of af_inet6 addresses and of socket_accept is the real one; a file that the
-// guest's kernel could not digest has a digest of its own (DigestFailed), so
-// that failing never equals anything that was learned from success; a path
-// that was cut, or is gone, or cannot be reached is no longer the plain path.
+// digests. Where Quixote hashes a port that it never sets, of AF_INET6
+// addresses and of socket_accept, the port is 0. What its events cannot say is
+// said in their words: a file that the guest's kernel could not digest has a
+// digest of its own (DigestFailed), so that failing never equals anything that
+// was learned from success; a path that was cut, or is gone, or cannot be
+// reached is no longer the plain path.
 //
 // A VM's model learns from its first event. Seal ends that; Learn begins it
 // again, and then points that came as violations are learned when seen again.
+//
+// What crosses to Quixote as text, events and model files, is quixote's.
 package tsem

@@ -158,7 +158,7 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 		return
 	}
 	ev := e.tr.translate(r, who, v.tree)
-	v.model.apply(ev)
+	v.model.Level(ev)
 	c, err := e.mapper.Map(ev)
 	if err != nil {
 		report(unmappable(b, r, err))

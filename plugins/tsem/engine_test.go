@@ -239,6 +239,7 @@ func TestTranslate(t *testing.T) {
 		t.Errorf("path type %q", got)
 	}
 	e.Type, e.Address = vsockproto.SocketAccept, vsockproto.Address{Family: afInet, Port: [2]byte{0, 80}}
+	e.Socket.Family = afInet
 	if a := tr.translate(&e, tree.Apply(&e), tree); a.Address.Port != 80 || a.Socket.Owner != lineage.UnknownID {
 		t.Errorf("accept: %+v", a)
 	}
@@ -246,7 +247,13 @@ func TestTranslate(t *testing.T) {
 	if a := tr.translate(&e, tree.Apply(&e), tree).Address; a.Port != 20480 {
 		t.Errorf("connect: %+v", a)
 	}
-	e.Address, e.RawAddr.Data = vsockproto.Address{Family: afUnix}, []byte("\x00bus\x00x")
+	mapped := [16]byte{10: 0xff, 11: 0xff, 12: 192, 14: 2, 15: 1}
+	e.Socket.Family, e.Address = afInet6, vsockproto.Address{Family: afInet, Addr4: [4]byte{192, 0, 2, 1}}
+	if a := tr.translate(&e, tree.Apply(&e), tree).Address; a.IP6 != mapped {
+		t.Errorf("an AF_INET address of an AF_INET6 socket: %+v", a)
+	}
+	e.Socket.Family, e.Address = afUnix, vsockproto.Address{Family: afUnix}
+	e.RawAddr.Data = []byte("\x00bus\x00x")
 	if a := tr.translate(&e, tree.Apply(&e), tree).Address; string(a.Path) != "@bus@x" {
 		t.Errorf("abstract name %q", a.Path)
 	}
@@ -371,10 +378,10 @@ func BenchmarkJudge(b *testing.B) {
 // BenchmarkMapNew maps events that were never seen: three SHA-256 each.
 func BenchmarkMapNew(b *testing.B) {
 	m := NewMapper()
-	e := Event{Name: "file_open", File: File{Path: []byte("/usr/lib/x86_64-linux-gnu/libc.so.6"), PathType: "root"}}
+	e := Event{Name: "file_open", TaskID: make([]byte, 32), File: File{Path: []byte("/usr/lib/x86_64-linux-gnu/libc.so.6"), PathType: "root"}}
 	for b.Loop() {
 		e.File.Instance = 0
-		le.PutUint64(e.TaskID[:], le.Uint64(e.TaskID[:])+1)
+		le.PutUint64(e.TaskID, le.Uint64(e.TaskID)+1)
 		if _, err := m.Map(&e); err != nil {
 			b.Fatal(err)
 		}

@@ -21,9 +21,10 @@ const tmpfsMagic = 0x01021994
 
 // Address families.
 const (
-	afUnix  = 1
-	afInet  = 2
-	afInet6 = 10
+	afUnspec = 0
+	afUnix   = 1
+	afInet   = 2
+	afInet6  = 10
 )
 
 // Event is one security event as TSEM's model sees it. Which fields count
@@ -31,7 +32,7 @@ const (
 // body has no part in its point.
 type Event struct {
 	Name     string // the LSM hook's
-	TaskID   ID
+	TaskID   []byte // 32 bytes, but Quixote takes what an export says
 	COE      COE
 	HasFile  bool // mmap_file; file_open always has one
 	File     File
@@ -70,11 +71,11 @@ type Socket struct {
 	Owner                          ID
 }
 
-// Address is a socket address. Port and IP4 are what the kernel prints: the
-// number that the bytes in network order make on a little endian machine; but
-// the port of socket_accept is the listening socket's in host order.
+// Address is a socket address; the socket's family says which fields count.
+// Port and IP4 are what the kernel prints: the number that the bytes in network
+// order make on a little endian machine; but the port of socket_accept is the
+// listening socket's in host order.
 type Address struct {
-	Family      uint32
 	Port        uint16
 	IP4         uint32
 	IP6         [16]byte
@@ -122,10 +123,10 @@ func appendCell(b []byte, e *Event) ([]byte, error) {
 		return le.AppendUint32(b, e.Socket.Kernel), nil
 	case "socket_connect", "socket_bind":
 		b = append(appendSocket(b, &e.Socket), e.Socket.Owner[:]...)
-		return appendPeer(b, &e.Address), nil
+		return appendPeer(b, e.Socket.Family, &e.Address), nil
 	case "socket_accept":
 		b = append(appendSocket(b, &e.Socket), e.Socket.Owner[:]...)
-		return appendLocal(b, &e.Address), nil
+		return appendLocal(b, e.Socket.Family, &e.Address), nil
 	case "task_kill":
 		b = le.AppendUint32(b, e.Kill.CrossNS)
 		b = le.AppendUint32(b, e.Kill.Signal)
@@ -174,14 +175,14 @@ func appendSocket(b []byte, s *Socket) []byte {
 
 // appendPeer appends the address of a bind or connect. As in Quixote, a path
 // ends at its first NUL, and of another family's digest the first 8 bytes
-// count. The port of af_inet6, which Quixote leaves undefined, is the real one.
-func appendPeer(b []byte, a *Address) []byte {
-	switch a.Family {
+// count. Quixote leaves the port of AF_INET6 undefined; it is 0 here.
+func appendPeer(b []byte, family uint32, a *Address) []byte {
+	switch family {
 	case afInet:
 		b = le.AppendUint16(b, a.Port)
 		return le.AppendUint32(b, a.IP4)
 	case afInet6:
-		b = le.AppendUint16(b, a.Port)
+		b = le.AppendUint16(b, 0)
 		b = append(b, a.IP6[:]...)
 		b = le.AppendUint32(b, a.Flow)
 		return le.AppendUint32(b, a.Scope)
@@ -192,17 +193,19 @@ func appendPeer(b []byte, a *Address) []byte {
 	return append(b, a.Digest[:8]...)
 }
 
-// appendLocal appends the address of the listening socket of an accept.
-func appendLocal(b []byte, a *Address) []byte {
-	switch a.Family {
+// appendLocal appends the address of the listening socket of an accept, whose
+// port Quixote leaves undefined; it is 0 here.
+func appendLocal(b []byte, family uint32, a *Address) []byte {
+	switch family {
 	case afInet:
-		b = le.AppendUint16(b, a.Port)
+		b = le.AppendUint16(b, 0)
 		return le.AppendUint32(b, a.IP4)
 	case afInet6:
-		b = le.AppendUint16(b, a.Port)
+		b = le.AppendUint16(b, 0)
 		return append(b, a.IP6[:]...)
 	case afUnix:
-		return append(b, a.Path...)
+		path, _, _ := bytes.Cut(a.Path, []byte{0})
+		return append(b, path...)
 	}
 	return append(b, a.Digest[:]...)
 }
@@ -226,12 +229,12 @@ func NewMapper() *Mapper { return &Mapper{cache: newCache()} }
 // it in all that counts.
 func (m *Mapper) Map(e *Event) (Coefficients, error) {
 	const coeSize = 40
-	b := append(m.buf[:0], e.TaskID[:]...)
+	b := append(m.buf[:0], e.TaskID...)
 	b = appendCOE(b, &e.COE)
 	b, err := appendCell(b, e)
 	cell := len(e.TaskID) + coeSize
 	end := len(b)
-	b = append(append(b, e.Name...), byte(len(e.Name)))
+	b = append(append(b, e.Name...), byte(len(e.Name)), byte(len(e.TaskID)))
 	m.buf = b
 	if err != nil {
 		return Coefficients{}, fmt.Errorf("map %s: %w", e.Name, err)
@@ -250,7 +253,7 @@ func (m *Mapper) Map(e *Event) (Coefficients, error) {
 // point is SHA256(name || task_id || COE || CELL).
 func (m *Mapper) point(e *Event, c *Coefficients) ID {
 	b := append(m.buf[:0], e.Name...)
-	b = append(b, e.TaskID[:]...)
+	b = append(b, e.TaskID...)
 	b = append(b, c.COE[:]...)
 	b = append(b, c.CELL[:]...)
 	m.buf = b

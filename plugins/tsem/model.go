@@ -6,23 +6,25 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 )
 
 // Model is one security model: the points that were seen, in order, and what
-// follows from them. Sealed, it knows a violation when it sees one.
+// follows from them. Sealed, it knows a violation when it sees one. No event
+// can break it: where Quixote's model is poisoned for good, here one event has
+// no point.
 // Source: Quixote SecurityModel/TSEM.c, see SPEC section 5.
 type Model struct {
-	base, measurement, aggregate ID
-	hasAggregate                 bool
-	sealed                       bool
-	loading                      bool
-	poisoned                     bool
+	base, measurement ID
+	platform          ID // as it was set
+	aggregate         ID // and as the measurement begins with it
+	hasPlatform       bool
+	hasAggregate      bool
+	sealed            bool
 
-	points     []Point
-	index      map[ID]uint32 // place in points
+	points     points
 	pseudonyms map[ID]struct{}
 	limit      int
+	valid      uint64 // points
 
 	trajectory uint64 // points that came while it was not sealed
 	forensics  uint64 // and while it was
@@ -32,22 +34,13 @@ type Model struct {
 	stateKnown bool
 }
 
-// Point is one security state point of a model.
-type Point struct {
-	Value ID
-	Valid bool   // false: it came when the model was sealed
-	Count uint64 // 0: loaded and not seen yet
-}
-
 // DefaultMaxPoints bounds the points of one model.
-const DefaultMaxPoints = 1 << 18
+const DefaultMaxPoints = 1 << 20
 
 // Errors to branch on.
 var (
-	ErrPoisoned = errors.New("model is poisoned by an earlier error")
-	ErrLoading  = errors.New("model is being loaded")
-	ErrSealed   = errors.New("model is sealed")
-	ErrFull     = errors.New("model is full")
+	ErrSealed = errors.New("model is sealed")
+	ErrFull   = errors.New("model is full")
 )
 
 // NewModel makes an empty model that learns; limit bounds its points, 0 means
@@ -56,7 +49,7 @@ func NewModel(limit int) *Model {
 	if limit <= 0 {
 		limit = DefaultMaxPoints
 	}
-	return &Model{index: map[ID]uint32{}, limit: limit}
+	return &Model{limit: limit}
 }
 
 // extend is SHA256(m || SHA256(base || v)).
@@ -70,6 +63,23 @@ func (m *Model) extend(to, v ID) ID {
 	return sha256.Sum256(b[:])
 }
 
+// SetBase sets the base point, a verifier's nonce that all later extensions
+// hold. It changes nothing that was extended before.
+func (m *Model) SetBase(base ID) { m.base, m.stateKnown = base, false }
+
+// Base is the base point, zero unless it was set.
+func (m *Model) Base() ID { return m.base }
+
+// Aggregate is the platform's aggregate as the measurement begins with it.
+func (m *Model) Aggregate() (aggregate ID, has bool) { return m.aggregate, m.hasAggregate }
+
+// Platform is the aggregate as it would have to be set for the measurement to
+// begin as it does: zero where none was. There is none where points came first.
+func (m *Model) Platform() (platform ID, has bool) {
+	has = m.hasPlatform || m.hasAggregate && m.aggregate == m.extend(ID{}, ID{})
+	return m.platform, has
+}
+
 // SetAggregate sets the platform's aggregate. In a sealed model it does
 // nothing; another one than before starts the measurement anew.
 func (m *Model) SetAggregate(a ID) {
@@ -77,6 +87,7 @@ func (m *Model) SetAggregate(a ID) {
 		return
 	}
 	v := m.extend(ID{}, a)
+	m.platform, m.hasPlatform = a, true
 	if m.hasAggregate && m.aggregate == v {
 		return
 	}
@@ -92,23 +103,16 @@ type Outcome struct {
 // Update takes the point of the next event. A point for which there is no room
 // is ErrFull in a model that learns, and a violation in a sealed one.
 func (m *Model) Update(point ID) (Outcome, error) {
-	if m.poisoned {
-		return Outcome{}, ErrPoisoned
-	}
-	if m.loading {
-		m.poisoned = true
-		return Outcome{}, ErrLoading
-	}
 	if !m.hasAggregate {
 		m.measurement = m.extend(m.measurement, ID{})
 		m.aggregate, m.hasAggregate, m.stateKnown = m.measurement, true, false
 	}
-	if i, has := m.index[point]; has {
-		p := &m.points[i]
+	if i, has := m.points.find(&point); has {
+		p := &m.points.all[i]
 		p.Count++
 		return Outcome{Violation: !p.Valid}, nil
 	}
-	if len(m.points) >= m.limit {
+	if len(m.points.all) >= m.limit {
 		m.overflow++
 		if m.sealed {
 			return Outcome{Violation: true}, nil
@@ -116,7 +120,7 @@ func (m *Model) Update(point ID) (Outcome, error) {
 		return Outcome{}, ErrFull
 	}
 	m.measurement = m.extend(m.measurement, point)
-	m.append(point, !m.sealed, 1)
+	m.add(Point{Value: point, Valid: !m.sealed, Count: 1})
 	if m.sealed {
 		m.forensics++
 	} else {
@@ -125,21 +129,51 @@ func (m *Model) Update(point ID) (Outcome, error) {
 	return Outcome{Added: true, Violation: m.sealed}, nil
 }
 
-// Validate makes a point that came while the model was sealed one of its own,
-// when the model learns again.
+// AddState adds a point of a model file: it extends the measurement, and was
+// not seen yet. One that is there already is counted.
+func (m *Model) AddState(point ID) error {
+	if m.sealed {
+		return fmt.Errorf("state: %w", ErrSealed)
+	}
+	if i, has := m.points.find(&point); has {
+		m.points.all[i].Count++
+		return nil
+	}
+	if len(m.points.all) >= m.limit {
+		return fmt.Errorf("state: %w", ErrFull)
+	}
+	m.measurement = m.extend(m.measurement, point)
+	m.add(Point{Value: point, Valid: true})
+	return nil
+}
+
+// Validate makes a point that came while the model was sealed one of its own:
+// it was reviewed, or the model learns again.
 func (m *Model) Validate(point ID) bool {
-	i, has := m.index[point]
-	if !has || m.sealed || m.points[i].Valid {
+	i, has := m.points.find(&point)
+	if !has || m.points.all[i].Valid {
 		return false
 	}
-	m.points[i].Valid = true
+	m.points.all[i].Valid = true
+	m.valid++
 	return true
 }
 
-func (m *Model) append(point ID, valid bool, count uint64) {
-	m.index[point] = uint32(len(m.points))
-	m.points = append(m.points, Point{point, valid, count})
+func (m *Model) add(p Point) {
+	m.points.add(p)
 	m.stateKnown = false
+	if p.Valid {
+		m.valid++
+	}
+}
+
+// Find returns a point by its value.
+func (m *Model) Find(point ID) (Point, bool) {
+	i, has := m.points.find(&point)
+	if !has {
+		return Point{}, false
+	}
+	return m.points.all[i], true
 }
 
 // Seal ends learning. Unseal begins it again.
@@ -153,17 +187,10 @@ func (m *Model) Sealed() bool { return m.sealed }
 func (m *Model) Measurement() ID { return m.measurement }
 
 // Points are the points in the order in which they came; not to be changed.
-func (m *Model) Points() []Point { return m.points }
+func (m *Model) Points() []Point { return m.points.all }
 
 // Valid counts the points that are no violations.
-func (m *Model) Valid() (n uint64) {
-	for i := range m.points {
-		if m.points[i].Valid {
-			n++
-		}
-	}
-	return n
-}
+func (m *Model) Valid() uint64 { return m.valid }
 
 // Trajectory, Forensics and Overflow count points that came while the model
 // learned, while it was sealed, and when it was full.
@@ -177,14 +204,15 @@ func (m *Model) State() ID {
 	if m.stateKnown {
 		return m.state
 	}
-	values := make([]ID, len(m.points))
-	for i := range m.points {
-		values[i] = m.points[i].Value
+	all := m.points.all
+	order := make([]uint32, len(all))
+	for i := range order {
+		order[i] = uint32(i)
 	}
-	slices.SortFunc(values, func(a, b ID) int { return bytes.Compare(a[:], b[:]) })
+	slices.SortFunc(order, func(a, b uint32) int { return bytes.Compare(all[a].Value[:], all[b].Value[:]) })
 	s := m.aggregate
-	for _, v := range values {
-		s = m.extend(s, v)
+	for _, i := range order {
+		s = m.extend(s, all[i].Value)
 	}
 	m.state, m.stateKnown = s, true
 	return s
@@ -196,7 +224,7 @@ func Pseudonym(path []byte) ID {
 }
 
 // maxPseudonyms bounds those of one model.
-const maxPseudonyms = 1 << 12
+const maxPseudonyms = 1 << 16
 
 // AddPseudonym registers one.
 func (m *Model) AddPseudonym(p ID) error {
@@ -210,66 +238,22 @@ func (m *Model) AddPseudonym(p ID) error {
 	return nil
 }
 
-// apply replaces the digest of a file that has a pseudonym here.
-func (m *Model) apply(e *Event) {
+// Pseudonyms lists them, ascending.
+func (m *Model) Pseudonyms() []ID {
+	all := make([]ID, 0, len(m.pseudonyms))
+	for p := range m.pseudonyms {
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b ID) int { return bytes.Compare(a[:], b[:]) })
+	return all
+}
+
+// Level replaces the digest of a file that has a pseudonym here.
+func (m *Model) Level(e *Event) {
 	if len(m.pseudonyms) == 0 || (e.Name != "file_open" && (e.Name != "mmap_file" || !e.HasFile)) {
 		return
 	}
 	if _, has := m.pseudonyms[Pseudonym(e.File.Path)]; has {
 		e.File.Digest = zero
 	}
-}
-
-// Load takes one line of a model file.
-// Source: Quixote SecurityModel/TSEM.c, see SPEC section 6.4.
-func (m *Model) Load(line string) error {
-	word, arg, _ := strings.Cut(line, " ")
-	if word != "signature" && word != "end" {
-		m.loading = true
-	}
-	switch {
-	case line == "":
-		return fmt.Errorf("model line: empty")
-	case line[0] == '#', word == "key", word == "signature":
-		return nil
-	case word == "seal":
-		m.sealed = true
-		return nil
-	case word == "end":
-		m.loading = false
-		return nil
-	}
-	v, err := parseID(arg)
-	if err != nil {
-		return fmt.Errorf("model line %.20q: %w", line, err)
-	}
-	switch word {
-	case "base":
-		m.base = v
-	case "aggregate":
-		m.SetAggregate(v)
-	case "pseudonym":
-		return m.AddPseudonym(v)
-	case "state":
-		return m.loadState(v)
-	default:
-		return fmt.Errorf("model line %.20q: unknown", line)
-	}
-	return nil
-}
-
-func (m *Model) loadState(v ID) error {
-	if m.sealed {
-		return fmt.Errorf("state: %w", ErrSealed)
-	}
-	if i, has := m.index[v]; has {
-		m.points[i].Count++
-		return nil
-	}
-	if len(m.points) >= m.limit {
-		return fmt.Errorf("state: %w", ErrFull)
-	}
-	m.measurement = m.extend(m.measurement, v)
-	m.append(v, true, 0)
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"net/netip"
 
 	"github.com/outguard/outguard/plugins/lineage"
 	"github.com/outguard/outguard/vsockproto"
@@ -59,15 +60,17 @@ func modelled(e *vsockproto.Event) bool {
 // translator turns records into events. One belongs to one engine; path is its
 // scratch space.
 type translator struct {
-	event Event
-	path  []byte
+	event  Event
+	taskID ID
+	path   []byte
 }
 
 // translate makes the event of a record whose subject is who. The result is
 // valid until the next call.
 func (t *translator) translate(e *vsockproto.Event, who lineage.Identity, tree *lineage.Tree) *Event {
 	ev := &t.event
-	*ev = Event{Name: e.Type.String(), TaskID: who.ID()}
+	t.taskID = who.ID()
+	*ev = Event{Name: e.Type.String(), TaskID: t.taskID[:]}
 	ev.COE = coeOf(&e.Subject)
 	switch e.Type {
 	case vsockproto.FileOpen:
@@ -149,6 +152,14 @@ var pathTypes = func() (all [4][8]string) {
 	return all
 }()
 
+// PathTypes lists the words that are said of a path.
+func PathTypes() (all []string) {
+	for _, kind := range pathTypes {
+		all = append(all, kind[:]...)
+	}
+	return all
+}
+
 // pathType is TSEM's word for a path, and more than that for one that is not
 // plain, so that a part never equals a whole.
 func pathType(kind vsockproto.PathKind, flags uint16) string { return pathTypes[kind&3][flags&7] }
@@ -197,22 +208,43 @@ func number(element []byte) (n uint32, is bool) {
 	return n, true
 }
 
+// address has the form that the socket's family says, as in the kernel. A guest
+// may pass an address of another family: AF_UNSPEC ends a connection, and an
+// AF_INET6 socket takes an AF_INET address; that counts as the mapped one. Of
+// the others the bytes count, so that no address hides behind another.
 func (t *translator) address(e *vsockproto.Event) {
-	from, to := &e.Address, &t.event.Address
-	to.Family = uint32(from.Family)
-	switch to.Family {
-	case afInet, afInet6:
+	from, to, family := &e.Address, &t.event.Address, uint32(e.Address.Family)
+	if e.Type == vsockproto.SocketAccept {
+		to.Port = binary.BigEndian.Uint16(from.Port[:])
+	} else {
 		to.Port = le.Uint16(from.Port[:])
-		if e.Type == vsockproto.SocketAccept {
-			to.Port = binary.BigEndian.Uint16(from.Port[:])
+	}
+	switch socket := e.Socket.Family; {
+	case socket == afUnix:
+		to.Path = t.name(e.RawAddr.Data)
+	case socket != afInet && socket != afInet6:
+		if to.Digest = sha256.Sum256(e.RawAddr.Data); family == afInet || family == afInet6 {
+			t.foreign(e)
 		}
+	case socket == family:
 		to.IP4, to.IP6 = le.Uint32(from.Addr4[:]), from.Addr6
 		to.Flow, to.Scope = from.FlowInfo, from.Scope
-	case afUnix:
-		to.Path = t.name(e.RawAddr.Data)
-	default:
-		to.Digest = sha256.Sum256(e.RawAddr.Data)
+	case family == afInet:
+		to.IP6 = netip.AddrFrom4(from.Addr4).As16()
+	case family != afUnspec || e.Type == vsockproto.SocketBind:
+		t.foreign(e)
 	}
+}
+
+// foreign makes an address of one that is not of the socket's family.
+func (t *translator) foreign(e *vsockproto.Event) {
+	a, to := &e.Address, &t.event.Address
+	b := le.AppendUint16(t.path[:0], a.Family)
+	b = append(append(append(b, a.Port[:]...), a.Addr4[:]...), a.Addr6[:]...)
+	t.path = append(b, e.RawAddr.Data...)
+	to.Digest = sha256.Sum256(t.path)
+	to.IP4 = le.Uint32(to.Digest[:])
+	copy(to.IP6[:], to.Digest[:])
 }
 
 // name is sun_path as text: an abstract name has @ for each NUL, another ends
