@@ -14,21 +14,28 @@ import (
 
 // A checkpoint of one VM, little endian:
 //
-//	"OGTSEM" | version u16 |
-//	flags u8 (1 aggregate, 2 sealed, 16 said full) | base 32 | measurement 32 | aggregate 32 |
+//	"OGTSEM" | version u16 | mapping u8 (1 quixote) |
+//	flags u8 (1 aggregate, 2 sealed, 4 platform, 16 said full) |
+//	base 32 | measurement 32 | platform 32 | aggregate 32 | model version u64 |
 //	trajectory u64 | forensics u64 | overflow u64 |
-//	points u32, each: value 32 | valid u8 | count u64 | pseudonyms u32, each: 32, ascending |
-//	events u64 | violations u64 | unknown u64 | last_new i64, ns since 1970, 0: never | marks u64 |
+//	points u32, each: value 32 | valid u8 | count u64 | note u32 | notes u32, bytes: see notes |
+//	pseudonyms u32, each: 32, ascending |
+//	events u64 | violations u64 | unknown u64 | last_new i64, seen i64, ns since 1970, 0: never | marks u64 |
+//	since_new u64 | hours u8, each: at i64 | events u64 | new points u64 |
 //	violating, untrusted: second i64 | passed u32 | suppressed u64 |
 //	firsts u32, each: mark u64 | ref 37, ascending by mark |
 //	forensics u32, each: ref 37 | boot_ns u64 | point 32 | task_id 32 | name: u8, bytes |
 //	lineage u32, bytes
+//
+// Version 1 had neither mapping, platform, model version, notes, seen,
+// since_new nor hours.
 const (
 	checkpointMagic   = "OGTSEM"
-	checkpointVersion = 1
+	checkpointVersion = 2
 
 	flagAggregate = 1 << 0
 	flagSealed    = 1 << 1
+	flagPlatform  = 1 << 2
 	flagFull      = 1 << 4
 )
 
@@ -62,12 +69,14 @@ func (v *vm) append(b []byte) ([]byte, error) {
 	b = append(b, checkpointMagic...)
 	b = le.AppendUint16(b, checkpointVersion)
 	b = v.appendModel(b)
-	lastNew := int64(0)
-	if !v.lastNew.IsZero() {
-		lastNew = v.lastNew.UnixNano()
-	}
-	for _, n := range [...]uint64{v.events, v.violations, v.unknown, uint64(lastNew), v.marks} {
+	for _, n := range [...]uint64{v.events, v.violations, v.unknown, nanos(v.lastNew), nanos(v.seen), v.marks, v.rate.sinceNew} {
 		b = le.AppendUint64(b, n)
+	}
+	b = append(b, byte(len(v.rate.hours)))
+	for _, h := range v.rate.hours {
+		b = le.AppendUint64(b, uint64(h.at))
+		b = le.AppendUint64(b, h.events)
+		b = le.AppendUint64(b, h.added)
 	}
 	for _, l := range [...]*limiter{&v.violating, &v.untrusted} {
 		b = le.AppendUint64(b, uint64(l.second))
@@ -92,19 +101,27 @@ func (v *vm) append(b []byte) ([]byte, error) {
 	return b, nil
 }
 
+// nanos is a time as it is kept: 0 is never.
+func nanos(t time.Time) uint64 {
+	if t.IsZero() {
+		return 0
+	}
+	return uint64(t.UnixNano())
+}
+
 func (v *vm) appendModel(b []byte) []byte {
 	m := v.model
 	flags := byte(0)
-	for bit, set := range [...]bool{m.hasAggregate, m.sealed, false, false, v.full} {
+	for bit, set := range [...]bool{m.hasAggregate, m.sealed, m.hasPlatform, false, v.full} {
 		if set {
 			flags |= 1 << bit
 		}
 	}
-	b = append(b, flags)
-	for _, id := range [...]*ID{&m.base, &m.measurement, &m.aggregate} {
+	b = append(b, mappingQuixote, flags)
+	for _, id := range [...]*ID{&m.base, &m.measurement, &m.platform, &m.aggregate} {
 		b = append(b, id[:]...)
 	}
-	for _, n := range [...]uint64{m.trajectory, m.forensics, m.overflow} {
+	for _, n := range [...]uint64{m.version, m.trajectory, m.forensics, m.overflow} {
 		b = le.AppendUint64(b, n)
 	}
 	b = le.AppendUint32(b, uint32(len(m.points.all)))
@@ -113,7 +130,9 @@ func (v *vm) appendModel(b []byte) []byte {
 		b = append(b, p.Value[:]...)
 		b = append(b, boolByte(p.Valid))
 		b = le.AppendUint64(b, p.Count)
+		b = le.AppendUint32(b, p.note)
 	}
+	b = append(le.AppendUint32(b, uint32(len(m.notes))), m.notes...)
 	names := m.Pseudonyms()
 	b = le.AppendUint32(b, uint32(len(names)))
 	for i := range names {
@@ -149,16 +168,18 @@ func (f *Forensic) append(b []byte) []byte {
 // parse reads a checkpoint. No count is believed that the bytes cannot hold.
 func (e *Engine) parse(b []byte) (*vm, error) {
 	r := reader{b: b}
-	if string(r.take(len(checkpointMagic))) != checkpointMagic || r.u16() != checkpointVersion {
+	magic := string(r.take(len(checkpointMagic)))
+	if r.version = r.u16(); magic != checkpointMagic || r.version == 0 || r.version > checkpointVersion {
 		return nil, fmt.Errorf("header: %w", ErrCheckpoint)
 	}
 	v := e.newVM(NewModel(e.opts.MaxPoints), nil)
 	r.model(v)
-	v.events, v.violations, v.unknown = r.u64(), r.u64(), r.u64()
-	if ns := int64(r.u64()); ns != 0 {
-		v.lastNew = time.Unix(0, ns)
+	v.events, v.violations, v.unknown, v.lastNew = r.u64(), r.u64(), r.u64(), r.time()
+	if r.version > 1 {
+		v.seen = r.time()
 	}
 	v.marks = r.u64()
+	r.rate(&v.rate)
 	for _, l := range [...]*limiter{&v.violating, &v.untrusted} {
 		l.second, l.passed, l.suppressed = int64(r.u64()), r.u32(), r.u64()
 	}
@@ -184,8 +205,9 @@ func (e *Engine) parse(b []byte) (*vm, error) {
 }
 
 type reader struct {
-	b   []byte
-	bad bool
+	b       []byte
+	bad     bool
+	version uint16
 }
 
 func (r *reader) take(n int) []byte {
@@ -214,28 +236,107 @@ func (r *reader) count(limit, size int) int {
 	return n
 }
 
+func (r *reader) time() time.Time {
+	ns := int64(r.u64())
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns)
+}
+
+func (r *reader) rate(to *rate) {
+	if r.version == 1 {
+		return
+	}
+	to.sinceNew = r.u64()
+	n := int(r.u8())
+	r.bad = r.bad || n > maxHours
+	for range min(n, maxHours) {
+		h := hour{at: int64(r.u64()), events: r.u64(), added: r.u64()}
+		if n := len(to.hours); n > 0 && to.hours[n-1].at >= h.at {
+			r.bad = true
+		}
+		to.hours = append(to.hours, h)
+	}
+}
+
 func (r *reader) model(v *vm) {
 	m := v.model
+	if r.version > 1 {
+		r.bad = r.bad || r.u8() != mappingQuixote
+	}
 	flags := r.u8()
-	m.hasAggregate, m.sealed = flags&flagAggregate != 0, flags&flagSealed != 0
+	m.hasAggregate, m.sealed, m.hasPlatform = flags&flagAggregate != 0, flags&flagSealed != 0, flags&flagPlatform != 0
 	v.full = flags&flagFull != 0
-	m.base, m.measurement, m.aggregate = r.id(), r.id(), r.id()
+	m.base, m.measurement = r.id(), r.id()
+	if r.version > 1 {
+		m.platform = r.id()
+	}
+	if m.aggregate = r.id(); r.version > 1 {
+		m.version = r.u64()
+	}
 	m.trajectory, m.forensics, m.overflow = r.u64(), r.u64(), r.u64()
-	for range r.count(m.limit, 41) {
+	r.points(m)
+	r.bad = r.bad || flags&^(flagAggregate|flagSealed|flagPlatform|flagFull) != 0
+	r.pseudonyms(m)
+}
+
+func (r *reader) points(m *Model) {
+	size := 41
+	if r.version > 1 {
+		size += 4
+	}
+	last := uint32(0)
+	for range r.count(m.limit, size) {
 		p := Point{Value: r.id(), Valid: r.flag(), Count: r.u64()}
-		if _, twice := m.points.find(&p.Value); twice {
+		if r.version > 1 {
+			p.note = r.u32()
+		}
+		if _, twice := m.points.find(&p.Value); twice || p.note != 0 && p.note <= last {
 			r.bad = true
 			return
 		}
+		last = max(last, p.note)
 		m.add(p)
 	}
+	if r.version > 1 {
+		r.notes(m)
+	}
+}
+
+// notes reads notes: one behind the other, each of a point.
+func (r *reader) notes(m *Model) {
+	n := int(r.u32())
+	if n > maxNotes || n > len(r.b) {
+		r.bad = true
+		return
+	}
+	if n > 0 {
+		m.notes = append(notes(nil), r.take(n)...)
+	}
+	at := uint32(0)
+	for i := range m.points.all {
+		note := m.points.all[i].note
+		if note == 0 {
+			continue
+		}
+		_, next, ok := m.notes.get(at)
+		if !ok || note != at+1 {
+			r.bad = true
+			return
+		}
+		at = next
+	}
+	r.bad = r.bad || int(at) != len(m.notes)
+}
+
+func (r *reader) pseudonyms(m *Model) {
 	last := ID{}
 	for i := range r.count(maxPseudonyms, 32) {
 		p := r.id()
 		r.bad = r.bad || (i > 0 && slices.Compare(p[:], last[:]) <= 0) || m.AddPseudonym(p) != nil
 		last = p
 	}
-	r.bad = r.bad || flags&^(flagAggregate|flagSealed|flagFull) != 0
 }
 
 func (r *reader) flag() bool {

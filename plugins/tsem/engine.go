@@ -48,6 +48,8 @@ type vm struct {
 	violations uint64
 	unknown    uint64 // records of a type without a layout
 	lastNew    time.Time
+	seen       time.Time // the last batch
+	rate       rate
 	marks      uint64 // tasks that were judged untrusted, each numbered
 	firsts     []first
 	forensics  []Forensic
@@ -165,6 +167,13 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 		return
 	}
 	outcome, err := v.model.Update(c.Point)
+	v.rate.event(outcome.Added)
+	if outcome.Added {
+		v.model.Annotate(&Note{
+			Received: b.Received, BootNs: r.BootNs, PID: r.PID,
+			Program: cmp.Or(who.Program.Path, comm(r)), What: ev.Words(),
+		})
+	}
 	switch {
 	case err != nil:
 		if !v.full {
@@ -221,6 +230,8 @@ func (v *vm) first(mark uint64) (engine.Ref, bool) {
 
 // begin renews the limits with each second, and reports what they kept back.
 func (v *vm) begin(b *engine.Batch, report func(engine.Finding)) {
+	v.rate.begin(b.Received)
+	v.seen = b.Received
 	second := b.Received.Unix()
 	if n := v.violating.renew(second); n > 0 {
 		report(suppressed(b, "tsem/violation", engine.High, n))
@@ -285,6 +296,7 @@ func (e *Engine) Learn(_ context.Context, id uuid.UUID) (engine.Model, error) {
 	defer e.mu.Unlock()
 	v := e.vm(id)
 	v.model.Unseal()
+	v.model.Touch()
 	v.tree.Unmark()
 	return v.describe(id), nil
 }
@@ -298,6 +310,7 @@ func (e *Engine) Seal(_ context.Context, id uuid.UUID) (engine.Model, error) {
 		return engine.Model{}, fmt.Errorf("seal: no model of %s yet: it begins with the first event", id)
 	}
 	v.model.Seal()
+	v.model.Touch()
 	return v.describe(id), nil
 }
 

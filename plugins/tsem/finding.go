@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -22,6 +23,8 @@ const (
 	RuleSuppressed  = "tsem/suppressed"  // how many findings of one second were kept back
 	RuleFull        = "tsem/full"        // the model learns no more
 )
+
+func hexOf(v ID) string { return hex.EncodeToString(v[:]) }
 
 func refOf(b *engine.Batch, r *vsockproto.Event) engine.Ref {
 	return engine.Ref{Session: b.Session, Index: b.Index, CPU: r.CPU, Class: uint8(r.Class), Sequence: r.Sequence}

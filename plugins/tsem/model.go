@@ -8,6 +8,9 @@ import (
 	"slices"
 )
 
+// mappingQuixote is the number of the quixote mapping in files.
+const mappingQuixote = 1
+
 // Model is one security model: the points that were seen, in order, and what
 // follows from them. Sealed, it knows a violation when it sees one. No event
 // can break it: where Quixote's model is poisoned for good, here one event has
@@ -22,6 +25,8 @@ type Model struct {
 	sealed            bool
 
 	points     points
+	notes      notes
+	version    uint64 // counts what people did to it
 	pseudonyms map[ID]struct{}
 	limit      int
 	valid      uint64 // points
@@ -179,6 +184,12 @@ func (m *Model) Find(point ID) (Point, bool) {
 // Seal ends learning. Unseal begins it again.
 func (m *Model) Seal()   { m.sealed = true }
 func (m *Model) Unseal() { m.sealed = false }
+
+// Version counts what people did to the model.
+func (m *Model) Version() uint64 { return m.version }
+
+// Touch begins another version.
+func (m *Model) Touch() { m.version++ }
 
 // Sealed reports whether the model is sealed.
 func (m *Model) Sealed() bool { return m.sealed }

@@ -10,6 +10,7 @@ import (
 type Point struct {
 	Value ID
 	Count uint64 // times seen; 0: loaded and not seen yet
+	note  uint32 // 1 more than where its note begins; 0: it has none
 	Valid bool   // false: it came when the model was sealed
 }
 
