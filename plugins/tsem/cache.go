@@ -6,8 +6,10 @@ import (
 )
 
 // cache remembers the coefficients of preimages: a repeat costs one fast hash
-// and one comparison instead of three SHA-256. Each place holds the last
-// preimage that fell there. The seed is random, so that a guest cannot aim.
+// and one comparison instead of three SHA-256. A preimage takes its place when
+// it comes there twice with no other in between, so that a model of more events
+// than there are places does not spend its time on copying. The seed is random,
+// so that a guest cannot aim.
 type cache struct {
 	seed  maphash.Seed
 	slots []slot
@@ -19,22 +21,25 @@ const (
 )
 
 type slot struct {
+	hash  uint64 // of key
+	came  uint64 // the hash of the last one that was not key
 	key   []byte
 	value Coefficients
 }
 
 func newCache() cache { return cache{seed: maphash.MakeSeed(), slots: make([]slot, cacheSlots)} }
 
-func (c *cache) slot(key []byte) *slot {
-	return &c.slots[maphash.Bytes(c.seed, key)%cacheSlots]
+func (c *cache) slot(key []byte) (s *slot, hash uint64) {
+	hash = maphash.Bytes(c.seed, key)
+	return &c.slots[hash%cacheSlots], hash
 }
 
-func (s *slot) holds(key []byte) bool { return len(key) <= cacheLargest && bytes.Equal(s.key, key) }
+func (s *slot) holds(key []byte, hash uint64) bool { return s.hash == hash && bytes.Equal(s.key, key) }
 
-func (s *slot) keep(key []byte, c Coefficients) {
-	if len(key) <= cacheLargest {
-		s.key, s.value = append(s.key[:0], key...), c
-	} else {
-		s.key = s.key[:0]
+func (s *slot) keep(key []byte, hash uint64, c *Coefficients) {
+	if s.came != hash || len(key) > cacheLargest {
+		s.came = hash
+		return
 	}
+	s.hash, s.key, s.value = hash, append(s.key[:0], key...), *c
 }

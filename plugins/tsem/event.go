@@ -218,17 +218,25 @@ type Coefficients struct {
 // Mapper maps events to points as Quixote's userspace does, the mapping named
 // "quixote". It remembers what it computed; it is not safe for concurrent use.
 type Mapper struct {
-	buf   []byte
-	cache cache
+	buf     []byte // the event's preimages
+	last    []byte // the last point's
+	cache   cache
+	context [coeSize]byte // the last COE
+	coe     ID            // and its digest
 }
 
+const coeSize = 40
+
 // NewMapper makes a Mapper.
-func NewMapper() *Mapper { return &Mapper{cache: newCache()} }
+func NewMapper() *Mapper {
+	m := &Mapper{cache: newCache()}
+	m.coe = sha256.Sum256(m.context[:])
+	return m
+}
 
 // Map computes the coefficients of e, or finds those of an event that equals
 // it in all that counts.
 func (m *Mapper) Map(e *Event) (Coefficients, error) {
-	const coeSize = 40
 	b := append(m.buf[:0], e.TaskID...)
 	b = appendCOE(b, &e.COE)
 	b, err := appendCell(b, e)
@@ -239,24 +247,26 @@ func (m *Mapper) Map(e *Event) (Coefficients, error) {
 	if err != nil {
 		return Coefficients{}, fmt.Errorf("map %s: %w", e.Name, err)
 	}
-	slot := m.cache.slot(b)
-	if slot.holds(b) {
+	slot, hash := m.cache.slot(b)
+	if slot.holds(b, hash) {
 		return slot.value, nil
 	}
-	c := Coefficients{COE: sha256.Sum256(b[len(e.TaskID):cell]), CELL: sha256.Sum256(b[cell:end])}
-	slot.keep(b, c)
+	if context := (*[coeSize]byte)(b[len(e.TaskID):cell]); *context != m.context {
+		m.context, m.coe = *context, sha256.Sum256(context[:])
+	}
+	c := Coefficients{COE: m.coe, CELL: sha256.Sum256(b[cell:end])}
 	c.Point = m.point(e, &c)
-	slot.value.Point = c.Point
+	slot.keep(b, hash, &c)
 	return c, nil
 }
 
 // point is SHA256(name || task_id || COE || CELL).
 func (m *Mapper) point(e *Event, c *Coefficients) ID {
-	b := append(m.buf[:0], e.Name...)
+	b := append(m.last[:0], e.Name...)
 	b = append(b, e.TaskID...)
 	b = append(b, c.COE[:]...)
 	b = append(b, c.CELL[:]...)
-	m.buf = b
+	m.last = b
 	return sha256.Sum256(b)
 }
 

@@ -123,3 +123,36 @@ func TestLines(t *testing.T) {
 		t.Errorf("%v", got[3])
 	}
 }
+
+// A line that is read costs no memory of its own, in either dialect.
+func TestParseAllocs(t *testing.T) {
+	lines := shell(t)
+	for _, d := range []Dialect{Text, Strict} {
+		p, mapper := NewParser(d), tsem.NewMapper()
+		all := func() {
+			for _, l := range lines {
+				e, err := p.Parse([]byte(l))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := mapper.Map(&e.Event); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		all()
+		all()
+		bytes := make([][]byte, len(lines))
+		for i, l := range lines {
+			bytes[i] = []byte(l)
+		}
+		if n := testing.AllocsPerRun(10, func() {
+			for _, l := range bytes {
+				e, _ := p.Parse(l)
+				_, _ = mapper.Map(&e.Event)
+			}
+		}); n > 0 {
+			t.Errorf("dialect %d: %v allocations for %d lines", d, n, len(lines))
+		}
+	}
+}

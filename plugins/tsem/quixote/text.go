@@ -23,6 +23,7 @@ type text struct {
 	keys    []mark
 	braces  []brace
 	scratch []byte // of values that had escapes
+	plain   bool   // there is no backslash in b
 }
 
 // mark is a `": `, which ends a key.
@@ -50,6 +51,7 @@ var class = [256]bool{'{': true, '}': true, ':': true}
 
 func (t *text) scan(line []byte) field {
 	t.b, t.keys, t.braces, t.scratch = line, t.keys[:0], t.braces[:0], t.scratch[:0]
+	t.plain = bytes.IndexByte(line, '\\') < 0
 	level := int32(0)
 	for i, c := range line {
 		if !class[c] {
@@ -155,7 +157,7 @@ func (f field) text(key string) ([]byte, error) {
 
 // value takes the backslashes out.
 func (t *text) value(b []byte) []byte {
-	if bytes.IndexByte(b, '\\') < 0 {
+	if t.plain || bytes.IndexByte(b, '\\') < 0 {
 		return b
 	}
 	from := len(t.scratch)
