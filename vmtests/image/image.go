@@ -23,7 +23,7 @@ const epoch = 1700000000
 
 // version is part of the hash: raise it when a build of the same inputs
 // changes.
-const version = "2"
+const version = "3"
 
 // File is one file of the guest's root.
 type File struct {
@@ -43,7 +43,7 @@ func FromHost(path string, mode fs.FileMode, source string) (File, error) {
 
 // Options say where things are. nil and zero mean the defaults.
 type Options struct {
-	Kernel  string // unpacked kernel package; default /var/cache/outguard/kernel/current
+	Kernel  string // unpacked kernel package; default Kernel's answer for /var/cache/outguard
 	Busybox string // static busybox; default /bin/busybox
 	SizeMiB int    // size of the root's file system; default 64, or more if the files need it
 	Files   []File // beside the guest's own: the agent, tests
@@ -80,8 +80,8 @@ func Build(ctx context.Context, dir string, o *Options) (*Image, error) {
 	return img, nil
 }
 
-// kept is how many images stay: each new agent makes one.
-const kept = 8
+// kept is how many images stay: each new agent makes one for each kernel.
+const kept = 12
 
 // prune removes all but the n images that were of use last.
 func prune(dir string, n int) error {
@@ -115,7 +115,6 @@ type build struct {
 	busybox []byte
 	applets []string
 	modules []module
-	blobs   map[string][]byte // module name: its file
 	files   []File
 	sizeMiB int
 }
@@ -124,8 +123,14 @@ func newBuild(o *Options) (*build, error) {
 	if o == nil {
 		o = &Options{}
 	}
-	kernel := orDefault(o.Kernel, "/var/cache/outguard/kernel/current")
-	b := &build{sizeMiB: o.SizeMiB, blobs: map[string][]byte{}}
+	kernel := o.Kernel
+	if kernel == "" {
+		var err error
+		if _, kernel, err = Kernel("/var/cache/outguard"); err != nil {
+			return nil, err
+		}
+	}
+	b := &build{sizeMiB: o.SizeMiB}
 	if err := b.readKernel(kernel); err != nil {
 		return nil, err
 	}
@@ -154,24 +159,16 @@ func orDefault(s, def string) string {
 }
 
 func (b *build) readKernel(dir string) error {
-	found, err := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))
-	if err != nil || len(found) != 1 {
-		return fmt.Errorf("kernel in %s: %d files boot/vmlinuz-*, want 1 (.ci/install vm fetches it)", dir, len(found))
-	}
-	b.release = strings.TrimPrefix(filepath.Base(found[0]), "vmlinuz-")
-	if b.vmlinuz, err = os.ReadFile(found[0]); err != nil {
-		return err
-	}
-	b.modules, err = moduleOrder(filepath.Join(dir, "lib", "modules", b.release), guestModules)
+	release, vmlinuz, modules, err := kernelFiles(dir)
 	if err != nil {
 		return err
 	}
-	for _, m := range b.modules {
-		if b.blobs[m.name], err = os.ReadFile(m.path); err != nil {
-			return err
-		}
+	b.release = release
+	if b.vmlinuz, err = os.ReadFile(vmlinuz); err != nil {
+		return err
 	}
-	return nil
+	b.modules, err = moduleOrder(modules, guestModules)
+	return err
 }
 
 // ownFiles are what every guest has.
@@ -221,7 +218,7 @@ func (b *build) hash() string {
 	add("busybox", b.busybox)
 	add("applets", []byte(strings.Join(b.applets, " ")))
 	for _, m := range b.modules {
-		add("module "+m.name, b.blobs[m.name])
+		add("module "+m.name, m.data)
 	}
 	init, _ := guestFiles.ReadFile("files/initramfs-init")
 	add("init", init)
@@ -287,7 +284,7 @@ func (b *build) writeInitrd(path string) error {
 	c.file("init", 0o755, init)
 	var order strings.Builder
 	for _, m := range b.modules {
-		c.file("modules/"+m.name+".ko", 0o644, b.blobs[m.name])
+		c.file("modules/"+m.name+".ko", 0o644, m.data)
 		fmt.Fprintln(&order, m.name)
 	}
 	c.file("modules/order", 0o644, []byte(order.String()))

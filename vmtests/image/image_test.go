@@ -16,10 +16,11 @@ import (
 // it where libvirt guests are promised.
 func need(t *testing.T) {
 	t.Helper()
-	for _, path := range []string{"/var/cache/outguard/kernel/current", "/bin/busybox"} {
-		if _, err := os.Stat(path); err != nil {
-			missing(t, path)
-		}
+	if _, _, err := Kernel("/var/cache/outguard"); err != nil {
+		missing(t, err.Error())
+	}
+	if _, err := os.Stat("/bin/busybox"); err != nil {
+		missing(t, "/bin/busybox")
 	}
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		missing(t, "qemu-img")
@@ -118,21 +119,67 @@ func TestOldImagesGo(t *testing.T) {
 	}
 }
 
+// TestModulesComeAfterWhatTheyDependOn looks at every kernel that is there.
+// Newer ones have some modules built in.
 func TestModulesComeAfterWhatTheyDependOn(t *testing.T) {
 	need(t)
-	b, err := newBuild(nil)
-	if err != nil {
-		t.Fatal(err)
+	for _, line := range Kernels {
+		dir := filepath.Join("/var/cache/outguard/kernel", line)
+		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+			continue // need has seen to the one that is asked for
+		}
+		b, err := newBuild(&Options{Kernel: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(b.release, line+".") {
+			t.Errorf("%s is %s", dir, b.release)
+		}
+		at := map[string]int{}
+		for i, m := range b.modules {
+			at[m.name] = i
+			if !bytes.HasPrefix(m.data, []byte("\x7fELF")) {
+				t.Errorf("%s: module %s begins with %x", line, m.name, m.data[:4])
+			}
+		}
+		pairs := [][2]string{{"jbd2", "ext4"}, {"net_failover", "virtio_net"}, {"vsock", "vmw_vsock_virtio_transport"}}
+		if line == "6.1" {
+			pairs = append(pairs, [2]string{"virtio_ring", "virtio"}, [2]string{"virtio", "virtio_pci"}, [2]string{"crc32c_generic", "ext4"})
+		}
+		for _, pair := range pairs {
+			i, ok := at[pair[0]]
+			j, ok2 := at[pair[1]]
+			if !ok || !ok2 || i >= j {
+				t.Errorf("%s: %s (%d) is to come before %s (%d)", line, pair[0], i, pair[1], j)
+			}
+		}
 	}
-	at := map[string]int{}
-	for i, m := range b.modules {
-		at[m.name] = i
+}
+
+func TestKernelIsNamed(t *testing.T) {
+	cache := t.TempDir()
+	for _, line := range []string{"6.1", DefaultKernel} {
+		if err := os.MkdirAll(filepath.Join(cache, "kernel", line), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
-	for _, pair := range [][2]string{{"virtio_ring", "virtio"}, {"virtio", "virtio_pci"}, {"virtio", "virtio_blk"}, {"jbd2", "ext4"}, {"crc32c_generic", "ext4"}, {"vsock", "vmw_vsock_virtio_transport"}} {
-		i, ok := at[pair[0]]
-		j, ok2 := at[pair[1]]
-		if !ok || !ok2 || i >= j {
-			t.Errorf("%s (%d) is to come before %s (%d)", pair[0], i, pair[1], j)
+	for _, test := range []struct{ env, line, err string }{
+		{"", DefaultKernel, ""},
+		{"6.1", "6.1", ""},
+		{"7.2", "", ".ci/install kernels"},
+		{"5.10", "", "6.1, 6.12, 7.2"},
+		{"../../etc", "", "not one of"},
+	} {
+		t.Setenv("OUTGUARD_KERNEL", test.env)
+		line, dir, err := Kernel(cache)
+		if test.err != "" {
+			if err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Errorf("%q: %v, want an error with %s", test.env, err, test.err)
+			}
+			continue
+		}
+		if err != nil || line != test.line || dir != filepath.Join(cache, "kernel", line) {
+			t.Errorf("%q: %s in %s, %v", test.env, line, dir, err)
 		}
 	}
 }

@@ -3,9 +3,11 @@ package image
 import (
 	"bytes"
 	"debug/elf"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -16,15 +18,19 @@ import (
 var guestModules = []string{
 	"virtio_pci", "virtio_blk", "virtio_net", "virtio_console",
 	"crc32c_generic", "ext4",
-	"qemu_fw_cfg",
+	"qemu_fw_cfg", "overlay",
 	"vmw_vsock_virtio_transport", "vsock_loopback",
 }
 
-// required are those without which no guest of ours gets anywhere.
+// required are those without which no guest of ours gets anywhere, and which
+// no kernel of Debian's has built in.
 var requiredModules = map[string]bool{"virtio_blk": true, "ext4": true, "qemu_fw_cfg": true}
 
-// module is one file of the kernel package.
-type module struct{ name, path string }
+// module is one file of the kernel package, as the kernel is to be given it.
+type module struct {
+	name string
+	data []byte
+}
 
 // moduleOrder returns the modules wanted and all that they depend on, each
 // after its own dependencies, which is the order for insmod.
@@ -48,7 +54,11 @@ func moduleOrder(dir string, want []string) ([]module, error) {
 		if !ok {
 			return nil
 		}
-		deps, err := moduleDeps(path)
+		data, err := readModule(path)
+		if err != nil {
+			return fmt.Errorf("module %s: %w", name, err)
+		}
+		deps, err := moduleDeps(data)
 		if err != nil {
 			return fmt.Errorf("module %s: %w", name, err)
 		}
@@ -57,7 +67,7 @@ func moduleOrder(dir string, want []string) ([]module, error) {
 				return err
 			}
 		}
-		order = append(order, module{name, path})
+		order = append(order, module{name, data})
 		return nil
 	}
 	for _, name := range want {
@@ -72,8 +82,9 @@ func moduleOrder(dir string, want []string) ([]module, error) {
 func moduleFiles(dir string) (map[string]string, error) {
 	files := map[string]string{}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && strings.HasSuffix(path, ".ko") {
-			files[moduleName(strings.TrimSuffix(d.Name(), ".ko"))] = path
+		name, ok := strings.CutSuffix(strings.TrimSuffix(path, ".xz"), ".ko")
+		if err == nil && ok && d.Type().IsRegular() {
+			files[moduleName(filepath.Base(name))] = path
 		}
 		return err
 	})
@@ -83,20 +94,28 @@ func moduleFiles(dir string) (map[string]string, error) {
 // moduleName folds the two spellings that the kernel takes for the same.
 func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
 
-// moduleDeps reads "depends=" out of a module's .modinfo section.
-func moduleDeps(path string) ([]string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
+// readModule reads a module's file. A compressed one is unpacked, since not
+// every guest's insmod can.
+func readModule(path string) ([]byte, error) {
+	if !strings.HasSuffix(path, ".xz") {
+		return os.ReadFile(path)
 	}
-	defer f.Close()
-	e, err := elf.NewFile(f)
+	data, err := exec.Command("xz", "--decompress", "--stdout", path).Output()
+	if err != nil {
+		return nil, fmt.Errorf("xz %s: %w", path, err)
+	}
+	return data, nil
+}
+
+// moduleDeps reads "depends=" out of a module's .modinfo section.
+func moduleDeps(module []byte) ([]string, error) {
+	e, err := elf.NewFile(bytes.NewReader(module))
 	if err != nil {
 		return nil, err
 	}
 	s := e.Section(".modinfo")
 	if s == nil {
-		return nil, fmt.Errorf("%s has no .modinfo", path)
+		return nil, errors.New("no section .modinfo")
 	}
 	info, err := s.Data()
 	if err != nil {

@@ -28,6 +28,10 @@
 // `exec outguard ...` is this world's command line. WAIT is a Go duration. On
 // failure, consoles and the monitor's log go to the test's artifacts.
 //
+// OUTGUARD_KERNEL says which stock kernel the guests run: 6.1, 6.12 or 7.2, 6.12
+// if it says nothing. A line of a script that depends on it begins with
+// [kernel:6.1] or [!kernel:6.1].
+//
 // A guest is called $LAB-something: two runs with different OUTGUARD_LAB have
 // different guests, directories and installations, and can go on side by side.
 package scenario

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/outguard/outguard/vmtests/attack"
+	"github.com/outguard/outguard/vmtests/image"
 	"github.com/outguard/outguard/vmtests/service"
 	"github.com/outguard/outguard/vmtests/vm"
 )
@@ -58,6 +60,7 @@ func (w *world) params(script string) testscript.Params {
 			e.Setenv("LAB", w.site.Prefix)
 			return nil
 		},
+		Condition: w.condition,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"install": func(ts *testscript.TestScript, neg bool, args []string) {
 				usage(ts, !neg && len(args) == 0, "install")
@@ -75,6 +78,15 @@ func (w *world) params(script string) testscript.Params {
 			"until":   until,
 		},
 	}
+}
+
+// condition answers [kernel:6.1], of the guests' kernel.
+func (w *world) condition(cond string) (bool, error) {
+	line, ok := strings.CutPrefix(cond, "kernel:")
+	if !ok || !slices.Contains(image.Kernels, line) {
+		return false, fmt.Errorf("condition %q: want kernel: and one of %s", cond, strings.Join(image.Kernels, ", "))
+	}
+	return line == w.kernel, nil
 }
 
 func usage(ts *testscript.TestScript, ok bool, text string) {

@@ -24,6 +24,7 @@ type world struct {
 	clone   string // its directory
 	site    vm.Site
 	layout  product.Layout
+	kernel  string // line of the guests' kernel
 	lab     *vm.Lab
 	img     *image.Image
 	install *product.Install
@@ -55,9 +56,15 @@ func newWorld(t *testing.T) *world {
 	if err := product.Remove(t.Context(), w.layout); err != nil { // what a killed run left
 		t.Fatal(err)
 	}
-	if w.img, err = image.Build(t.Context(), filepath.Join(cache, "images"), &image.Options{Files: w.guestFiles(t)}); err != nil {
+	line, kernel, err := image.Kernel(cache)
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.kernel = line
+	if w.img, err = image.Build(t.Context(), filepath.Join(cache, "images"), &image.Options{Kernel: kernel, Files: w.guestFiles(t)}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("guest kernel: %s", w.img.Release)
 	w.lab, err = vm.Open(t.Context(), w.img, &vm.Options{Dir: site.Dir, Cache: cache})
 	if err != nil {
 		t.Fatal(err)

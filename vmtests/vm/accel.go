@@ -32,7 +32,7 @@ func proveAccelerator(ctx context.Context, cache string, img *image.Image) (Choi
 		c.Why = "there is no /dev/kvm"
 		return c, nil
 	}
-	key, path := machineKey(ctx, img), filepath.Join(cache, "accelerator")
+	key, path := machineKey(ctx, img), filepath.Join(cache, "accelerator-"+img.Release)
 	if text, err := os.ReadFile(path); err == nil {
 		if name, ok := strings.CutPrefix(strings.TrimSpace(string(text)), key+" "); ok && (name == "kvm" || name == "tcg") {
 			c.Name, c.Why = name, proofText(name)+", as proven before"

@@ -67,7 +67,7 @@ func TestGuestServesAndFalls(t *testing.T) {
 	if _, err := g.WaitConsole(t.Context(), "guest: up", time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("up in %s", time.Since(began))
+	t.Logf("kernel %s up in %s", img.Release, time.Since(began))
 	if g.channel != nil {
 		if _, err := g.WaitConsole(t.Context(), `dial: host says "hello, guest"`, 30*time.Second); err != nil {
 			t.Error(err)

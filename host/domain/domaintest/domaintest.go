@@ -85,7 +85,7 @@ func kernel() (path, modules string) {
 	if cache == "" {
 		cache = "/var/cache/outguard"
 	}
-	for _, root := range []string{filepath.Join(cache, "kernel/current"), "/"} {
+	for _, root := range []string{filepath.Join(cache, "kernel/6.1"), "/"} {
 		all, _ := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
 		slices.Sort(all)
 		for _, path := range slices.Backward(all) {
