@@ -14,6 +14,11 @@ BENCHTIME   ?= 1s
 # what two cores carry. The first one starts libvirtd where none runs.
 VMPACKAGES  := ./vmtests/vm ./vmtests/image ./vmtests/product ./host/domain/... ./host/respond/... ./vmtests/scenario
 
+# Guests run 6.12 unless OUTGUARD_KERNEL says otherwise; make test plays these
+# scenarios on 6.1 as well, and make test-kernels all of them on each.
+KERNELS     := 6.1 6.12 7.2
+PART        := TestScenarios/(10|15|20|30)-
+
 # Go's own cache of test results would answer for a guest that never booted.
 VMTEST      := $(GO) test -buildvcs=false -count=1 -timeout 15m
 
@@ -29,11 +34,13 @@ build: ## put every binary into bin/
 	@for d in guest/cmd/*; do [ -d "$$d" ] || continue; \
 		echo "build $$(basename $$d), static"; CGO_ENABLED=0 $(GOBUILD) -tags netgo,osusergo -o bin/ ./$$d || exit 1; done
 
-.PHONY: install-check install-vm
+.PHONY: install-check install-vm install-kernels
 install-check:
 	@.ci/install check
 install-vm:
 	@.ci/install vm
+install-kernels:
+	@.ci/install kernels
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, and the layout rules
@@ -58,6 +65,13 @@ check: install-check lint generated unit ## everything that needs no VM
 vm: install-vm build ## the scenarios on a real guest
 	@for p in $(VMPACKAGES); do echo "== on guests: $$p"; \
 		OUTGUARD_REQUIRE=$(PROMISED) $(VMTEST) $$p || exit 1; done
+	@echo "== on guests with 6.1: a part of the scenarios"; \
+		OUTGUARD_KERNEL=6.1 OUTGUARD_REQUIRE=$(PROMISED) $(VMTEST) -run '$(PART)' ./vmtests/scenario
+
+.PHONY: test-kernels
+test-kernels: install-kernels build ## all scenarios on each of the stock kernels 6.1, 6.12 and 7.2
+	@for k in $(KERNELS); do for p in ./vmtests/vm ./vmtests/scenario; do echo "== on guests with $$k: $$p"; \
+		OUTGUARD_KERNEL=$$k OUTGUARD_REQUIRE=$(PROMISED) $(VMTEST) $$p || exit 1; done; done
 
 .PHONY: test
 test: check vm ## install what is needed and run everything

@@ -105,7 +105,11 @@ func (d *Demo) choose(ctx context.Context) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if d.img, err = image.Build(ctx, filepath.Join(dir, "images"), &image.Options{Files: []image.File{agent}}); err != nil {
+	line, kernel, err := image.Kernel(cache)
+	if err != nil {
+		return err
+	}
+	if d.img, err = image.Build(ctx, filepath.Join(dir, "images"), &image.Options{Kernel: kernel, Files: []image.File{agent}}); err != nil {
 		return err
 	}
 	d.lab, err = vm.Open(ctx, d.img, &vm.Options{Dir: dir, Cache: cache})
@@ -115,11 +119,18 @@ func (d *Demo) choose(ctx context.Context) error {
 	for _, c := range d.lab.Choices() {
 		d.say("     %s", c)
 	}
-	d.say("     guest kernel: %s (Debian 12's own, as packaged)", d.img.Release)
+	d.say("     guest kernel: %s (Debian's own, as packaged; %s)", d.img.Release, whyKernel(line))
 	if d.lab.Libvirt.Name == "started" {
 		return os.WriteFile(libvirtStarted, nil, 0o644)
 	}
 	return nil
+}
+
+func whyKernel(line string) string {
+	if os.Getenv("OUTGUARD_KERNEL") != "" {
+		return "OUTGUARD_KERNEL asks for it"
+	}
+	return line + " is the newest of a release that is out, and records of opened files have their digest there"
 }
 
 // install takes the defaults, but for an emulated guest: its agent is not

@@ -58,6 +58,7 @@ func (w *world) params(script string) testscript.Params {
 				e.Setenv("FLOOD", "1000000")
 			}
 			e.Setenv("LAB", w.site.Prefix)
+			e.Setenv("FILES", filepath.Join(w.root, "vmtests", "image", "files"))
 			return nil
 		},
 		Condition: w.condition,
@@ -75,6 +76,8 @@ func (w *world) params(script string) testscript.Params {
 			"learn":   w.learn,
 			"attack":  w.attack,
 			"capture": w.capture,
+			"task":    w.task,
+			"digests": w.digests,
 			"until":   until,
 		},
 	}

@@ -52,6 +52,11 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	release, err := site.Claim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { release() })
 	w := &world{clone: root, site: site, layout: product.Under(filepath.Join(site.Dir, "product")), guests: map[string]*vm.Guest{}, bundles: map[string]bool{}, path: t.TempDir()}
 	if err := product.Remove(t.Context(), w.layout); err != nil { // what a killed run left
 		t.Fatal(err)
@@ -75,35 +80,52 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// guestFiles are the agent, and the tests that run inside a guest.
+// guestFiles are the agent, the programs that run inside a guest, and what
+// starts them.
 func (w *world) guestFiles(t *testing.T) []image.File {
 	t.Helper()
 	agent, err := image.FromHost("/usr/sbin/outguard-agent", 0o755, filepath.Join(w.clone, "bin", "outguard-agent"))
 	if err != nil {
 		t.Fatalf("%v (make build makes it)", err)
 	}
-	listen := filepath.Join(t.TempDir(), "listen.test")
-	cmd := exec.Command("go", "test", "-c", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", listen, "./host/listen")
-	cmd.Dir, cmd.Env = w.clone, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("compile the tests of host/listen: %v\n%s", err, out)
+	listen := w.compiled(t, "/usr/lib/outguard-tests/listen.test", "test", "-c", "./host/listen")
+	versions := w.compiled(t, "/usr/lib/outguard-tests/versions", "build", "./vmtests/versions")
+	poke := w.compiled(t, "/usr/bin/outguard-poke", "build", "./vmtests/cmd/outguard-poke")
+	files := []image.File{agent, listen, versions, poke}
+	for path, text := range map[string]string{
+		"/etc/tasks/listen":             "cd /tmp && OUTGUARD_REQUIRE=vsock-loopback exec /usr/lib/outguard-tests/listen.test -test.v -test.run 'Vsock|VSOCK'",
+		"/etc/tasks/versions":           "exec /usr/lib/outguard-tests/versions /var/tmp/versions /tmp/versions overlay:/var/tmp/over overlay:/tmp/over",
+		"/etc/tasks/serve":              serveTasks,
+		"/srv/www/cgi-bin/outguard.cgi": "printf 'Content-Type: text/plain\\r\\n\\r\\n'\necho \"$QUERY_STRING\" >/run/tasks",
+	} {
+		files = append(files, image.File{Path: path, Mode: 0o755, Data: []byte("#!/bin/sh\n" + text + "\n")})
 	}
-	test, err := image.FromHost("/usr/lib/outguard-tests/listen.test", 0o755, listen)
+	return files
+}
+
+// serveTasks, run before the agent, leaves a shell behind that runs the tasks
+// that are asked for later, as root: the command `task` does.
+const serveTasks = `mkfifo -m 622 /run/tasks
+while read -r name </run/tasks; do
+	echo "guest: task $name begins"
+	"/etc/tasks/$name"
+	echo "guest: task $name ended: $?"
+done &`
+
+// compiled is a program of this module, static, to stand at path in the guest.
+func (w *world) compiled(t *testing.T, path string, verb string, args ...string) image.File {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), filepath.Base(path))
+	cmd := exec.Command("go", append([]string{verb, "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", out}, args...)...)
+	cmd.Dir, cmd.Env = w.clone, append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("compile %s: %v\n%s", filepath.Base(path), err, text)
+	}
+	f, err := image.FromHost(path, 0o755, out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	poke := filepath.Join(t.TempDir(), "outguard-poke")
-	cmd = exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", poke, "./vmtests/cmd/outguard-poke")
-	cmd.Dir, cmd.Env = w.clone, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("compile outguard-poke: %v\n%s", err, out)
-	}
-	intruder, err := image.FromHost("/usr/bin/outguard-poke", 0o755, poke)
-	if err != nil {
-		t.Fatal(err)
-	}
-	task := "#!/bin/sh\ncd /tmp && OUTGUARD_REQUIRE=vsock-loopback exec /usr/lib/outguard-tests/listen.test -test.v -test.run 'Vsock|VSOCK'\n"
-	return []image.File{agent, test, intruder, {Path: "/etc/tasks/listen", Mode: 0o755, Data: []byte(task)}}
+	return f
 }
 
 // ensureInstalled installs the product, once.

@@ -1,9 +1,11 @@
 package vm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
+	"syscall"
 )
 
 // Site is what tells one run of the tests from another on the same machine.
@@ -31,3 +33,23 @@ func siteOf(name string) (Site, error) {
 
 // Name is a domain's name at this site.
 func (s Site) Name(what string) string { return s.Prefix + "-" + what }
+
+// Claim makes the site's directory this run's alone, until release or the end
+// of the process. Whoever comes second would take the first one's guests away.
+func (s Site) Claim() (release func() error, err error) {
+	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	d, err := os.Open(s.Dir)
+	if err != nil {
+		return nil, err
+	}
+	err = syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = fmt.Errorf("claim %s: another run is at it; OUTGUARD_LAB=name gives this one a place of its own", s.Dir)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d.Close, nil
+}

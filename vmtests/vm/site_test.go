@@ -1,6 +1,10 @@
 package vm
 
-import "testing"
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+)
 
 func TestSitesDoNotMeet(t *testing.T) {
 	for _, test := range []struct{ env, dir, name string }{
@@ -17,4 +21,22 @@ func TestSitesDoNotMeet(t *testing.T) {
 			t.Errorf("%q: %+v, want an error", bad, s)
 		}
 	}
+}
+
+func TestSiteIsClaimedOnce(t *testing.T) {
+	s := Site{Dir: filepath.Join(t.TempDir(), "lab")}
+	release, err := s.Claim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Claim(); err == nil || !strings.Contains(err.Error(), "OUTGUARD_LAB") {
+		t.Errorf("claimed twice: %v", err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	if release, err = s.Claim(); err != nil {
+		t.Fatal(err)
+	}
+	release()
 }

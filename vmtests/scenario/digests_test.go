@@ -1,0 +1,133 @@
+package scenario
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// task has a guest whose kernel's command line says outguard.task=serve run one
+// of /etc/tasks, and waits until it has ended well.
+func (w *world) task(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) >= 2, "task NAME TASK [WAIT]")
+	g := w.known(ts, args[0])
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/cgi-bin/outguard.cgi?%s", g.Port, args[1]))
+	ts.Check(err)
+	ts.Check(resp.Body.Close())
+	console, err := g.WaitConsole(context.Background(), "guest: task "+args[1]+" ended: ", wait(ts, args, 2))
+	ts.Check(err)
+	if !strings.Contains(console, "guest: task "+args[1]+" ended: 0\n") {
+		_, console, _ = strings.Cut(console, "guest: task "+args[1]+" begins\n")
+		ts.Fatalf("task %s did not end well:\n%s", args[1], console)
+	}
+}
+
+// digests holds the record against what vmtests/versions said on the console:
+// the uses of each file, in the order of the guest's clock, with their digests.
+func (w *world) digests(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && (len(args) == 2 || len(args) == 3 && args[2] == "absent"), "digests NAME TYPE [absent]")
+	g := w.known(ts, args[0])
+	console, err := g.Console()
+	ts.Check(err)
+	want := saidDigests(console, args[1], len(args) == 3)
+	if len(want) == 0 {
+		ts.Fatalf("no line of the console says digest %s", args[1])
+	}
+	var wrong string
+	if !poll(30*time.Second, func() bool {
+		got, err := w.recorded(g.Name, args[1])
+		ts.Check(err)
+		wrong = compare(want, got)
+		return wrong == ""
+	}) {
+		ts.Fatalf("%s of %s:\n%s", args[1], g.Name, wrong)
+	}
+	uses := 0
+	for _, d := range want {
+		uses += len(d)
+	}
+	ts.Logf("%d uses of %d files", uses, len(want))
+}
+
+// saidDigests reads "digest TYPE PATH SHA256" lines.
+func saidDigests(console, event string, absent bool) map[string][]string {
+	said := map[string][]string{}
+	for line := range strings.Lines(console) {
+		f := strings.Fields(line)
+		if len(f) != 4 || f[0] != "digest" || f[1] != event {
+			continue
+		}
+		if absent && f[3] != "no-file" {
+			f[3] = "absent"
+		}
+		said[f[2]] = append(said[f[2]], f[3])
+	}
+	return said
+}
+
+// use is an event that has a file, as far as it is compared.
+type use struct {
+	Boot uint64 `json:"boot_ns"`
+	File struct {
+		Path   string
+		State  string `json:"digest_state"`
+		Digest string
+		Flags  uint32
+		Magic  uint64
+	}
+	Mmap struct{ Prot uint32 }
+}
+
+// recorded are the digests of each file's uses: of mappings those that can be
+// run, of opens those to read only.
+func (w *world) recorded(name, event string) (map[string][]string, error) {
+	text, err := w.install.CLI(context.Background(), "events", "--vm", name, "--type", event, "--json")
+	if err != nil {
+		return nil, err
+	}
+	var uses []use
+	lines := bufio.NewScanner(strings.NewReader(text))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var u use
+		if err := json.Unmarshal(lines.Bytes(), &u); err != nil {
+			return nil, fmt.Errorf("event %s: %w", lines.Text(), err)
+		}
+		const accessMode, protExec, overlay = 3, 4, 0x794c7630
+		if strings.Contains(u.File.Path, "/merged/") && u.File.Magic != overlay {
+			continue // on 6.1 an overlay opens the layer's file under its own name
+		}
+		if event == "file_open" && u.File.Flags&accessMode != 0 || event == "mmap_file" && u.Mmap.Prot&protExec == 0 {
+			continue
+		}
+		uses = append(uses, u)
+	}
+	slices.SortStableFunc(uses, func(a, b use) int { return int(int64(a.Boot - b.Boot)) })
+	got := map[string][]string{}
+	for _, u := range uses {
+		digest := u.File.Digest
+		if u.File.State != "sha256" {
+			digest = u.File.State
+		}
+		got[u.File.Path] = append(got[u.File.Path], digest)
+	}
+	return got, lines.Err()
+}
+
+// compare names the files whose uses are not recorded as they were.
+func compare(want, got map[string][]string) string {
+	var b strings.Builder
+	for path, digests := range want {
+		if !slices.Equal(digests, got[path]) {
+			fmt.Fprintf(&b, "%s\n\twant %s\n\tgot  %s\n", path, strings.Join(digests, "\n\t     "), strings.Join(got[path], "\n\t     "))
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	// One CPU, so that the records of one file have an order.
+	runtime.LockOSThread()
+	var one unix.CPUSet
+	one.Set(0)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		fmt.Fprintln(stderr, "versions: keep to one CPU:", err)
+		return 1
+	}
+	for _, arg := range args {
+		in := inDir
+		dir, isOverlay := strings.CutPrefix(arg, "overlay:")
+		if isOverlay {
+			in = inOverlay
+		}
+		if err := in(dir, stdout); err != nil {
+			fmt.Fprintf(stderr, "versions: %s: %v\n", arg, err)
+			return 1
+		}
+	}
+	return 0
+}
+
+func inDir(dir string, out io.Writer) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, c := range changes {
+		for _, u := range uses {
+			f := &file{path: filepath.Join(dir, c.name+"-"+u.event), out: out}
+			if err := f.create(); err != nil {
+				return err
+			}
+			if err := f.between(c, u); err != nil {
+				return fmt.Errorf("%s, %s: %w", c.name, u.event, err)
+			}
+		}
+	}
+	if err := withWriter(dir, out); err != nil {
+		return fmt.Errorf("a writer that stays: %w", err)
+	}
+	return withinTick(dir, out)
+}
+
+// between uses a file, changes it and uses it again, and once more unchanged.
+func (f *file) between(c change, u use) error {
+	for range 2 {
+		if err := f.use(u); err != nil {
+			return err
+		}
+		if err := f.change(c); err != nil {
+			return err
+		}
+	}
+	if err := f.use(u); err != nil {
+		return err
+	}
+	return f.use(u) // out of the cache, if there is one
+}
+
+// withWriter keeps a shared mapping while the file is used: what is written
+// through it changes no time, and no open tells of it. A file with a writer
+// cannot be run.
+func withWriter(dir string, out io.Writer) error {
+	for _, u := range uses[1:] {
+		f := &file{path: filepath.Join(dir, "writer-"+u.event), out: out}
+		if err := f.create(); err != nil {
+			return err
+		}
+		if err := f.use(u); err != nil {
+			return err
+		}
+		m, err := f.mapShared()
+		if err != nil {
+			return err
+		}
+		for range 3 {
+			f.next()
+			copy(m, f.data)
+			if err := f.use(u); err != nil {
+				return err
+			}
+		}
+		if err := unix.Munmap(m); err != nil {
+			return err
+		}
+		if err := f.use(u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pairs is how many pairs of uses within one tick are wanted of each change, of
+// at most tries.
+const pairs, tries = 3, 400
+
+// withinTick maps a file, changes it and maps it again before the clock goes on.
+func withinTick(dir string, out io.Writer) error {
+	for _, c := range changes {
+		done := 0
+		for try := 0; done < pairs; try++ {
+			if try == tries {
+				return fmt.Errorf("%s: %d of %d pairs of uses within one tick in %d tries", c.name, done, pairs, tries)
+			}
+			f := &file{path: filepath.Join(dir, fmt.Sprintf("tick-%s-%d", c.name, try))}
+			same, err := f.pair(c)
+			if err != nil {
+				return fmt.Errorf("%s within one tick: %w", c.name, err)
+			}
+			if same {
+				done++
+				fmt.Fprint(out, f.said.String())
+			}
+		}
+	}
+	return nil
+}
+
+// pair reports whether both uses and the change were within one tick.
+func (f *file) pair(c change) (bool, error) {
+	if err := f.create(); err != nil {
+		return false, err
+	}
+	before, err := tick()
+	if err != nil {
+		return false, err
+	}
+	if err := f.use(mapping); err != nil {
+		return false, err
+	}
+	if err := f.change(c); err != nil {
+		return false, err
+	}
+	if err := f.use(mapping); err != nil {
+		return false, err
+	}
+	after, err := tick()
+	return before == after, err
+}
+
+// tick is the clock that file systems take their times from, which goes on by
+// a jiffy at a time.
+func tick() (unix.Timespec, error) {
+	var t unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &t)
+	return t, err
+}
