@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -17,15 +18,22 @@ import (
 // of /etc/tasks, and waits until it has ended well.
 func (w *world) task(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) >= 2, "task NAME TASK [WAIT]")
-	g := w.known(ts, args[0])
+	g, begins, ended := w.known(ts, args[0]), "guest: task "+args[1]+" begins\n", "guest: task "+args[1]+" ended: "
+	before, err := g.Console()
+	ts.Check(err)
 	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/cgi-bin/outguard.cgi?%s", g.Port, args[1]))
 	ts.Check(err)
 	ts.Check(resp.Body.Close())
-	console, err := g.WaitConsole(context.Background(), "guest: task "+args[1]+" ended: ", wait(ts, args, 2))
-	ts.Check(err)
-	if !strings.Contains(console, "guest: task "+args[1]+" ended: 0\n") {
-		_, console, _ = strings.Cut(console, "guest: task "+args[1]+" begins\n")
-		ts.Fatalf("task %s did not end well:\n%s", args[1], console)
+	var said string
+	if !poll(wait(ts, args, 2), func() bool {
+		console, err := g.Console()
+		ts.Check(err)
+		said = strings.TrimPrefix(console, before)
+		_, code, _ := strings.Cut(said, ended)
+		return strings.Contains(code, "\n")
+	}) || !strings.Contains(said, ended+"0\n") {
+		_, said, _ = strings.Cut(said, begins)
+		ts.Fatalf("task %s did not end well:\n%s", args[1], said)
 	}
 }
 
@@ -124,8 +132,8 @@ func (w *world) recorded(name, event string) (map[string][]string, error) {
 // compare names the files whose uses are not recorded as they were.
 func compare(want, got map[string][]string) string {
 	var b strings.Builder
-	for path, digests := range want {
-		if !slices.Equal(digests, got[path]) {
+	for _, path := range slices.Sorted(maps.Keys(want)) {
+		if digests := want[path]; !slices.Equal(digests, got[path]) {
 			fmt.Fprintf(&b, "%s\n\twant %s\n\tgot  %s\n", path, strings.Join(digests, "\n\t     "), strings.Join(got[path], "\n\t     "))
 		}
 	}

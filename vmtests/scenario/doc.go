@@ -19,6 +19,7 @@
 //	                                is in the file root.out
 //	console NAME TEXT [WAIT]        wait for text on the guest's console
 //	visit NAME [ROUNDS]             the service's normal traffic, answers checked
+//	knock NAME PATH                 ask for a page, whatever becomes of the answer
 //	learn NAME                      open the model, visit until it is quiet, seal it
 //	attack NAME [called]            the exploit; called: it must have reached the attacker.
 //	                                Sets $ATTACK_PATH and $ATTACK_SHA256

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,6 +74,7 @@ func (w *world) params(script string) testscript.Params {
 			"console": w.console,
 			"root":    w.root,
 			"visit":   w.visit,
+			"knock":   w.knock,
 			"learn":   w.learn,
 			"attack":  w.attack,
 			"capture": w.capture,
@@ -206,6 +208,18 @@ func (w *world) visit(ts *testscript.TestScript, neg bool, args []string) {
 	g := w.known(ts, args[0])
 	ts.Check(service.Wait(context.Background(), g.Port, time.Minute))
 	ts.Check(service.Visit(context.Background(), g.Port, rounds))
+}
+
+// knock asks for a page whose answer may never come: the question stops the
+// guest.
+func (w *world) knock(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 2, "knock NAME PATH")
+	client := http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", w.known(ts, args[0]).Port, args[1]))
+	if err == nil {
+		err = resp.Body.Close()
+	}
+	ts.Logf("%s: %v", args[1], err)
 }
 
 func (w *world) learn(ts *testscript.TestScript, neg bool, args []string) {

@@ -95,6 +95,7 @@ func (w *world) guestFiles(t *testing.T) []image.File {
 	for path, text := range map[string]string{
 		"/etc/tasks/listen":             "cd /tmp && OUTGUARD_REQUIRE=vsock-loopback exec /usr/lib/outguard-tests/listen.test -test.v -test.run 'Vsock|VSOCK'",
 		"/etc/tasks/versions":           "exec /usr/lib/outguard-tests/versions /var/tmp/versions /tmp/versions overlay:/var/tmp/over overlay:/tmp/over",
+		"/etc/tasks/spoil":              "echo 'screw M4 0.05' >>/srv/data/parts.txt",
 		"/etc/tasks/serve":              serveTasks,
 		"/srv/www/cgi-bin/outguard.cgi": "printf 'Content-Type: text/plain\\r\\n\\r\\n'\necho \"$QUERY_STRING\" >/run/tasks",
 	} {
