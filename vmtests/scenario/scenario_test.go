@@ -59,7 +59,7 @@ func (w *world) params(script string) testscript.Params {
 				e.Setenv("FLOOD", "1000000")
 			}
 			e.Setenv("LAB", w.site.Prefix)
-			e.Setenv("FILES", filepath.Join(w.root, "vmtests", "image", "files"))
+			e.Setenv("FILES", filepath.Join(w.clone, "vmtests", "image", "files"))
 			return nil
 		},
 		Condition: w.condition,
