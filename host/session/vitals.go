@@ -42,17 +42,23 @@ const (
 	CauseUnknown Cause = "unknown"
 	CauseEnded   Cause = "agent-ended"   // its connection has ended without a Bye, and the guest's kernel lives
 	CauseStopped Cause = "agent-stopped" // its connection is there, and the guest's kernel lives
-	CauseChannel Cause = "channel-gone"  // the guest has no vsock any more
-	CauseHung    Cause = "guest-hung"    // the guest's kernel does not answer, either
+	CauseChannel Cause = "channel-gone"  // the guest's vsock does not answer, and its vCPUs are not busy
+	CauseHung    Cause = "guest-hung"    // nor does it, and they are
 )
 
 var causeSentences = map[Cause]string{
 	CauseUnknown: "Whether the guest's kernel lives could not be found out.",
 	CauseEnded:   "The agent has ended or was killed: its connection is closed without a Bye, and the guest's kernel answers.",
 	CauseStopped: "The agent is stopped or gets no time (SIGSTOP, cgroup.freeze, cpu.max): its connection is there, and the guest's kernel answers.",
-	CauseChannel: "The channel was taken away: the guest has no vsock any more, by its transport's module or the device.",
-	CauseHung:    "The guest hangs, or its channel stands still: its kernel does not answer, either.",
+	CauseChannel: "The channel is gone or stands still, by its transport's module, the device or the host's side of it: nothing answers at it, and the vCPUs are not busy.",
+	CauseHung:    "The guest hangs: its vCPUs spin, and its kernel does not answer at its vsock, either.",
 }
+
+// busy is how much vCPU time a kernel uses at least that hangs: after a panic, or
+// in a loop with interrupts off, it spins on one vCPU. Half of it leaves room for
+// a host that has other things to do. A guest that works as much, and has lost
+// its channel, cannot be told from that.
+const busy = 0.5
 
 // causeOf tells what a silence comes from.
 func causeOf(v Vitals, connected bool) Cause {
@@ -60,7 +66,10 @@ func causeOf(v Vitals, connected bool) Cause {
 	case AnswerGone:
 		return CauseChannel
 	case AnswerNone:
-		return CauseHung
+		if v.CPU >= busy {
+			return CauseHung
+		}
+		return CauseChannel
 	case AnswerRefused:
 		if connected {
 			return CauseStopped

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -29,22 +30,23 @@ func (l looked) Examine(context.Context, uuid.UUID) Vitals {
 func TestCauseOfSilence(t *testing.T) {
 	for _, c := range []struct {
 		cause     Cause
-		vsock     Answer
+		vitals    Vitals
 		connected bool
 	}{
-		{CauseEnded, AnswerRefused, false},
-		{CauseStopped, AnswerRefused, true},
-		{CauseChannel, AnswerGone, false},
-		{CauseChannel, AnswerGone, true},
-		{CauseHung, AnswerNone, true},
-		{CauseHung, AnswerNone, false},
-		{CauseUnknown, AnswerUnknown, true},
+		{CauseEnded, Vitals{AnswerRefused, 0.25}, false},
+		{CauseStopped, Vitals{AnswerRefused, 2}, true},
+		{CauseChannel, Vitals{AnswerGone, 1}, false},
+		{CauseChannel, Vitals{AnswerGone, 0}, true},
+		{CauseChannel, Vitals{AnswerNone, 0.01}, true},
+		{CauseHung, Vitals{AnswerNone, 1}, true},
+		{CauseHung, Vitals{AnswerNone, 0.7}, false},
+		{CauseUnknown, Vitals{AnswerUnknown, 0}, true},
 	} {
 		t.Run(string(c.cause), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld()
 				m := w.manager(nil)
-				m.p.Examiner = looked{Vitals{Vsock: c.vsock, CPU: 0.25}, 700 * time.Millisecond}
+				m.p.Examiner = looked{c.vitals, 700 * time.Millisecond}
 				ctx, stop := context.WithCancel(t.Context())
 				ended := make(chan struct{})
 				go func() { defer close(ended); _ = m.Run(ctx) }()
@@ -60,7 +62,7 @@ func TestCauseOfSilence(t *testing.T) {
 				time.Sleep(time.Minute)
 				want(t, "findings in the end", w.rules(), "silent silent!")
 				for _, f := range w.findings {
-					if f.Detail["cause"] != string(c.cause) || !strings.Contains(f.Reason, causeSentences[c.cause]) || f.Detail["vcpu_seconds_per_second"] != "0.25" {
+					if f.Detail["cause"] != string(c.cause) || !strings.Contains(f.Reason, causeSentences[c.cause]) || f.Detail["vcpu_seconds_per_second"] != fmt.Sprintf("%.2f", c.vitals.CPU) {
 						t.Errorf("%+v", f)
 					}
 				}
@@ -104,7 +106,7 @@ func TestAllSilentAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		m := w.manager(nil)
-		m.p.Examiner = looked{Vitals{Vsock: AnswerNone}, 700 * time.Millisecond}
+		m.p.Examiner = looked{Vitals{Vsock: AnswerNone, CPU: 1}, 700 * time.Millisecond}
 		for i := range 200 {
 			v := m.vm(uuid.UUID{1, 15: byte(i)})
 			v.sess, v.seen, v.due, v.domain = &kept{}, time.Now(), time.Now(), DomainRunning
