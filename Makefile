@@ -12,7 +12,7 @@ BENCHTIME   ?= 1s
 
 # What is tested on guests. One package after the other: two guests at a time are
 # what two cores carry. The first one starts libvirtd where none runs.
-VMPACKAGES  := ./vmtests/vm ./vmtests/image ./vmtests/product ./host/domain/... ./host/respond/... ./vmtests/scenario
+VMPACKAGES  := ./vmtests/vm ./vmtests/image ./vmtests/product ./host/domain/... ./host/respond/... ./vmtests/scenario ./vmtests/soak
 
 # Guests run 6.12 unless OUTGUARD_KERNEL says otherwise; make test plays these
 # scenarios on 6.1 as well, and make test-kernels all of them on each.
@@ -84,6 +84,12 @@ bench: install-check install-vm build ## print the numbers, one line each: bench
 fuzz: ## run every fuzz target for FUZZTIME (default 30s)
 	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
 		echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+
+SOAKTIME    ?= 20m
+
+.PHONY: soak
+soak: install-vm build ## a guest under load and random faults for SOAKTIME (default 20m)
+	@$(GO) run -buildvcs=false ./vmtests/cmd/outguard-soak -for $(SOAKTIME)
 
 .PHONY: demo
 demo: install-vm build ## set everything up and catch an intruder in a real VM

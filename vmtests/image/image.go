@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -39,6 +40,23 @@ func FromHost(path string, mode fs.FileMode, source string) (File, error) {
 		return File{}, fmt.Errorf("guest file %s: %w", path, err)
 	}
 	return File{Path: path, Mode: mode, Data: b}, nil
+}
+
+// Compile builds a program of the module in clone, static, to stand at path in
+// the guest. verb and args are the go command's: "build" or "test", "-c".
+func Compile(ctx context.Context, clone, path, verb string, args ...string) (File, error) {
+	dir, err := os.MkdirTemp("", "outguard-guest-*")
+	if err != nil {
+		return File{}, err
+	}
+	defer os.RemoveAll(dir)
+	out := filepath.Join(dir, filepath.Base(path))
+	cmd := exec.CommandContext(ctx, "go", append([]string{verb, "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", out}, args...)...)
+	cmd.Dir, cmd.Env = clone, append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return File{}, fmt.Errorf("compile %s: %w\n%s", filepath.Base(path), err, text)
+	}
+	return FromHost(path, 0o755, out)
 }
 
 // Options say where things are. nil and zero mean the defaults.

@@ -78,6 +78,15 @@ func (p *Install) lastLog() string {
 	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
 
+// MonitorPID is the process of the outguardd that runs.
+func (p *Install) MonitorPID() (int, error) {
+	pid, err := vm.RecordedRuns(p.pidFile())
+	if err == nil && pid == 0 {
+		err = errors.New("outguardd does not run")
+	}
+	return pid, err
+}
+
 // StopMonitor ends outguardd, if it runs.
 func (p *Install) StopMonitor(ctx context.Context) error {
 	return vm.StopRecorded(ctx, p.pidFile())

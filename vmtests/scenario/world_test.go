@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -116,13 +115,7 @@ done &`
 // compiled is a program of this module, static, to stand at path in the guest.
 func (w *world) compiled(t *testing.T, path string, verb string, args ...string) image.File {
 	t.Helper()
-	out := filepath.Join(t.TempDir(), filepath.Base(path))
-	cmd := exec.Command("go", append([]string{verb, "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", out}, args...)...)
-	cmd.Dir, cmd.Env = w.clone, append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("compile %s: %v\n%s", filepath.Base(path), err, text)
-	}
-	f, err := image.FromHost(path, 0o755, out)
+	f, err := image.Compile(t.Context(), w.clone, path, verb, args...)
 	if err != nil {
 		t.Fatal(err)
 	}

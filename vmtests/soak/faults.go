@@ -1,0 +1,112 @@
+package soak
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// fault is one thing that goes wrong.
+type fault struct {
+	name string
+	want string // rule that has to be found; "": none has to be
+	also string // rules that may be found meanwhile, with blanks between them
+	do   func(r *run, ctx context.Context) error
+}
+
+// silence is what may be said of every fault that keeps the agent from speaking.
+const silence = "session/silent"
+
+var faults = []fault{
+	{"agent killed", "", silence, func(r *run, ctx context.Context) error {
+		return r.root(ctx, "kill -9 $(pidof outguard-agent)")
+	}},
+	{"agent stopped", silence, "", func(r *run, ctx context.Context) error {
+		return r.root(ctx, "kill -STOP $(pidof outguard-agent); sleep 9; kill -CONT $(pidof outguard-agent)")
+	}},
+	{"channel stalled", silence, "session/loss session/canary", func(r *run, ctx context.Context) error {
+		if err := r.guest.Stall(true); err != nil {
+			return err
+		}
+		r.sleep(ctx, 10*time.Second)
+		return r.guest.Stall(false)
+	}},
+	{"guest paused", "", "", func(r *run, ctx context.Context) error {
+		if err := r.guest.Suspend(ctx); err != nil {
+			return err
+		}
+		r.sleep(ctx, 7*time.Second)
+		return r.guest.Resume(ctx)
+	}},
+	{"monitor killed", "", "", func(r *run, ctx context.Context) error {
+		pid, err := r.install.MonitorPID()
+		if err != nil {
+			return err
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			return err
+		}
+		return r.restartMonitor(ctx)
+	}},
+	{"monitor stopped", "", "", func(r *run, ctx context.Context) error {
+		if err := r.install.StopMonitor(ctx); err != nil {
+			return err
+		}
+		r.sleep(ctx, 3*time.Second)
+		return r.restartMonitor(ctx)
+	}},
+	{"engine killed", "", "engine/*", func(r *run, ctx context.Context) error {
+		pid, err := r.engine()
+		if err != nil {
+			return err
+		}
+		return syscall.Kill(pid, syscall.SIGKILL)
+	}},
+	{"noise", "session/malformed", "session/noise listen/crowd", func(r *run, ctx context.Context) error {
+		return r.root(ctx, "setuidgid www outguard-poke garbage 5")
+	}},
+	{"hooks silent", "session/unhooked", "session/canary", func(r *run, ctx context.Context) error {
+		return r.root(ctx, "echo 0 >/proc/sys/kernel/ftrace_enabled; sleep 5; echo 1 >/proc/sys/kernel/ftrace_enabled")
+	}},
+	{"flood", "", "session/loss session/drowned session/torrent session/flood", func(r *run, ctx context.Context) error {
+		return r.root(ctx, "outguard-poke opens /etc/passwd 30000")
+	}},
+}
+
+// engine finds the tsem engine's process among the monitor's children.
+func (r *run) engine() (int, error) {
+	parent, err := r.install.MonitorPID()
+	if err != nil {
+		return 0, err
+	}
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return 0, err
+	}
+	for _, path := range stats {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		_, rest, _ := strings.Cut(string(b), ") ")
+		if f := strings.Fields(rest); len(f) > 1 && f[1] == strconv.Itoa(parent) {
+			return strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		}
+	}
+	return 0, fmt.Errorf("no engine among the children of outguardd (%d)", parent)
+}
+
+// expects reports whether a rule may be found while or after f is injected.
+func (f *fault) expects(rule string) bool {
+	for _, pattern := range append(strings.Fields(f.also), f.want) {
+		if ok, _ := filepath.Match(pattern, rule); ok {
+			return true
+		}
+	}
+	return false
+}

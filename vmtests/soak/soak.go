@@ -1,0 +1,285 @@
+package soak
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/outguard/outguard/vmtests/image"
+	"github.com/outguard/outguard/vmtests/product"
+	"github.com/outguard/outguard/vmtests/service"
+	"github.com/outguard/outguard/vmtests/vm"
+)
+
+// Options say how it is done.
+type Options struct {
+	Clone string        // directory of the project, with bin/ built
+	For   time.Duration // how long faults are injected
+	Seed  uint64        // 0: one from the clock
+	Out   io.Writer     // progress, and the table at the end
+}
+
+const cache = "/var/cache/outguard"
+
+// calm is how long after a fault what it causes may take to be found and to end.
+const calm = 60 * time.Second
+
+// run is one soak.
+type run struct {
+	o       Options
+	rand    *rand.Rand
+	site    vm.Site
+	install *product.Install
+	guest   *vm.Guest
+	report  report
+	seen    map[string]bool // findings, by id
+}
+
+// Run soaks and prints the table. It is an error if anything was found that
+// should not have been, or was not that should.
+func Run(ctx context.Context, o Options) (err error) {
+	if o.Seed == 0 {
+		o.Seed = uint64(time.Now().UnixNano())
+	}
+	r := &run{o: o, rand: rand.New(rand.NewPCG(o.Seed, 0)), seen: map[string]bool{}}
+	r.report = report{seed: o.Seed, faults: map[string]*tally{}, rules: map[string]int{}}
+	if r.site, err = vm.Here(); err != nil {
+		return err
+	}
+	release, err := r.site.Claim()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	defer func() { err = errors.Join(err, r.clean(context.WithoutCancel(ctx))) }()
+	if err := r.prepare(ctx); err != nil {
+		return fmt.Errorf("prepare: %w", err)
+	}
+	if err := r.soak(ctx); err != nil {
+		return errors.Join(err, r.keep())
+	}
+	if err := r.finish(ctx); err != nil {
+		return errors.Join(err, r.keep())
+	}
+	r.report.print(o.Out)
+	return r.report.verdict()
+}
+
+// prepare installs the product and boots the guest with its load.
+func (r *run) prepare(ctx context.Context) error {
+	layout := product.Under(filepath.Join(r.site.Dir, "product"))
+	if err := product.Remove(ctx, layout); err != nil {
+		return err
+	}
+	line, kernel, err := image.Kernel(cache)
+	if err != nil {
+		return err
+	}
+	files, err := r.files(ctx)
+	if err != nil {
+		return err
+	}
+	img, err := image.Build(ctx, filepath.Join(cache, "images"), &image.Options{Kernel: kernel, Files: files})
+	if err != nil {
+		return err
+	}
+	lab, err := vm.Open(ctx, img, &vm.Options{Dir: r.site.Dir, Cache: cache})
+	if err != nil {
+		return err
+	}
+	config := fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  heartbeat: 2s\n", layout.State, layout.Run, filepath.Join(layout.Config, "playbook.yaml"))
+	playbook := "version: 1\nrules:\n  - name: watch\n    match: {}\n    steps: [log]\n    once_per: event\n"
+	if r.install, err = product.New(ctx, layout, filepath.Join(r.o.Clone, "bin"), product.Files{Config: config, Playbook: playbook}); err != nil {
+		return err
+	}
+	if err := r.install.StartMonitor(ctx); err != nil {
+		return err
+	}
+	if r.guest, err = lab.Define(ctx, vm.Spec{Name: r.site.Name("soak"), Image: img, Root: true}); err != nil {
+		return err
+	}
+	c, err := r.install.Enroll(ctx, r.guest.Name)
+	if err != nil {
+		return err
+	}
+	if c.Vhost != "" {
+		r.guest.Serve(&vm.Channel{CID: c.CID, Control: c.Vhost, Socket: c.Socket})
+	}
+	r.say("soak: a guest with %s, seed %d, for %s", line, r.o.Seed, r.o.For)
+	if err := r.guest.Start(ctx); err != nil {
+		return err
+	}
+	if err := r.settle(ctx, 4*time.Minute); err != nil {
+		return err
+	}
+	return r.root(ctx, "(while :; do outguard-poke opens /etc/passwd 300; outguard-poke execs /bin/true 3; outguard-poke threads 5; sleep 1; done) >/dev/null 2>&1 &")
+}
+
+func (r *run) files(ctx context.Context) ([]image.File, error) {
+	agent, err := image.FromHost("/usr/sbin/outguard-agent", 0o755, filepath.Join(r.o.Clone, "bin", "outguard-agent"))
+	if err != nil {
+		return nil, fmt.Errorf("%w (make build makes it)", err)
+	}
+	poke, err := image.Compile(ctx, r.o.Clone, "/usr/bin/outguard-poke", "build", "./vmtests/cmd/outguard-poke")
+	return []image.File{agent, poke}, err
+}
+
+// soak injects faults, in rounds in which each comes once, until the time is up.
+func (r *run) soak(ctx context.Context) error {
+	end := time.Now().Add(r.o.For)
+	for time.Now().Before(end) {
+		for _, i := range r.rand.Perm(len(faults)) {
+			if !time.Now().Before(end) {
+				break
+			}
+			if err := r.inject(ctx, &faults[i]); err != nil {
+				return fmt.Errorf("%s: %w", faults[i].name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (r *run) inject(ctx context.Context, f *fault) error {
+	if err := r.note(ctx, f); err != nil { // what came since the last is not this one's
+		return err
+	}
+	t := r.report.of(f)
+	t.injected++
+	began := time.Now()
+	if err := f.do(r, ctx); err != nil {
+		return err
+	}
+	if err := service.Visit(ctx, r.guest.Port, 1); err != nil {
+		return err
+	}
+	if err := r.settle(ctx, calm); err != nil {
+		return err
+	}
+	found := t.found
+	for wait := time.Now().Add(calm); ; r.sleep(ctx, time.Second) {
+		if err := r.note(ctx, f); err != nil {
+			return err
+		}
+		if f.want == "" || t.found > found || time.Now().After(wait) {
+			break
+		}
+	}
+	if f.want != "" && t.found == found {
+		r.report.wrong("%s was not found within %s of %q", f.want, calm, f.name)
+	}
+	r.say("soak: %-16s %5.1f s", f.name, time.Since(began).Seconds())
+	r.sleep(ctx, time.Duration(1+r.rand.IntN(4))*time.Second)
+	return r.measure(ctx)
+}
+
+// note counts the findings that are new.
+func (r *run) note(ctx context.Context, f *fault) error {
+	all, err := r.install.Findings(ctx, r.guest.Name, "info")
+	if err != nil {
+		return err
+	}
+	t := r.report.of(f)
+	for _, x := range all {
+		if r.seen[x.ID] {
+			continue
+		}
+		r.seen[x.ID] = true
+		r.report.rules[x.Rule]++
+		if x.Rule == f.want {
+			t.found++
+		}
+		if !f.expects(x.Rule) && x.Engine == "monitor" {
+			r.report.wrong("%s after %q: %s", x.Rule, f.name, x.Reason)
+		}
+	}
+	return nil
+}
+
+// settle waits until the agent is heard and two heartbeats have passed.
+func (r *run) settle(ctx context.Context, within time.Duration) error {
+	for end := time.Now().Add(within); ; r.sleep(ctx, 500*time.Millisecond) {
+		v, err := r.install.VM(ctx, r.guest.Name)
+		if err != nil {
+			return err
+		}
+		if live, missing := v.Attached(); live && len(missing) == 0 {
+			break
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the agent is not heard within %s", within)
+		}
+	}
+	r.sleep(ctx, 5*time.Second)
+	return ctx.Err()
+}
+
+// finish looks at the record as a whole.
+func (r *run) finish(ctx context.Context) error {
+	r.sleep(ctx, 5*time.Second)
+	v, err := r.install.VM(ctx, r.guest.Name)
+	if err != nil {
+		return err
+	}
+	for _, c := range v.Classes {
+		r.report.received, r.report.lost, r.report.missing = r.report.received+c.Received, r.report.lost+c.Lost, r.report.missing+c.Missing
+	}
+	_, err = r.install.CLI(ctx, "evidence", "verify")
+	r.report.verified = err == nil
+	return err
+}
+
+func (r *run) restartMonitor(ctx context.Context) error {
+	r.report.forget("outguardd")
+	r.report.forget("engine")
+	return r.install.StartMonitor(ctx)
+}
+
+func (r *run) root(ctx context.Context, line string) error {
+	out, status, err := r.guest.Root(ctx, line, 5*time.Minute)
+	if err == nil && status != 0 {
+		err = fmt.Errorf("%q in the guest: status %d: %s", line, status, strings.TrimSpace(out))
+	}
+	return err
+}
+
+func (r *run) sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+func (r *run) say(format string, args ...any) { fmt.Fprintf(r.o.Out, format+"\n", args...) }
+
+// keep shows the end of the logs.
+func (r *run) keep() error {
+	for _, path := range []string{r.install.LogFile(), filepath.Join(r.guest.Dir(), "console.log")} {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		r.say("%s ends:\n%s", path, b[max(0, len(b)-4000):])
+	}
+	return nil
+}
+
+func (r *run) clean(ctx context.Context) error {
+	var errs []error
+	if r.guest != nil {
+		errs = append(errs, r.guest.Remove(ctx))
+	}
+	if r.install != nil {
+		errs = append(errs, product.Remove(ctx, r.install.Layout))
+	}
+	return errors.Join(append(errs, os.RemoveAll(r.site.Dir))...)
+}

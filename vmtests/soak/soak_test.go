@@ -1,0 +1,55 @@
+package soak
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestSoak is the short form of `make soak`: each fault once.
+func TestSoak(t *testing.T) {
+	if !slices.Contains(strings.Split(os.Getenv("OUTGUARD_REQUIRE"), ","), "libvirt") {
+		t.Skip("boots a guest: set OUTGUARD_REQUIRE=libvirt (make test does)")
+	}
+	clone, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Run(t.Context(), Options{Clone: clone, For: 100 * time.Second, Seed: 1, Out: t.Output()}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestExpects(t *testing.T) {
+	f := &fault{want: "session/silent", also: "engine/* session/loss"}
+	for rule, want := range map[string]bool{"session/silent": true, "engine/unjudged": true, "session/loss": true, "session/gap": false, "": false} {
+		if f.expects(rule) != want {
+			t.Errorf("%q: %v", rule, !want)
+		}
+	}
+}
+
+// TestVerdict: growth, missing records and what was noted on the way are errors.
+func TestVerdict(t *testing.T) {
+	ok := report{faults: map[string]*tally{}, rules: map[string]int{}}
+	for _, u := range []usage{{1000, 10}, {9000, 50}, {9000, 50}, {12000, 55}} {
+		ok.sample("outguardd", "7", u)
+	}
+	if err := ok.verdict(); err != nil {
+		t.Error(err)
+	}
+	ok.sample("outguardd", "7", usage{9000 + mostGrowth + 1, 51})
+	if err := ok.verdict(); err == nil || !strings.Contains(err.Error(), "grew") {
+		t.Errorf("grown, and %v", err)
+	}
+	leaky := report{missing: 1}
+	for _, n := range []int{5, 5, 5, 5 + mostFDs + 1} {
+		leaky.sample("agent", "9", usage{100, n})
+	}
+	if err := leaky.verdict(); err == nil || !strings.Contains(err.Error(), "file descriptors") || !strings.Contains(err.Error(), "neither received") {
+		t.Errorf("leaking, and %v", err)
+	}
+}
