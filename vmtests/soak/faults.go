@@ -29,7 +29,7 @@ var faults = []fault{
 	{"agent stopped", silence, "", func(r *run, ctx context.Context) error {
 		return r.root(ctx, "kill -STOP $(pidof outguard-agent); sleep 9; kill -CONT $(pidof outguard-agent)")
 	}},
-	{"channel stalled", silence, "session/loss session/canary", func(r *run, ctx context.Context) error {
+	{"channel stalled", silence, "session/loss session/canary session/deaf session/slow", func(r *run, ctx context.Context) error {
 		if err := r.guest.Stall(true); err != nil {
 			return err
 		}
@@ -67,13 +67,13 @@ var faults = []fault{
 		}
 		return syscall.Kill(pid, syscall.SIGKILL)
 	}},
-	{"noise", "session/malformed", "session/noise listen/crowd", func(r *run, ctx context.Context) error {
+	{"noise", "session/malformed", "session/noise session/slow listen/crowd", func(r *run, ctx context.Context) error {
 		return r.root(ctx, "setuidgid www outguard-poke garbage 5")
 	}},
 	{"hooks silent", "session/unhooked", "session/canary", func(r *run, ctx context.Context) error {
 		return r.root(ctx, "echo 0 >/proc/sys/kernel/ftrace_enabled; sleep 5; echo 1 >/proc/sys/kernel/ftrace_enabled")
 	}},
-	{"flood", "", "session/loss session/drowned session/torrent session/flood", func(r *run, ctx context.Context) error {
+	{"flood", "", "session/loss session/drowned session/flood", func(r *run, ctx context.Context) error {
 		return r.root(ctx, "outguard-poke opens /etc/passwd 30000")
 	}},
 }
