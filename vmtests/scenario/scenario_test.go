@@ -267,7 +267,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	var last string
 	ok := poll(within, func() bool {
 		cmd := exec.Command(lookPath(ts, args[2]), args[3:]...)
-		cmd.Dir, cmd.Env = ts.Getenv("WORK"), append(os.Environ(), "PATH="+ts.Getenv("PATH"), "LAB="+ts.Getenv("LAB"))
+		cmd.Dir, cmd.Env = ts.Getenv("WORK"), append(os.Environ(), "PATH="+ts.Getenv("PATH"), "LAB="+ts.Getenv("LAB"), "STATE="+ts.Getenv("STATE"))
 		out, err := cmd.CombinedOutput()
 		last = fmt.Sprintf("%s(%v)", out[max(0, len(out)-2000):], err)
 		return err == nil && re.Match(out)
