@@ -80,7 +80,7 @@ func TestMain(m *testing.M) {
 
 // host is one monitor's place on disk; the process comes and goes.
 type host struct {
-	t      *testing.T
+	t      testing.TB
 	root   string
 	config string
 	vm     uuid.UUID
@@ -92,7 +92,7 @@ type host struct {
 }
 
 // newHost enrols one domain called web with prototest's key.
-func newHost(t *testing.T) *host {
+func newHost(t testing.TB) *host {
 	t.Helper()
 	root, err := os.MkdirTemp("", "og") // a socket's path is short
 	if err != nil {
@@ -110,18 +110,24 @@ libvirt: %[1]s/no-libvirt
 listen: {vsock: "off"}
 session: {heartbeat: 200ms, canary: 1h}
 `, root))
-	e := domain.Enrolment{
-		Version: 1, UUID: h.vm, Name: "web", Transport: domain.VhostUser, CID: 42,
-		Vhost: root + "/run/vsock/web.vhost", Socket: root + "/run/vsock/web.sock",
-		KeyFile: root + "/key", Key: prototest.Key, Enrolled: time.Now().UTC(),
-	}
-	text, err := json.Marshal(e)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.write(filepath.Join(root, "state", "enroll", h.vm.String()+".json"), string(text))
+	h.enrol(h.vm, "web")
 	h.api = api.NewClient(root + "/run/api.sock")
 	return h
+}
+
+// enrol makes a domain known, as `outguard enroll` does.
+func (h *host) enrol(vm uuid.UUID, name string) {
+	h.t.Helper()
+	socket := h.root + "/run/vsock/" + name
+	text, err := json.Marshal(domain.Enrolment{
+		Version: 1, UUID: vm, Name: name, Transport: domain.VhostUser, CID: 42,
+		Vhost: socket + ".vhost", Socket: socket + ".sock",
+		KeyFile: h.root + "/key", Key: prototest.Key, Enrolled: time.Now().UTC(),
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.write(filepath.Join(h.root, "state", "enroll", vm.String()+".json"), string(text))
 }
 
 func (h *host) write(path, text string) {
@@ -282,7 +288,7 @@ func (h *host) seal() {
 	})
 }
 
-func send(t *testing.T, a *prototest.Agent, events ...*vsockproto.Event) {
+func send(t testing.TB, a *prototest.Agent, events ...*vsockproto.Event) {
 	t.Helper()
 	if err := errors.Join(a.Send(t.Context(), events...), a.Drained(t.Context())); err != nil {
 		t.Fatal(err)
@@ -416,7 +422,7 @@ func TestDaemonKilled(t *testing.T) {
 }
 
 // missing fails where a number is neither received nor declared lost.
-func (h *host) missing(t *testing.T) {
+func (h *host) missing(t testing.TB) {
 	t.Helper()
 	r, err := h.api.ListVMs(t.Context(), &apipb.ListVMsRequest{Vm: h.vm.String()})
 	if err != nil || len(r.Vms) != 1 {

@@ -25,8 +25,9 @@ type watched struct {
 // domains is what the monitor knows of every domain, from libvirt's list and
 // events and from the enrolments. It makes no calls.
 type domains struct {
-	mu  sync.Mutex
-	all map[uuid.UUID]*watched
+	mu     sync.Mutex
+	all    map[uuid.UUID]*watched
+	listed bool // libvirt has been heard: who is not in its list is shut off
 }
 
 func newDomains() *domains { return &domains{all: map[uuid.UUID]*watched{}} }
@@ -45,6 +46,7 @@ func (d *domains) entry(vm uuid.UUID) *watched {
 func (d *domains) setDomains(list []domain.Domain, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.listed = true
 	present := map[uuid.UUID]bool{}
 	for _, dom := range list {
 		present[dom.UUID] = true
@@ -110,7 +112,10 @@ func (d *domains) setEnrolments(list []domain.Enrolment) {
 		w := d.entry(e.UUID)
 		w.Enrolment = &e
 		if w.Name == "" {
-			w.Name, w.State = e.Name, domain.ShutOff
+			w.Name = e.Name
+			if d.listed {
+				w.State = domain.ShutOff
+			}
 		}
 	}
 }

@@ -118,7 +118,7 @@ func TestReaderThatStopsIsFound(t *testing.T) {
 // A VM that floods is a finding, and held to its rate; nothing of it is lost.
 func TestFloodIsHeldToItsRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const rate, frames, batch = 1000, 200, 100
+		const rate, frames, batch = 1000, 130, 100
 		w := newWorld()
 		m := w.manager(&Options{Flood: rate})
 		go m.Run(t.Context())
