@@ -55,6 +55,13 @@ type Backend interface {
 	Learn(ctx context.Context, engine string, vm uuid.UUID, by Caller) (Model, error)
 	Seal(ctx context.Context, engine string, vm uuid.UUID, by Caller) (Model, error)
 
+	// ExportModel takes a VM's model out as a file of the engine's own format,
+	// ImportModel puts one in, and AcceptModel makes points that came as
+	// violations the model's own.
+	ExportModel(ctx context.Context, engine string, vm uuid.UUID) ([]byte, error)
+	ImportModel(ctx context.Context, engine string, vm uuid.UUID, file []byte, by Caller) (Model, error)
+	AcceptModel(ctx context.Context, name string, vm uuid.UUID, points [][engine.PointSize]byte, by Caller) (Model, error)
+
 	// Pause, Resume and Capture journal an order, carry it out and return it
 	// with its result; a failed one is an order and an error. Capture tells its
 	// progress from its own goroutine, before it returns.

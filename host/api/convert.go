@@ -241,7 +241,16 @@ func ModelOf(m *Model) *apipb.Model {
 		Engine: safe.Text(m.Engine), Uuid: uuidText(m.VM), Mapping: safe.Text(m.Mapping), Sealed: m.Sealed,
 		Points: m.Points, Events: m.Events, Violations: m.Violations,
 		Measurement: safe.Text(m.Measurement), State: safe.Text(m.State), LastNew: FormatTime(m.LastNew),
+		Aggregate: safe.Text(m.Aggregate), Version: m.Version, Forensics: m.Forensics, SinceNew: m.SinceNew, Quiet: m.Quiet,
+		Hours: hoursOf(m.Hours),
 	}
+}
+
+func hoursOf(hours []engine.Hour) (out []*apipb.ModelHour) {
+	for _, h := range hours {
+		out = append(out, &apipb.ModelHour{Start: FormatTime(h.Start), Events: h.Events, New: h.New})
+	}
+	return out
 }
 
 func uuidText(id uuid.UUID) string {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -53,6 +54,8 @@ type Server struct {
 	streams chan struct{} // holds a token for each stream under way
 	names   names
 	handler http.Handler
+
+	importing sync.Mutex // held while a model comes in
 }
 
 // New returns a server; it starts nothing.

@@ -13,8 +13,9 @@ import (
 func (a *app) modelCmd() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "model",
-		Short: "List, show, open and seal the models of what is normal",
-	}, a.modelListCmd(), a.modelShowCmd(),
+		Short: "The models of what is normal: list, learn, seal, compare, correct, move",
+	}, a.modelListCmd(), a.modelShowCmd(), a.modelStatusCmd(), a.modelDiffCmd(), a.modelAcceptCmd(),
+		a.modelExportCmd(), a.modelImportCmd(),
 		a.modelChangeCmd("learn", "Open a domain's model: what happens from now on is normal", learn),
 		a.modelChangeCmd("seal", "Seal a domain's model: what it has not seen is a violation from now on", seal))
 }
@@ -94,6 +95,7 @@ func (a *app) describeModel(m *apipb.Model) {
 	a.fact("events", fmt.Sprint(m.Events))
 	a.fact("violations", fmt.Sprint(m.Violations))
 	a.fact("last new", clock(m.LastNew))
+	a.fact("version", fmt.Sprint(m.Version))
 	a.fact("measurement", m.Measurement)
 	a.fact("state value", m.State)
 }

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -110,7 +111,8 @@ func monitor() *apitest.Backend {
 	}
 	model := engine.Model{
 		VM: web, Mapping: "quixote", Points: 321, Events: 45678, Violations: 1,
-		Measurement: "ab12", State: "cd34", LastNew: at0,
+		Measurement: "ab12", State: "cd34", LastNew: at0, Forensics: 1, SinceNew: 4567, Quiet: true,
+		Hours: []engine.Hour{{Start: at0.Truncate(time.Hour), Events: 40000, New: 321}, {Start: at0.Truncate(time.Hour).Add(time.Hour), Events: 5678}},
 	}
 	b.Add(
 		&apipb.VM{
@@ -137,7 +139,7 @@ func monitor() *apitest.Backend {
 			ID: "02K", Engine: "tsem", VM: web, At: at0.Add(2 * time.Second), Received: at0, BootNs: 5e9,
 			Ref: &engine.Ref{Index: 2, Class: 1, Sequence: 9}, Severity: engine.High, Rule: "tsem/violation",
 			Technique: "T1059", Reason: "not in the sealed model: \x1b[2J", Event: "bprm_committed_creds", PID: 701,
-			Comm: "sh\x1b]0;x\a", Path: "/tmp/.x\u202egpj.sh", Detail: map[string]string{"cell": "ff00"},
+			Comm: "sh\x1b]0;x\a", Path: "/tmp/.x\u202egpj.sh", Detail: map[string]string{"cell": "ff00", "point": strings.Repeat("0a", 32)},
 		},
 		&apipb.Order{
 			Id: "0190", Uuid: web.String(), Step: "pause", State: "done", By: "playbook", Rule: "violation", Finding: "02K",

@@ -17,7 +17,7 @@ import (
 
 func (a *app) tsemCmd() *cobra.Command {
 	return group(&cobra.Command{Use: "tsem", Short: "TSEM's and Quixote's own terms, tools and files"},
-		a.tsemMeasureCmd(), a.tsemReplayCmd(), a.tsemPseudonymCmd(), a.tsemDiffCmd())
+		a.tsemShowCmd(), a.tsemMeasureCmd(), a.tsemReplayCmd(), a.tsemPseudonymCmd(), a.tsemDiffCmd())
 }
 
 // flushed is the output of a verb that may wait for its input: what is written

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/outguard/outguard/host/api/safe"
 	"github.com/outguard/outguard/plugins/tsem"
 	"github.com/outguard/outguard/plugins/tsem/quixote"
 )
@@ -119,6 +120,7 @@ func (a *app) only(name string, of, other *quixote.States) (n int, err error) {
 func (a *app) printDifference(name string, of *quixote.States, p *tsem.Point) error {
 	d := difference{Only: name, Point: hex.EncodeToString(p.Value[:]), Count: p.Count, Event: of.Events[p.Value]}
 	if a.json {
+		d.Event = safe.Quote(d.Event)
 		return a.printJSON(d)
 	}
 	a.printf("only in %s: %s %s\n", strings.ToUpper(name), d.Point[:16], quote(d.Event))

@@ -190,6 +190,35 @@ func (s *Supervisor) Seal(ctx context.Context, vm uuid.UUID) (engine.Model, erro
 	return s.change(ctx, vm, false, (*process.Process).Seal)
 }
 
+// Export returns the VM's model as a file of the engine's own format.
+func (s *Supervisor) Export(ctx context.Context, vm uuid.UUID) ([]byte, error) {
+	p, err := s.process()
+	if err != nil {
+		return nil, err
+	}
+	file, err := p.Export(ctx, vm)
+	if err != nil {
+		return nil, fmt.Errorf("engine %s: %w", s.cfg.Name, err)
+	}
+	return file, nil
+}
+
+// Import makes the model of a file the VM's own. When it returns without an
+// error, the change is stored.
+func (s *Supervisor) Import(ctx context.Context, vm uuid.UUID, file []byte) (engine.Model, error) {
+	return s.change(ctx, vm, true, func(p *process.Process, ctx context.Context, vm uuid.UUID) (engine.Model, process.Checkpoint, error) {
+		return p.Import(ctx, vm, file)
+	})
+}
+
+// Accept makes points that came as violations the model's own. When it returns
+// without an error, the change is stored.
+func (s *Supervisor) Accept(ctx context.Context, vm uuid.UUID, points [][engine.PointSize]byte) (engine.Model, error) {
+	return s.change(ctx, vm, false, func(p *process.Process, ctx context.Context, vm uuid.UUID) (engine.Model, process.Checkpoint, error) {
+		return p.Accept(ctx, vm, points)
+	})
+}
+
 type changeFunc func(*process.Process, context.Context, uuid.UUID) (engine.Model, process.Checkpoint, error)
 
 // change lets do change the model, and stores that: over a checkpoint that

@@ -431,6 +431,35 @@ func (b backend) Seal(ctx context.Context, engine string, vm uuid.UUID, by api.C
 	return b.model(ctx, engine, vm, by, "seal", (*engines.Supervisor).Seal)
 }
 
+func (b backend) ExportModel(ctx context.Context, name string, vm uuid.UUID) ([]byte, error) {
+	e, err := b.modeller(name)
+	if err != nil {
+		return nil, err
+	}
+	file, err := e.Export(ctx, vm)
+	if err != nil {
+		return nil, modelError(err)
+	}
+	return file, nil
+}
+
+func (b backend) ImportModel(ctx context.Context, name string, vm uuid.UUID, file []byte, by api.Caller) (api.Model, error) {
+	return b.model(ctx, name, vm, by, "import", func(e *engines.Supervisor, ctx context.Context, vm uuid.UUID) (engine.Model, error) {
+		return e.Import(ctx, vm, file)
+	})
+}
+
+func (b backend) AcceptModel(ctx context.Context, name string, vm uuid.UUID, points [][engine.PointSize]byte, by api.Caller) (api.Model, error) {
+	return b.model(ctx, name, vm, by, "accept", func(e *engines.Supervisor, ctx context.Context, vm uuid.UUID) (engine.Model, error) {
+		return e.Accept(ctx, vm, points)
+	})
+}
+
+// modelError is what an engine says of a model, with the next thing to do.
+func modelError(err error) error {
+	return api.Error(connect.CodeFailedPrecondition, "outguard vms shows whether its agent is live, outguard model list what was learnt", err)
+}
+
 func (b backend) model(ctx context.Context, name string, vm uuid.UUID, by api.Caller, what string,
 	do func(*engines.Supervisor, context.Context, uuid.UUID) (engine.Model, error)) (api.Model, error) {
 	e, err := b.modeller(name)
@@ -439,7 +468,7 @@ func (b backend) model(ctx context.Context, name string, vm uuid.UUID, by api.Ca
 	}
 	m, err := do(e, ctx, vm)
 	if err != nil {
-		return api.Model{}, api.Error(connect.CodeFailedPrecondition, "outguard vms shows whether its agent is live, outguard model list what was learnt", err)
+		return api.Model{}, modelError(err)
 	}
 	b.m.keep(vm, evidence.KindNote, time.Now(), note{What: "model-" + what, Text: fmt.Sprintf("%s, by %s", e.Name(), by)})
 	return api.Model{Engine: e.Name(), Model: m}, nil

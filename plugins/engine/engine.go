@@ -83,6 +83,21 @@ type Model struct {
 	Measurement string    // hex
 	State       string    // hex
 	LastNew     time.Time // when the last new point was learned
+
+	// What follows is zero where the engine does not tell it.
+	Aggregate string // hex; the platform's, as the measurement begins with it
+	Version   uint64 // counts what people did to the model
+	Forensics uint64 // points that came as violations
+	SinceNew  uint64 // events since the last new point
+	Quiet     bool   // it has learned what there is, as far as can be told
+	Hours     []Hour // ascending, the last ones
+}
+
+// Hour is what one hour of the host's clock brought to a model.
+type Hour struct {
+	Start  time.Time
+	Events uint64
+	New    uint64 // points
 }
 
 // Engine judges events. Judge is called from one goroutine at a time; the
@@ -105,4 +120,25 @@ type Engine interface {
 	// happened, for one VM.
 	Checkpoint(vm uuid.UUID) ([]byte, error)
 	Restore(vm uuid.UUID, checkpoint []byte) error
+}
+
+// PointSize is the size of a point, in bytes.
+const PointSize = 32
+
+// Modeller is an engine whose models are sets of points that can be taken out
+// as files of the engine's own format, put in again, and be corrected. It is
+// optional: of an engine that is none, Export, Import and Accept are
+// unimplemented.
+type Modeller interface {
+	Engine
+
+	// Export returns the VM's model as a file, and Import makes that of a file
+	// the VM's own, with all its points; it may be sealed.
+	Export(ctx context.Context, vm uuid.UUID) ([]byte, error)
+	Import(ctx context.Context, vm uuid.UUID, file []byte) (Model, error)
+
+	// Accept makes points that came as violations the model's own: a person has
+	// looked at them. A point that the model does not have is an error, and
+	// then none is accepted.
+	Accept(ctx context.Context, vm uuid.UUID, points [][PointSize]byte) (Model, error)
 }

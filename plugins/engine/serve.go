@@ -14,6 +14,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/outguard/outguard/plugins/engine/enginepb"
 	"github.com/outguard/outguard/vsockproto"
@@ -241,6 +243,62 @@ func (s *server) Seal(ctx context.Context, r *enginepb.VM) (*enginepb.Changed, e
 	return s.change(ctx, r, s.engine.Seal)
 }
 
+// modeller is the engine where its models can be taken out.
+func (s *server) modeller(r interface{ GetVm() []byte }) (Modeller, uuid.UUID, error) {
+	vm, err := uuid.FromBytes(r.GetVm())
+	if err != nil {
+		return nil, vm, err
+	}
+	m, is := s.engine.(Modeller)
+	if !is {
+		return nil, vm, status.Error(codes.Unimplemented, "this engine's models cannot be taken out, put in or corrected")
+	}
+	return m, vm, nil
+}
+
+func (s *server) Export(ctx context.Context, r *enginepb.VM) (*enginepb.ExportReply, error) {
+	m, vm, err := s.modeller(r)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	file, err := m.Export(ctx, vm)
+	if err != nil {
+		return nil, err
+	}
+	if len(file) > MaxCheckpoint {
+		return nil, fmt.Errorf("model file of %d bytes: %w", len(file), ErrTooLong)
+	}
+	return &enginepb.ExportReply{File: file}, nil
+}
+
+func (s *server) Import(ctx context.Context, r *enginepb.ImportRequest) (*enginepb.Changed, error) {
+	m, _, err := s.modeller(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.change(ctx, &enginepb.VM{Vm: r.GetVm()}, func(ctx context.Context, vm uuid.UUID) (Model, error) {
+		return m.Import(ctx, vm, r.GetFile())
+	})
+}
+
+func (s *server) Accept(ctx context.Context, r *enginepb.AcceptRequest) (*enginepb.Changed, error) {
+	m, _, err := s.modeller(r)
+	if err != nil {
+		return nil, err
+	}
+	points := make([][PointSize]byte, len(r.GetPoints()))
+	for i, p := range r.GetPoints() {
+		if copy(points[i][:], p) != PointSize || len(p) != PointSize {
+			return nil, fmt.Errorf("point of %d bytes: %w", len(p), ErrInvalid)
+		}
+	}
+	return s.change(ctx, &enginepb.VM{Vm: r.GetVm()}, func(ctx context.Context, vm uuid.UUID) (Model, error) {
+		return m.Accept(ctx, vm, points)
+	})
+}
+
 func (s *server) change(ctx context.Context, r *enginepb.VM, do func(context.Context, uuid.UUID) (Model, error)) (*enginepb.Changed, error) {
 	vm, err := uuid.FromBytes(r.GetVm())
 	if err != nil {
@@ -298,6 +356,10 @@ func modelToPB(m Model) *enginepb.Model {
 	p := &enginepb.Model{
 		Vm: m.VM[:], Mapping: m.Mapping, Sealed: m.Sealed, Points: m.Points, Events: m.Events,
 		Violations: m.Violations, Measurement: m.Measurement, State: m.State,
+		Aggregate: m.Aggregate, Version: m.Version, Forensics: m.Forensics, SinceNew: m.SinceNew, Quiet: m.Quiet,
+	}
+	for _, h := range m.Hours {
+		p.Hours = append(p.Hours, &enginepb.Hour{Start: h.Start.Unix(), Events: h.Events, New: h.New})
 	}
 	if !m.LastNew.IsZero() {
 		p.LastNewNs = m.LastNew.UnixNano()

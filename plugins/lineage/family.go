@@ -86,6 +86,15 @@ func (t *Tree) Unmark() {
 	}
 }
 
+// UnmarkFunc takes the marks of those tasks away for which f says so.
+func (t *Tree) UnmarkFunc(f func(*Task) bool) {
+	for _, task := range t.tasks {
+		if task.Mark != 0 && f(task) {
+			task.Mark = 0
+		}
+	}
+}
+
 // maxDepth bounds an ancestry.
 const maxDepth = 128
 

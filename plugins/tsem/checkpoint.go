@@ -23,12 +23,12 @@ import (
 //	events u64 | violations u64 | unknown u64 | last_new i64, seen i64, ns since 1970, 0: never | marks u64 |
 //	since_new u64 | hours u8, each: at i64 | events u64 | new points u64 |
 //	violating, untrusted: second i64 | passed u32 | suppressed u64 |
-//	firsts u32, each: mark u64 | ref 37, ascending by mark |
+//	firsts u32, each: mark u64 | ref 37 | point 32, ascending by mark |
 //	forensics u32, each: ref 37 | boot_ns u64 | point 32 | task_id 32 | name: u8, bytes |
 //	lineage u32, bytes
 //
 // Version 1 had neither mapping, platform, model version, notes, seen,
-// since_new nor hours.
+// since_new, hours nor the points of firsts.
 const (
 	checkpointMagic   = "OGTSEM"
 	checkpointVersion = 2
@@ -87,6 +87,7 @@ func (v *vm) append(b []byte) ([]byte, error) {
 	for i := range v.firsts {
 		b = le.AppendUint64(b, v.firsts[i].mark)
 		b = appendRef(b, &v.firsts[i].ref)
+		b = append(b, v.firsts[i].point[:]...)
 	}
 	b = le.AppendUint32(b, uint32(len(v.forensics)))
 	for i := range v.forensics {
@@ -117,7 +118,7 @@ func (v *vm) appendModel(b []byte) []byte {
 			flags |= 1 << bit
 		}
 	}
-	b = append(b, mappingQuixote, flags)
+	b = append(b, byte(m.mapping), flags)
 	for _, id := range [...]*ID{&m.base, &m.measurement, &m.platform, &m.aggregate} {
 		b = append(b, id[:]...)
 	}
@@ -185,6 +186,9 @@ func (e *Engine) parse(b []byte) (*vm, error) {
 	}
 	for range r.count(maxFirsts, 45) {
 		f := first{mark: r.u64(), ref: r.ref()}
+		if r.version > 1 {
+			f.point = r.id()
+		}
 		if n := len(v.firsts); n > 0 && v.firsts[n-1].mark >= f.mark {
 			r.bad = true
 		}
@@ -263,7 +267,8 @@ func (r *reader) rate(to *rate) {
 func (r *reader) model(v *vm) {
 	m := v.model
 	if r.version > 1 {
-		r.bad = r.bad || r.u8() != mappingQuixote
+		m.mapping = Mapping(r.u8())
+		r.bad = r.bad || !m.mapping.known()
 	}
 	flags := r.u8()
 	m.hasAggregate, m.sealed, m.hasPlatform = flags&flagAggregate != 0, flags&flagSealed != 0, flags&flagPlatform != 0

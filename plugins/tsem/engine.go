@@ -18,9 +18,6 @@ import (
 // Version is the engine's own.
 const Version = "1"
 
-// Mapping names how events become points.
-const Mapping = "quixote"
-
 // Options bound an Engine; nil and zero mean the defaults.
 type Options struct {
 	MaxPoints     int // of one model; default DefaultMaxPoints
@@ -60,8 +57,9 @@ type vm struct {
 
 // first is the violation that made a task untrusted.
 type first struct {
-	mark uint64
-	ref  engine.Ref
+	mark  uint64
+	ref   engine.Ref
+	point ID
 }
 
 // maxFirsts and maxForensics bound what is kept of violations.
@@ -212,7 +210,7 @@ func (v *vm) violation(b *engine.Batch, r *vsockproto.Event, who lineage.Identit
 		if len(v.firsts) == maxFirsts {
 			v.firsts = append(v.firsts[:0], v.firsts[1:]...)
 		}
-		v.firsts = append(v.firsts, first{v.marks, at})
+		v.firsts = append(v.firsts, first{v.marks, at, c.Point})
 	}
 	if v.violating.take() {
 		report(v.firstOf(b, r, who, c))
@@ -282,8 +280,14 @@ func (e *Engine) Models() []engine.Model {
 
 func (v *vm) describe(id uuid.UUID) engine.Model {
 	m := v.model
+	aggregate := ""
+	if a, has := m.Aggregate(); has {
+		aggregate = hexOf(a)
+	}
 	return engine.Model{
-		VM: id, Mapping: Mapping, Sealed: m.Sealed(), Points: m.Valid(),
+		Aggregate: aggregate, Version: m.Version(), Forensics: uint64(len(m.Points())) - m.Valid(),
+		SinceNew: v.rate.sinceNew, Quiet: v.rate.quiet(v.lastNew, v.seen), Hours: v.rate.list(),
+		VM: id, Mapping: m.Mapping().String(), Sealed: m.Sealed(), Points: m.Valid(),
 		Events: v.events, Violations: v.violations,
 		Measurement: hexOf(m.Measurement()), State: hexOf(m.State()), LastNew: v.lastNew,
 	}

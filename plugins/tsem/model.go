@@ -8,15 +8,13 @@ import (
 	"slices"
 )
 
-// mappingQuixote is the number of the quixote mapping in files.
-const mappingQuixote = 1
-
 // Model is one security model: the points that were seen, in order, and what
 // follows from them. Sealed, it knows a violation when it sees one. No event
 // can break it: where Quixote's model is poisoned for good, here one event has
 // no point.
 // Source: Quixote SecurityModel/TSEM.c, see SPEC section 5.
 type Model struct {
+	mapping           Mapping
 	base, measurement ID
 	platform          ID // as it was set
 	aggregate         ID // and as the measurement begins with it
@@ -48,14 +46,17 @@ var (
 	ErrFull   = errors.New("model is full")
 )
 
-// NewModel makes an empty model that learns; limit bounds its points, 0 means
-// DefaultMaxPoints.
+// NewModel makes an empty model of the quixote mapping that learns; limit bounds
+// its points, 0 means DefaultMaxPoints.
 func NewModel(limit int) *Model {
 	if limit <= 0 {
 		limit = DefaultMaxPoints
 	}
-	return &Model{limit: limit}
+	return &Model{mapping: Quixote, limit: limit}
 }
+
+// Mapping is how events become the model's points.
+func (m *Model) Mapping() Mapping { return m.mapping }
 
 // extend is SHA256(m || SHA256(base || v)).
 func (m *Model) extend(to, v ID) ID {

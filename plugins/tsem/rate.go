@@ -1,6 +1,10 @@
 package tsem
 
-import "time"
+import (
+	"time"
+
+	"github.com/outguard/outguard/plugins/engine"
+)
 
 // hour is what one hour of the host's clock brought.
 type hour struct {
@@ -50,4 +54,13 @@ const (
 
 func (r *rate) quiet(lastNew, now time.Time) bool {
 	return !lastNew.IsZero() && now.Sub(lastNew) >= quietFor && r.sinceNew >= quietEvents
+}
+
+// list is what there is, as the contract says it.
+func (r *rate) list() []engine.Hour {
+	all := make([]engine.Hour, len(r.hours))
+	for i, h := range r.hours {
+		all[i] = engine.Hour{Start: time.Unix(h.at*3600, 0), Events: h.events, New: h.added}
+	}
+	return all
 }

@@ -2884,9 +2884,15 @@ type Model struct {
 	Points        uint64                 `protobuf:"varint,6,opt,name=points,proto3" json:"points,omitempty"`
 	Events        uint64                 `protobuf:"varint,7,opt,name=events,proto3" json:"events,omitempty"` // judged or learned
 	Violations    uint64                 `protobuf:"varint,8,opt,name=violations,proto3" json:"violations,omitempty"`
-	Measurement   string                 `protobuf:"bytes,9,opt,name=measurement,proto3" json:"measurement,omitempty"`         // hex
-	State         string                 `protobuf:"bytes,10,opt,name=state,proto3" json:"state,omitempty"`                    // hex
-	LastNew       string                 `protobuf:"bytes,11,opt,name=last_new,json=lastNew,proto3" json:"last_new,omitempty"` // when the last new point was learned
+	Measurement   string                 `protobuf:"bytes,9,opt,name=measurement,proto3" json:"measurement,omitempty"`             // hex
+	State         string                 `protobuf:"bytes,10,opt,name=state,proto3" json:"state,omitempty"`                        // hex
+	LastNew       string                 `protobuf:"bytes,11,opt,name=last_new,json=lastNew,proto3" json:"last_new,omitempty"`     // when the last new point was learned
+	Aggregate     string                 `protobuf:"bytes,12,opt,name=aggregate,proto3" json:"aggregate,omitempty"`                // hex; the platform's, as the measurement begins with it
+	Version       uint64                 `protobuf:"varint,13,opt,name=version,proto3" json:"version,omitempty"`                   // counts what people did to the model
+	Forensics     uint64                 `protobuf:"varint,14,opt,name=forensics,proto3" json:"forensics,omitempty"`               // points that came as violations
+	SinceNew      uint64                 `protobuf:"varint,15,opt,name=since_new,json=sinceNew,proto3" json:"since_new,omitempty"` // events since the last new point
+	Quiet         bool                   `protobuf:"varint,16,opt,name=quiet,proto3" json:"quiet,omitempty"`                       // it has learned what there is, as far as can be told
+	Hours         []*ModelHour           `protobuf:"bytes,17,rep,name=hours,proto3" json:"hours,omitempty"`                        // ascending, the last ones
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2998,6 +3004,413 @@ func (x *Model) GetLastNew() string {
 	return ""
 }
 
+func (x *Model) GetAggregate() string {
+	if x != nil {
+		return x.Aggregate
+	}
+	return ""
+}
+
+func (x *Model) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Model) GetForensics() uint64 {
+	if x != nil {
+		return x.Forensics
+	}
+	return 0
+}
+
+func (x *Model) GetSinceNew() uint64 {
+	if x != nil {
+		return x.SinceNew
+	}
+	return 0
+}
+
+func (x *Model) GetQuiet() bool {
+	if x != nil {
+		return x.Quiet
+	}
+	return false
+}
+
+func (x *Model) GetHours() []*ModelHour {
+	if x != nil {
+		return x.Hours
+	}
+	return nil
+}
+
+// ModelHour is what one hour of the host's clock brought to a model.
+type ModelHour struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         string                 `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
+	Events        uint64                 `protobuf:"varint,2,opt,name=events,proto3" json:"events,omitempty"`
+	New           uint64                 `protobuf:"varint,3,opt,name=new,proto3" json:"new,omitempty"` // points
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelHour) Reset() {
+	*x = ModelHour{}
+	mi := &file_outguard_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelHour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelHour) ProtoMessage() {}
+
+func (x *ModelHour) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelHour.ProtoReflect.Descriptor instead.
+func (*ModelHour) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ModelHour) GetStart() string {
+	if x != nil {
+		return x.Start
+	}
+	return ""
+}
+
+func (x *ModelHour) GetEvents() uint64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *ModelHour) GetNew() uint64 {
+	if x != nil {
+		return x.New
+	}
+	return 0
+}
+
+type ExportModelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportModelRequest) Reset() {
+	*x = ExportModelRequest{}
+	mi := &file_outguard_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportModelRequest) ProtoMessage() {}
+
+func (x *ExportModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportModelRequest.ProtoReflect.Descriptor instead.
+func (*ExportModelRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ExportModelRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ExportModelRequest) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+type ExportModelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Part          []byte                 `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"` // of the file, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportModelResponse) Reset() {
+	*x = ExportModelResponse{}
+	mi := &file_outguard_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportModelResponse) ProtoMessage() {}
+
+func (x *ExportModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportModelResponse.ProtoReflect.Descriptor instead.
+func (*ExportModelResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ExportModelResponse) GetPart() []byte {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+type ImportModelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`         // of the first message alone
+	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"` // as well
+	Part          []byte                 `protobuf:"bytes,3,opt,name=part,proto3" json:"part,omitempty"`     // of the file, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportModelRequest) Reset() {
+	*x = ImportModelRequest{}
+	mi := &file_outguard_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportModelRequest) ProtoMessage() {}
+
+func (x *ImportModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportModelRequest.ProtoReflect.Descriptor instead.
+func (*ImportModelRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ImportModelRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ImportModelRequest) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *ImportModelRequest) GetPart() []byte {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+type ImportModelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         *Model                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportModelResponse) Reset() {
+	*x = ImportModelResponse{}
+	mi := &file_outguard_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportModelResponse) ProtoMessage() {}
+
+func (x *ImportModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportModelResponse.ProtoReflect.Descriptor instead.
+func (*ImportModelResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ImportModelResponse) GetModel() *Model {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+type AcceptModelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	Points        []string               `protobuf:"bytes,3,rep,name=points,proto3" json:"points,omitempty"` // hex
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptModelRequest) Reset() {
+	*x = AcceptModelRequest{}
+	mi := &file_outguard_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptModelRequest) ProtoMessage() {}
+
+func (x *AcceptModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptModelRequest.ProtoReflect.Descriptor instead.
+func (*AcceptModelRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *AcceptModelRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *AcceptModelRequest) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *AcceptModelRequest) GetPoints() []string {
+	if x != nil {
+		return x.Points
+	}
+	return nil
+}
+
+type AcceptModelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         *Model                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptModelResponse) Reset() {
+	*x = AcceptModelResponse{}
+	mi := &file_outguard_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptModelResponse) ProtoMessage() {}
+
+func (x *AcceptModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptModelResponse.ProtoReflect.Descriptor instead.
+func (*AcceptModelResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *AcceptModelResponse) GetModel() *Model {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
 type LearnModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -3008,7 +3421,7 @@ type LearnModelRequest struct {
 
 func (x *LearnModelRequest) Reset() {
 	*x = LearnModelRequest{}
-	mi := &file_outguard_proto_msgTypes[32]
+	mi := &file_outguard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3433,7 @@ func (x *LearnModelRequest) String() string {
 func (*LearnModelRequest) ProtoMessage() {}
 
 func (x *LearnModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[32]
+	mi := &file_outguard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3446,7 @@ func (x *LearnModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnModelRequest.ProtoReflect.Descriptor instead.
 func (*LearnModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{32}
+	return file_outguard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LearnModelRequest) GetVm() string {
@@ -3059,7 +3472,7 @@ type LearnModelResponse struct {
 
 func (x *LearnModelResponse) Reset() {
 	*x = LearnModelResponse{}
-	mi := &file_outguard_proto_msgTypes[33]
+	mi := &file_outguard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3071,7 +3484,7 @@ func (x *LearnModelResponse) String() string {
 func (*LearnModelResponse) ProtoMessage() {}
 
 func (x *LearnModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[33]
+	mi := &file_outguard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3084,7 +3497,7 @@ func (x *LearnModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnModelResponse.ProtoReflect.Descriptor instead.
 func (*LearnModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{33}
+	return file_outguard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LearnModelResponse) GetModel() *Model {
@@ -3104,7 +3517,7 @@ type SealModelRequest struct {
 
 func (x *SealModelRequest) Reset() {
 	*x = SealModelRequest{}
-	mi := &file_outguard_proto_msgTypes[34]
+	mi := &file_outguard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3529,7 @@ func (x *SealModelRequest) String() string {
 func (*SealModelRequest) ProtoMessage() {}
 
 func (x *SealModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[34]
+	mi := &file_outguard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,7 +3542,7 @@ func (x *SealModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealModelRequest.ProtoReflect.Descriptor instead.
 func (*SealModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{34}
+	return file_outguard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SealModelRequest) GetVm() string {
@@ -3155,7 +3568,7 @@ type SealModelResponse struct {
 
 func (x *SealModelResponse) Reset() {
 	*x = SealModelResponse{}
-	mi := &file_outguard_proto_msgTypes[35]
+	mi := &file_outguard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3167,7 +3580,7 @@ func (x *SealModelResponse) String() string {
 func (*SealModelResponse) ProtoMessage() {}
 
 func (x *SealModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[35]
+	mi := &file_outguard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3180,7 +3593,7 @@ func (x *SealModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealModelResponse.ProtoReflect.Descriptor instead.
 func (*SealModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{35}
+	return file_outguard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SealModelResponse) GetModel() *Model {
@@ -3200,7 +3613,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_outguard_proto_msgTypes[36]
+	mi := &file_outguard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3625,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[36]
+	mi := &file_outguard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3638,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{36}
+	return file_outguard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PauseRequest) GetVm() string {
@@ -3251,7 +3664,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_outguard_proto_msgTypes[37]
+	mi := &file_outguard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3676,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[37]
+	mi := &file_outguard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3689,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{37}
+	return file_outguard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PauseResponse) GetOrder() *Order {
@@ -3296,7 +3709,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_outguard_proto_msgTypes[38]
+	mi := &file_outguard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +3721,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[38]
+	mi := &file_outguard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,7 +3734,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{38}
+	return file_outguard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ResumeRequest) GetVm() string {
@@ -3347,7 +3760,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_outguard_proto_msgTypes[39]
+	mi := &file_outguard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +3772,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[39]
+	mi := &file_outguard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +3785,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{39}
+	return file_outguard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ResumeResponse) GetOrder() *Order {
@@ -3392,7 +3805,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_outguard_proto_msgTypes[40]
+	mi := &file_outguard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3404,7 +3817,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[40]
+	mi := &file_outguard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3417,7 +3830,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{40}
+	return file_outguard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CaptureRequest) GetVm() string {
@@ -3444,7 +3857,7 @@ type CaptureResponse struct {
 
 func (x *CaptureResponse) Reset() {
 	*x = CaptureResponse{}
-	mi := &file_outguard_proto_msgTypes[41]
+	mi := &file_outguard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3456,7 +3869,7 @@ func (x *CaptureResponse) String() string {
 func (*CaptureResponse) ProtoMessage() {}
 
 func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[41]
+	mi := &file_outguard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3469,7 +3882,7 @@ func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureResponse.ProtoReflect.Descriptor instead.
 func (*CaptureResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{41}
+	return file_outguard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CaptureResponse) GetProgress() *Progress {
@@ -3497,7 +3910,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_outguard_proto_msgTypes[42]
+	mi := &file_outguard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3509,7 +3922,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[42]
+	mi := &file_outguard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3522,7 +3935,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{42}
+	return file_outguard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Progress) GetStep() string {
@@ -3555,7 +3968,7 @@ type ListBundlesRequest struct {
 
 func (x *ListBundlesRequest) Reset() {
 	*x = ListBundlesRequest{}
-	mi := &file_outguard_proto_msgTypes[43]
+	mi := &file_outguard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3567,7 +3980,7 @@ func (x *ListBundlesRequest) String() string {
 func (*ListBundlesRequest) ProtoMessage() {}
 
 func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[43]
+	mi := &file_outguard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3580,7 +3993,7 @@ func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesRequest.ProtoReflect.Descriptor instead.
 func (*ListBundlesRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{43}
+	return file_outguard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListBundlesRequest) GetVm() string {
@@ -3599,7 +4012,7 @@ type ListBundlesResponse struct {
 
 func (x *ListBundlesResponse) Reset() {
 	*x = ListBundlesResponse{}
-	mi := &file_outguard_proto_msgTypes[44]
+	mi := &file_outguard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3611,7 +4024,7 @@ func (x *ListBundlesResponse) String() string {
 func (*ListBundlesResponse) ProtoMessage() {}
 
 func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[44]
+	mi := &file_outguard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3624,7 +4037,7 @@ func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesResponse.ProtoReflect.Descriptor instead.
 func (*ListBundlesResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{44}
+	return file_outguard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListBundlesResponse) GetBundles() []*Bundle {
@@ -3650,7 +4063,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_outguard_proto_msgTypes[45]
+	mi := &file_outguard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3662,7 +4075,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[45]
+	mi := &file_outguard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3675,7 +4088,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{45}
+	return file_outguard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Bundle) GetId() string {
@@ -4006,7 +4419,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06engine\x18\x02 \x01(\tR\x06engine\"@\n" +
 	"\x12ListModelsResponse\x12*\n" +
-	"\x06models\x18\x01 \x03(\v2\x12.outguard.v1.ModelR\x06models\"\x98\x02\n" +
+	"\x06models\x18\x01 \x03(\v2\x12.outguard.v1.ModelR\x06models\"\xcf\x03\n" +
 	"\x05Model\x12\x16\n" +
 	"\x06engine\x18\x01 \x01(\tR\x06engine\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x12\n" +
@@ -4021,7 +4434,34 @@ const file_outguard_proto_rawDesc = "" +
 	"\vmeasurement\x18\t \x01(\tR\vmeasurement\x12\x14\n" +
 	"\x05state\x18\n" +
 	" \x01(\tR\x05state\x12\x19\n" +
-	"\blast_new\x18\v \x01(\tR\alastNew\";\n" +
+	"\blast_new\x18\v \x01(\tR\alastNew\x12\x1c\n" +
+	"\taggregate\x18\f \x01(\tR\taggregate\x12\x18\n" +
+	"\aversion\x18\r \x01(\x04R\aversion\x12\x1c\n" +
+	"\tforensics\x18\x0e \x01(\x04R\tforensics\x12\x1b\n" +
+	"\tsince_new\x18\x0f \x01(\x04R\bsinceNew\x12\x14\n" +
+	"\x05quiet\x18\x10 \x01(\bR\x05quiet\x12,\n" +
+	"\x05hours\x18\x11 \x03(\v2\x16.outguard.v1.ModelHourR\x05hours\"K\n" +
+	"\tModelHour\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\tR\x05start\x12\x16\n" +
+	"\x06events\x18\x02 \x01(\x04R\x06events\x12\x10\n" +
+	"\x03new\x18\x03 \x01(\x04R\x03new\"<\n" +
+	"\x12ExportModelRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\")\n" +
+	"\x13ExportModelResponse\x12\x12\n" +
+	"\x04part\x18\x01 \x01(\fR\x04part\"P\n" +
+	"\x12ImportModelRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x12\n" +
+	"\x04part\x18\x03 \x01(\fR\x04part\"?\n" +
+	"\x13ImportModelResponse\x12(\n" +
+	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\"T\n" +
+	"\x12AcceptModelRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x16\n" +
+	"\x06points\x18\x03 \x03(\tR\x06points\"?\n" +
+	"\x13AcceptModelResponse\x12(\n" +
+	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\";\n" +
 	"\x11LearnModelRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06engine\x18\x02 \x01(\tR\x06engine\">\n" +
@@ -4064,7 +4504,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\acreated\x18\x05 \x01(\tR\acreated\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12\x1a\n" +
 	"\bfindings\x18\a \x03(\tR\bfindings\x12\x14\n" +
-	"\x05order\x18\b \x01(\tR\x05order2\xf9\x06\n" +
+	"\x05order\x18\b \x01(\tR\x05order2\xf3\b\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
 	"\aListVMs\x12\x1b.outguard.v1.ListVMsRequest\x1a\x1c.outguard.v1.ListVMsResponse\x12C\n" +
@@ -4076,7 +4516,10 @@ const file_outguard_proto_rawDesc = "" +
 	"ListModels\x12\x1e.outguard.v1.ListModelsRequest\x1a\x1f.outguard.v1.ListModelsResponse\x12M\n" +
 	"\n" +
 	"LearnModel\x12\x1e.outguard.v1.LearnModelRequest\x1a\x1f.outguard.v1.LearnModelResponse\x12J\n" +
-	"\tSealModel\x12\x1d.outguard.v1.SealModelRequest\x1a\x1e.outguard.v1.SealModelResponse\x12>\n" +
+	"\tSealModel\x12\x1d.outguard.v1.SealModelRequest\x1a\x1e.outguard.v1.SealModelResponse\x12R\n" +
+	"\vExportModel\x12\x1f.outguard.v1.ExportModelRequest\x1a .outguard.v1.ExportModelResponse0\x01\x12R\n" +
+	"\vImportModel\x12\x1f.outguard.v1.ImportModelRequest\x1a .outguard.v1.ImportModelResponse(\x01\x12P\n" +
+	"\vAcceptModel\x12\x1f.outguard.v1.AcceptModelRequest\x1a .outguard.v1.AcceptModelResponse\x12>\n" +
 	"\x05Pause\x12\x19.outguard.v1.PauseRequest\x1a\x1a.outguard.v1.PauseResponse\x12A\n" +
 	"\x06Resume\x12\x1a.outguard.v1.ResumeRequest\x1a\x1b.outguard.v1.ResumeResponse\x12F\n" +
 	"\aCapture\x12\x1b.outguard.v1.CaptureRequest\x1a\x1c.outguard.v1.CaptureResponse0\x01\x12P\n" +
@@ -4094,7 +4537,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),       // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),      // 1: outguard.v1.StatusResponse
@@ -4128,21 +4571,28 @@ var file_outguard_proto_goTypes = []any{
 	(*ListModelsRequest)(nil),   // 29: outguard.v1.ListModelsRequest
 	(*ListModelsResponse)(nil),  // 30: outguard.v1.ListModelsResponse
 	(*Model)(nil),               // 31: outguard.v1.Model
-	(*LearnModelRequest)(nil),   // 32: outguard.v1.LearnModelRequest
-	(*LearnModelResponse)(nil),  // 33: outguard.v1.LearnModelResponse
-	(*SealModelRequest)(nil),    // 34: outguard.v1.SealModelRequest
-	(*SealModelResponse)(nil),   // 35: outguard.v1.SealModelResponse
-	(*PauseRequest)(nil),        // 36: outguard.v1.PauseRequest
-	(*PauseResponse)(nil),       // 37: outguard.v1.PauseResponse
-	(*ResumeRequest)(nil),       // 38: outguard.v1.ResumeRequest
-	(*ResumeResponse)(nil),      // 39: outguard.v1.ResumeResponse
-	(*CaptureRequest)(nil),      // 40: outguard.v1.CaptureRequest
-	(*CaptureResponse)(nil),     // 41: outguard.v1.CaptureResponse
-	(*Progress)(nil),            // 42: outguard.v1.Progress
-	(*ListBundlesRequest)(nil),  // 43: outguard.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil), // 44: outguard.v1.ListBundlesResponse
-	(*Bundle)(nil),              // 45: outguard.v1.Bundle
-	nil,                         // 46: outguard.v1.Finding.DetailEntry
+	(*ModelHour)(nil),           // 32: outguard.v1.ModelHour
+	(*ExportModelRequest)(nil),  // 33: outguard.v1.ExportModelRequest
+	(*ExportModelResponse)(nil), // 34: outguard.v1.ExportModelResponse
+	(*ImportModelRequest)(nil),  // 35: outguard.v1.ImportModelRequest
+	(*ImportModelResponse)(nil), // 36: outguard.v1.ImportModelResponse
+	(*AcceptModelRequest)(nil),  // 37: outguard.v1.AcceptModelRequest
+	(*AcceptModelResponse)(nil), // 38: outguard.v1.AcceptModelResponse
+	(*LearnModelRequest)(nil),   // 39: outguard.v1.LearnModelRequest
+	(*LearnModelResponse)(nil),  // 40: outguard.v1.LearnModelResponse
+	(*SealModelRequest)(nil),    // 41: outguard.v1.SealModelRequest
+	(*SealModelResponse)(nil),   // 42: outguard.v1.SealModelResponse
+	(*PauseRequest)(nil),        // 43: outguard.v1.PauseRequest
+	(*PauseResponse)(nil),       // 44: outguard.v1.PauseResponse
+	(*ResumeRequest)(nil),       // 45: outguard.v1.ResumeRequest
+	(*ResumeResponse)(nil),      // 46: outguard.v1.ResumeResponse
+	(*CaptureRequest)(nil),      // 47: outguard.v1.CaptureRequest
+	(*CaptureResponse)(nil),     // 48: outguard.v1.CaptureResponse
+	(*Progress)(nil),            // 49: outguard.v1.Progress
+	(*ListBundlesRequest)(nil),  // 50: outguard.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil), // 51: outguard.v1.ListBundlesResponse
+	(*Bundle)(nil),              // 52: outguard.v1.Bundle
+	nil,                         // 53: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
@@ -4166,45 +4616,54 @@ var file_outguard_proto_depIdxs = []int32{
 	12, // 18: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
 	24, // 19: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
 	25, // 20: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	46, // 21: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	53, // 21: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
 	28, // 22: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
 	31, // 23: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
-	31, // 24: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
-	31, // 25: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
-	28, // 26: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
-	28, // 27: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
-	42, // 28: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
-	28, // 29: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
-	45, // 30: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	0,  // 31: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 32: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 33: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	22, // 34: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	26, // 35: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	29, // 36: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	32, // 37: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	34, // 38: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	36, // 39: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	38, // 40: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	40, // 41: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	43, // 42: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	1,  // 43: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 44: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 45: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	23, // 46: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	27, // 47: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	30, // 48: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	33, // 49: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	35, // 50: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	37, // 51: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	39, // 52: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	41, // 53: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	44, // 54: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	43, // [43:55] is the sub-list for method output_type
-	31, // [31:43] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	32, // 24: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
+	31, // 25: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
+	31, // 26: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
+	31, // 27: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
+	31, // 28: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
+	28, // 29: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
+	28, // 30: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
+	49, // 31: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
+	28, // 32: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
+	52, // 33: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
+	0,  // 34: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 35: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 36: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	22, // 37: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	26, // 38: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	29, // 39: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	39, // 40: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	41, // 41: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	33, // 42: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	35, // 43: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	37, // 44: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	43, // 45: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	45, // 46: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	47, // 47: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	50, // 48: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	1,  // 49: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 50: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 51: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	23, // 52: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	27, // 53: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	30, // 54: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	40, // 55: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	42, // 56: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	34, // 57: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	36, // 58: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	38, // 59: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	44, // 60: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	46, // 61: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	48, // 62: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	51, // 63: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	49, // [49:64] is the sub-list for method output_type
+	34, // [34:49] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -4218,7 +4677,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -3,6 +3,7 @@
 package apitest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,9 @@ type Backend struct {
 	findings []*engine.Finding
 	orders   []*apipb.Order
 	models   []api.Model
-	bundles  []*apipb.Bundle
+
+	modelFiles map[uuid.UUID][]byte
+	bundles    []*apipb.Bundle
 }
 
 // StatusFunc is what Status answers with.
@@ -196,16 +199,23 @@ func (b *Backend) Seal(_ context.Context, engine string, vm uuid.UUID, _ api.Cal
 }
 
 func (b *Backend) setSealed(engine string, vm uuid.UUID, sealed bool) (api.Model, error) {
+	return b.changeModel(engine, vm, func(m *api.Model) { m.Sealed = sealed })
+}
+
+var noModel = api.Error(connect.CodeNotFound, "outguard model list lists them", errors.New("no such model"))
+
+func (b *Backend) changeModel(engine string, vm uuid.UUID, change func(*api.Model)) (api.Model, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range b.models {
 		m := &b.models[i]
 		if m.VM == vm && (engine == "" || engine == m.Engine) {
-			m.Sealed = sealed
+			change(m)
+			m.Version++
 			return *m, nil
 		}
 	}
-	return api.Model{}, api.Error(connect.CodeNotFound, "outguard model list lists them", errors.New("no such model"))
+	return api.Model{}, noModel
 }
 
 // Pause implements api.Backend.
@@ -268,4 +278,30 @@ func (b *Backend) Bundles(context.Context) ([]*apipb.Bundle, error) {
 		out = append(out, clone(v))
 	}
 	return out, nil
+}
+
+// ExportModel implements api.Backend.
+func (b *Backend) ExportModel(_ context.Context, _ string, vm uuid.UUID) ([]byte, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if file, has := b.modelFiles[vm]; has {
+		return file, nil
+	}
+	return nil, noModel
+}
+
+// ImportModel implements api.Backend: whatever the file holds is the model.
+func (b *Backend) ImportModel(_ context.Context, engine string, vm uuid.UUID, file []byte, _ api.Caller) (api.Model, error) {
+	b.mu.Lock()
+	if b.modelFiles == nil {
+		b.modelFiles = map[uuid.UUID][]byte{}
+	}
+	b.modelFiles[vm] = bytes.Clone(file)
+	b.mu.Unlock()
+	return b.changeModel(engine, vm, func(*api.Model) {})
+}
+
+// AcceptModel implements api.Backend.
+func (b *Backend) AcceptModel(_ context.Context, name string, vm uuid.UUID, points [][engine.PointSize]byte, _ api.Caller) (api.Model, error) {
+	return b.changeModel(name, vm, func(m *api.Model) { m.Points += uint64(len(points)) })
 }

@@ -210,6 +210,12 @@ type Model struct {
 	Measurement   string                 `protobuf:"bytes,7,opt,name=measurement,proto3" json:"measurement,omitempty"`
 	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
 	LastNewNs     int64                  `protobuf:"varint,9,opt,name=last_new_ns,json=lastNewNs,proto3" json:"last_new_ns,omitempty"` // since 1970; 0: never
+	Aggregate     string                 `protobuf:"bytes,10,opt,name=aggregate,proto3" json:"aggregate,omitempty"`
+	Version       uint64                 `protobuf:"varint,11,opt,name=version,proto3" json:"version,omitempty"`
+	Forensics     uint64                 `protobuf:"varint,12,opt,name=forensics,proto3" json:"forensics,omitempty"`
+	SinceNew      uint64                 `protobuf:"varint,13,opt,name=since_new,json=sinceNew,proto3" json:"since_new,omitempty"`
+	Quiet         bool                   `protobuf:"varint,14,opt,name=quiet,proto3" json:"quiet,omitempty"`
+	Hours         []*Hour                `protobuf:"bytes,15,rep,name=hours,proto3" json:"hours,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -307,6 +313,108 @@ func (x *Model) GetLastNewNs() int64 {
 	return 0
 }
 
+func (x *Model) GetAggregate() string {
+	if x != nil {
+		return x.Aggregate
+	}
+	return ""
+}
+
+func (x *Model) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Model) GetForensics() uint64 {
+	if x != nil {
+		return x.Forensics
+	}
+	return 0
+}
+
+func (x *Model) GetSinceNew() uint64 {
+	if x != nil {
+		return x.SinceNew
+	}
+	return 0
+}
+
+func (x *Model) GetQuiet() bool {
+	if x != nil {
+		return x.Quiet
+	}
+	return false
+}
+
+func (x *Model) GetHours() []*Hour {
+	if x != nil {
+		return x.Hours
+	}
+	return nil
+}
+
+type Hour struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         int64                  `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"` // seconds since 1970
+	Events        uint64                 `protobuf:"varint,2,opt,name=events,proto3" json:"events,omitempty"`
+	New           uint64                 `protobuf:"varint,3,opt,name=new,proto3" json:"new,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hour) Reset() {
+	*x = Hour{}
+	mi := &file_engine_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hour) ProtoMessage() {}
+
+func (x *Hour) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hour.ProtoReflect.Descriptor instead.
+func (*Hour) Descriptor() ([]byte, []int) {
+	return file_engine_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Hour) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Hour) GetEvents() uint64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *Hour) GetNew() uint64 {
+	if x != nil {
+		return x.New
+	}
+	return 0
+}
+
 type VM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"` // 16 bytes
@@ -316,7 +424,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_engine_proto_msgTypes[5]
+	mi := &file_engine_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +436,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_proto_msgTypes[5]
+	mi := &file_engine_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +449,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_engine_proto_rawDescGZIP(), []int{5}
+	return file_engine_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VM) GetVm() []byte {
@@ -361,7 +469,7 @@ type CheckpointReply struct {
 
 func (x *CheckpointReply) Reset() {
 	*x = CheckpointReply{}
-	mi := &file_engine_proto_msgTypes[6]
+	mi := &file_engine_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +481,7 @@ func (x *CheckpointReply) String() string {
 func (*CheckpointReply) ProtoMessage() {}
 
 func (x *CheckpointReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_proto_msgTypes[6]
+	mi := &file_engine_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +494,7 @@ func (x *CheckpointReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointReply.ProtoReflect.Descriptor instead.
 func (*CheckpointReply) Descriptor() ([]byte, []int) {
-	return file_engine_proto_rawDescGZIP(), []int{6}
+	return file_engine_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CheckpointReply) GetCheckpoint() []byte {
@@ -413,7 +521,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_engine_proto_msgTypes[7]
+	mi := &file_engine_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +533,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_proto_msgTypes[7]
+	mi := &file_engine_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +546,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_engine_proto_rawDescGZIP(), []int{7}
+	return file_engine_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Changed) GetModel() *Model {
@@ -465,7 +573,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_engine_proto_msgTypes[8]
+	mi := &file_engine_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +585,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_proto_msgTypes[8]
+	mi := &file_engine_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +598,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_engine_proto_rawDescGZIP(), []int{8}
+	return file_engine_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RestoreRequest) GetVm() []byte {
@@ -515,7 +623,7 @@ type RestoreReply struct {
 
 func (x *RestoreReply) Reset() {
 	*x = RestoreReply{}
-	mi := &file_engine_proto_msgTypes[9]
+	mi := &file_engine_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +635,7 @@ func (x *RestoreReply) String() string {
 func (*RestoreReply) ProtoMessage() {}
 
 func (x *RestoreReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_proto_msgTypes[9]
+	mi := &file_engine_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +648,155 @@ func (x *RestoreReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreReply.ProtoReflect.Descriptor instead.
 func (*RestoreReply) Descriptor() ([]byte, []int) {
-	return file_engine_proto_rawDescGZIP(), []int{9}
+	return file_engine_proto_rawDescGZIP(), []int{10}
+}
+
+type ExportReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          []byte                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportReply) Reset() {
+	*x = ExportReply{}
+	mi := &file_engine_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportReply) ProtoMessage() {}
+
+func (x *ExportReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportReply.ProtoReflect.Descriptor instead.
+func (*ExportReply) Descriptor() ([]byte, []int) {
+	return file_engine_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ExportReply) GetFile() []byte {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+type ImportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	File          []byte                 `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportRequest) Reset() {
+	*x = ImportRequest{}
+	mi := &file_engine_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportRequest) ProtoMessage() {}
+
+func (x *ImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
+func (*ImportRequest) Descriptor() ([]byte, []int) {
+	return file_engine_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ImportRequest) GetVm() []byte {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *ImportRequest) GetFile() []byte {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+type AcceptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Points        [][]byte               `protobuf:"bytes,2,rep,name=points,proto3" json:"points,omitempty"` // 32 bytes each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptRequest) Reset() {
+	*x = AcceptRequest{}
+	mi := &file_engine_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptRequest) ProtoMessage() {}
+
+func (x *AcceptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptRequest.ProtoReflect.Descriptor instead.
+func (*AcceptRequest) Descriptor() ([]byte, []int) {
+	return file_engine_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AcceptRequest) GetVm() []byte {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *AcceptRequest) GetPoints() [][]byte {
+	if x != nil {
+		return x.Points
+	}
+	return nil
 }
 
 var File_engine_proto protoreflect.FileDescriptor
@@ -555,7 +811,7 @@ const file_engine_proto_rawDesc = "" +
 	"\x06models\x18\x03 \x01(\bR\x06models\"\x0f\n" +
 	"\rModelsRequest\"@\n" +
 	"\vModelsReply\x121\n" +
-	"\x06models\x18\x01 \x03(\v2\x19.outguard.engine.v1.ModelR\x06models\"\xf1\x01\n" +
+	"\x06models\x18\x01 \x03(\v2\x19.outguard.engine.v1.ModelR\x06models\"\xaa\x03\n" +
 	"\x05Model\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x18\n" +
 	"\amapping\x18\x02 \x01(\tR\amapping\x12\x16\n" +
@@ -567,7 +823,18 @@ const file_engine_proto_rawDesc = "" +
 	"violations\x12 \n" +
 	"\vmeasurement\x18\a \x01(\tR\vmeasurement\x12\x14\n" +
 	"\x05state\x18\b \x01(\tR\x05state\x12\x1e\n" +
-	"\vlast_new_ns\x18\t \x01(\x03R\tlastNewNs\"\x14\n" +
+	"\vlast_new_ns\x18\t \x01(\x03R\tlastNewNs\x12\x1c\n" +
+	"\taggregate\x18\n" +
+	" \x01(\tR\taggregate\x12\x18\n" +
+	"\aversion\x18\v \x01(\x04R\aversion\x12\x1c\n" +
+	"\tforensics\x18\f \x01(\x04R\tforensics\x12\x1b\n" +
+	"\tsince_new\x18\r \x01(\x04R\bsinceNew\x12\x14\n" +
+	"\x05quiet\x18\x0e \x01(\bR\x05quiet\x12.\n" +
+	"\x05hours\x18\x0f \x03(\v2\x18.outguard.engine.v1.HourR\x05hours\"F\n" +
+	"\x04Hour\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x16\n" +
+	"\x06events\x18\x02 \x01(\x04R\x06events\x12\x10\n" +
+	"\x03new\x18\x03 \x01(\x04R\x03new\"\x14\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\fR\x02vm\"I\n" +
 	"\x0fCheckpointReply\x12\x1e\n" +
@@ -585,7 +852,15 @@ const file_engine_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\fR\n" +
 	"checkpoint\"\x0e\n" +
-	"\fRestoreReply2\xc0\x03\n" +
+	"\fRestoreReply\"!\n" +
+	"\vExportReply\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\fR\x04file\"3\n" +
+	"\rImportRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x12\n" +
+	"\x04file\x18\x02 \x01(\fR\x04file\"7\n" +
+	"\rAcceptRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x16\n" +
+	"\x06points\x18\x02 \x03(\fR\x06points2\x97\x05\n" +
 	"\aControl\x12P\n" +
 	"\bDescribe\x12#.outguard.engine.v1.DescribeRequest\x1a\x1f.outguard.engine.v1.Description\x12L\n" +
 	"\x06Models\x12!.outguard.engine.v1.ModelsRequest\x1a\x1f.outguard.engine.v1.ModelsReply\x12<\n" +
@@ -593,7 +868,10 @@ const file_engine_proto_rawDesc = "" +
 	"\x04Seal\x12\x16.outguard.engine.v1.VM\x1a\x1b.outguard.engine.v1.Changed\x12I\n" +
 	"\n" +
 	"Checkpoint\x12\x16.outguard.engine.v1.VM\x1a#.outguard.engine.v1.CheckpointReply\x12O\n" +
-	"\aRestore\x12\".outguard.engine.v1.RestoreRequest\x1a .outguard.engine.v1.RestoreReplyB6Z4github.com/outguard/outguard/plugins/engine/enginepbb\x06proto3"
+	"\aRestore\x12\".outguard.engine.v1.RestoreRequest\x1a .outguard.engine.v1.RestoreReply\x12A\n" +
+	"\x06Export\x12\x16.outguard.engine.v1.VM\x1a\x1f.outguard.engine.v1.ExportReply\x12H\n" +
+	"\x06Import\x12!.outguard.engine.v1.ImportRequest\x1a\x1b.outguard.engine.v1.Changed\x12H\n" +
+	"\x06Accept\x12!.outguard.engine.v1.AcceptRequest\x1a\x1b.outguard.engine.v1.ChangedB6Z4github.com/outguard/outguard/plugins/engine/enginepbb\x06proto3"
 
 var (
 	file_engine_proto_rawDescOnce sync.Once
@@ -607,40 +885,51 @@ func file_engine_proto_rawDescGZIP() []byte {
 	return file_engine_proto_rawDescData
 }
 
-var file_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_engine_proto_goTypes = []any{
 	(*DescribeRequest)(nil), // 0: outguard.engine.v1.DescribeRequest
 	(*Description)(nil),     // 1: outguard.engine.v1.Description
 	(*ModelsRequest)(nil),   // 2: outguard.engine.v1.ModelsRequest
 	(*ModelsReply)(nil),     // 3: outguard.engine.v1.ModelsReply
 	(*Model)(nil),           // 4: outguard.engine.v1.Model
-	(*VM)(nil),              // 5: outguard.engine.v1.VM
-	(*CheckpointReply)(nil), // 6: outguard.engine.v1.CheckpointReply
-	(*Changed)(nil),         // 7: outguard.engine.v1.Changed
-	(*RestoreRequest)(nil),  // 8: outguard.engine.v1.RestoreRequest
-	(*RestoreReply)(nil),    // 9: outguard.engine.v1.RestoreReply
+	(*Hour)(nil),            // 5: outguard.engine.v1.Hour
+	(*VM)(nil),              // 6: outguard.engine.v1.VM
+	(*CheckpointReply)(nil), // 7: outguard.engine.v1.CheckpointReply
+	(*Changed)(nil),         // 8: outguard.engine.v1.Changed
+	(*RestoreRequest)(nil),  // 9: outguard.engine.v1.RestoreRequest
+	(*RestoreReply)(nil),    // 10: outguard.engine.v1.RestoreReply
+	(*ExportReply)(nil),     // 11: outguard.engine.v1.ExportReply
+	(*ImportRequest)(nil),   // 12: outguard.engine.v1.ImportRequest
+	(*AcceptRequest)(nil),   // 13: outguard.engine.v1.AcceptRequest
 }
 var file_engine_proto_depIdxs = []int32{
-	4, // 0: outguard.engine.v1.ModelsReply.models:type_name -> outguard.engine.v1.Model
-	4, // 1: outguard.engine.v1.Changed.model:type_name -> outguard.engine.v1.Model
-	6, // 2: outguard.engine.v1.Changed.checkpoint:type_name -> outguard.engine.v1.CheckpointReply
-	0, // 3: outguard.engine.v1.Control.Describe:input_type -> outguard.engine.v1.DescribeRequest
-	2, // 4: outguard.engine.v1.Control.Models:input_type -> outguard.engine.v1.ModelsRequest
-	5, // 5: outguard.engine.v1.Control.Learn:input_type -> outguard.engine.v1.VM
-	5, // 6: outguard.engine.v1.Control.Seal:input_type -> outguard.engine.v1.VM
-	5, // 7: outguard.engine.v1.Control.Checkpoint:input_type -> outguard.engine.v1.VM
-	8, // 8: outguard.engine.v1.Control.Restore:input_type -> outguard.engine.v1.RestoreRequest
-	1, // 9: outguard.engine.v1.Control.Describe:output_type -> outguard.engine.v1.Description
-	3, // 10: outguard.engine.v1.Control.Models:output_type -> outguard.engine.v1.ModelsReply
-	7, // 11: outguard.engine.v1.Control.Learn:output_type -> outguard.engine.v1.Changed
-	7, // 12: outguard.engine.v1.Control.Seal:output_type -> outguard.engine.v1.Changed
-	6, // 13: outguard.engine.v1.Control.Checkpoint:output_type -> outguard.engine.v1.CheckpointReply
-	9, // 14: outguard.engine.v1.Control.Restore:output_type -> outguard.engine.v1.RestoreReply
-	9, // [9:15] is the sub-list for method output_type
-	3, // [3:9] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	4,  // 0: outguard.engine.v1.ModelsReply.models:type_name -> outguard.engine.v1.Model
+	5,  // 1: outguard.engine.v1.Model.hours:type_name -> outguard.engine.v1.Hour
+	4,  // 2: outguard.engine.v1.Changed.model:type_name -> outguard.engine.v1.Model
+	7,  // 3: outguard.engine.v1.Changed.checkpoint:type_name -> outguard.engine.v1.CheckpointReply
+	0,  // 4: outguard.engine.v1.Control.Describe:input_type -> outguard.engine.v1.DescribeRequest
+	2,  // 5: outguard.engine.v1.Control.Models:input_type -> outguard.engine.v1.ModelsRequest
+	6,  // 6: outguard.engine.v1.Control.Learn:input_type -> outguard.engine.v1.VM
+	6,  // 7: outguard.engine.v1.Control.Seal:input_type -> outguard.engine.v1.VM
+	6,  // 8: outguard.engine.v1.Control.Checkpoint:input_type -> outguard.engine.v1.VM
+	9,  // 9: outguard.engine.v1.Control.Restore:input_type -> outguard.engine.v1.RestoreRequest
+	6,  // 10: outguard.engine.v1.Control.Export:input_type -> outguard.engine.v1.VM
+	12, // 11: outguard.engine.v1.Control.Import:input_type -> outguard.engine.v1.ImportRequest
+	13, // 12: outguard.engine.v1.Control.Accept:input_type -> outguard.engine.v1.AcceptRequest
+	1,  // 13: outguard.engine.v1.Control.Describe:output_type -> outguard.engine.v1.Description
+	3,  // 14: outguard.engine.v1.Control.Models:output_type -> outguard.engine.v1.ModelsReply
+	8,  // 15: outguard.engine.v1.Control.Learn:output_type -> outguard.engine.v1.Changed
+	8,  // 16: outguard.engine.v1.Control.Seal:output_type -> outguard.engine.v1.Changed
+	7,  // 17: outguard.engine.v1.Control.Checkpoint:output_type -> outguard.engine.v1.CheckpointReply
+	10, // 18: outguard.engine.v1.Control.Restore:output_type -> outguard.engine.v1.RestoreReply
+	11, // 19: outguard.engine.v1.Control.Export:output_type -> outguard.engine.v1.ExportReply
+	8,  // 20: outguard.engine.v1.Control.Import:output_type -> outguard.engine.v1.Changed
+	8,  // 21: outguard.engine.v1.Control.Accept:output_type -> outguard.engine.v1.Changed
+	13, // [13:22] is the sub-list for method output_type
+	4,  // [4:13] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_engine_proto_init() }
@@ -654,7 +943,7 @@ func file_engine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_proto_rawDesc), len(file_engine_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

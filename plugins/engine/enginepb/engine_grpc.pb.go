@@ -27,6 +27,9 @@ const (
 	Control_Seal_FullMethodName       = "/outguard.engine.v1.Control/Seal"
 	Control_Checkpoint_FullMethodName = "/outguard.engine.v1.Control/Checkpoint"
 	Control_Restore_FullMethodName    = "/outguard.engine.v1.Control/Restore"
+	Control_Export_FullMethodName     = "/outguard.engine.v1.Control/Export"
+	Control_Import_FullMethodName     = "/outguard.engine.v1.Control/Import"
+	Control_Accept_FullMethodName     = "/outguard.engine.v1.Control/Accept"
 )
 
 // ControlClient is the client API for Control service.
@@ -40,6 +43,10 @@ type ControlClient interface {
 	Seal(ctx context.Context, in *VM, opts ...grpc.CallOption) (*Changed, error)
 	Checkpoint(ctx context.Context, in *VM, opts ...grpc.CallOption) (*CheckpointReply, error)
 	Restore(ctx context.Context, in *RestoreRequest, opts ...grpc.CallOption) (*RestoreReply, error)
+	// The rest is unimplemented of engines whose models cannot be taken out.
+	Export(ctx context.Context, in *VM, opts ...grpc.CallOption) (*ExportReply, error)
+	Import(ctx context.Context, in *ImportRequest, opts ...grpc.CallOption) (*Changed, error)
+	Accept(ctx context.Context, in *AcceptRequest, opts ...grpc.CallOption) (*Changed, error)
 }
 
 type controlClient struct {
@@ -110,6 +117,36 @@ func (c *controlClient) Restore(ctx context.Context, in *RestoreRequest, opts ..
 	return out, nil
 }
 
+func (c *controlClient) Export(ctx context.Context, in *VM, opts ...grpc.CallOption) (*ExportReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExportReply)
+	err := c.cc.Invoke(ctx, Control_Export_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) Import(ctx context.Context, in *ImportRequest, opts ...grpc.CallOption) (*Changed, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Changed)
+	err := c.cc.Invoke(ctx, Control_Import_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) Accept(ctx context.Context, in *AcceptRequest, opts ...grpc.CallOption) (*Changed, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Changed)
+	err := c.cc.Invoke(ctx, Control_Accept_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -121,6 +158,10 @@ type ControlServer interface {
 	Seal(context.Context, *VM) (*Changed, error)
 	Checkpoint(context.Context, *VM) (*CheckpointReply, error)
 	Restore(context.Context, *RestoreRequest) (*RestoreReply, error)
+	// The rest is unimplemented of engines whose models cannot be taken out.
+	Export(context.Context, *VM) (*ExportReply, error)
+	Import(context.Context, *ImportRequest) (*Changed, error)
+	Accept(context.Context, *AcceptRequest) (*Changed, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -148,6 +189,15 @@ func (UnimplementedControlServer) Checkpoint(context.Context, *VM) (*CheckpointR
 }
 func (UnimplementedControlServer) Restore(context.Context, *RestoreRequest) (*RestoreReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Restore not implemented")
+}
+func (UnimplementedControlServer) Export(context.Context, *VM) (*ExportReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Export not implemented")
+}
+func (UnimplementedControlServer) Import(context.Context, *ImportRequest) (*Changed, error) {
+	return nil, status.Error(codes.Unimplemented, "method Import not implemented")
+}
+func (UnimplementedControlServer) Accept(context.Context, *AcceptRequest) (*Changed, error) {
+	return nil, status.Error(codes.Unimplemented, "method Accept not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -278,6 +328,60 @@ func _Control_Restore_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Export_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VM)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Export(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Export_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Export(ctx, req.(*VM))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_Import_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Import(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Import_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Import(ctx, req.(*ImportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_Accept_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Accept(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Accept_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Accept(ctx, req.(*AcceptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -308,6 +412,18 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Restore",
 			Handler:    _Control_Restore_Handler,
+		},
+		{
+			MethodName: "Export",
+			Handler:    _Control_Export_Handler,
+		},
+		{
+			MethodName: "Import",
+			Handler:    _Control_Import_Handler,
+		},
+		{
+			MethodName: "Accept",
+			Handler:    _Control_Accept_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

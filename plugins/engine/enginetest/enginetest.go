@@ -16,6 +16,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/engine/process"
@@ -38,7 +40,7 @@ func Run(t *testing.T, pkg string) {
 	for name, test := range map[string]func(*testing.T, string){
 		"Describe": testDescribe, "Watermark": testWatermark, "Undecodable": testUndecodable,
 		"UnknownType": testUnknownType, "Empty": testEmpty, "Checkpoint": testCheckpoint,
-		"CheckpointRefused": testCheckpointRefused, "Models": testModels, "VMsApart": testVMsApart,
+		"CheckpointRefused": testCheckpointRefused, "Models": testModels, "ModelFiles": testModelFiles, "VMsApart": testVMsApart,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, path) })
 	}
@@ -279,6 +281,44 @@ func testModels(t *testing.T, path string) {
 	checkViolation(t, b, c.Judge(b))
 	if all := models(t, c); len(all) != 1 || all[0].Violations == 0 || !all[0].Sealed {
 		t.Errorf("models %+v", all)
+	}
+}
+
+// A model that can be taken out can be put in elsewhere, and what a person
+// accepts of it is normal.
+func testModelFiles(t *testing.T, path string) {
+	c, g, other := Start(t, path), NewGuest(vmA), NewGuest(vmB)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	server, same := g.Running("/usr/sbin/httpd"), other.Running("/usr/sbin/httpd")
+	g.Serve(server, 5)
+	c.Judge(g.Batch())
+	file, err := c.Export(ctx, vmA)
+	if status.Code(err) == codes.Unimplemented {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, saved, err := c.Import(ctx, vmB, file)
+	if err != nil || m.VM != vmB || m.Points == 0 || len(saved.Data) == 0 {
+		t.Fatalf("import: %+v, checkpoint of %d bytes, error %v", m, len(saved.Data), err)
+	}
+	if _, _, err := c.Seal(ctx, vmB); err != nil {
+		t.Fatal(err)
+	}
+	other.Serve(same, 3)
+	if findings := c.Judge(other.Batch()); len(findings) > 0 {
+		t.Errorf("findings for what the other VM learned: %+v", findings)
+	}
+	if _, _, err := c.Import(ctx, vmB, []byte("no model")); err == nil {
+		t.Error("a file that is no model was put in")
+	}
+	if _, _, err := c.Accept(ctx, vmB, [][engine.PointSize]byte{{1, 2, 3}}); err == nil {
+		t.Error("a point that the model does not have was accepted")
+	}
+	if m, _, err := c.Accept(ctx, vmB, nil); err != nil || m.VM != vmB {
+		t.Errorf("nothing was to be accepted: %+v, error %v", m, err)
 	}
 }
 

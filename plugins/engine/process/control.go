@@ -56,6 +56,39 @@ func (p *Process) Seal(ctx context.Context, vm uuid.UUID) (engine.Model, Checkpo
 	return changed("seal", c, err)
 }
 
+// Export returns the VM's model as a file of the engine's own format.
+func (p *Process) Export(ctx context.Context, vm uuid.UUID) ([]byte, error) {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	r, err := p.control.Export(ctx, &enginepb.VM{Vm: vm[:]})
+	if err != nil {
+		return nil, said(err) // the engine says what it was doing
+	}
+	return r.GetFile(), nil
+}
+
+// Import makes the model of a file the VM's own; the checkpoint holds the
+// change.
+func (p *Process) Import(ctx context.Context, vm uuid.UUID, file []byte) (engine.Model, Checkpoint, error) {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	c, err := p.control.Import(ctx, &enginepb.ImportRequest{Vm: vm[:], File: file})
+	return changed("import", c, err)
+}
+
+// Accept makes points that came as violations the model's own; the checkpoint
+// holds the change.
+func (p *Process) Accept(ctx context.Context, vm uuid.UUID, points [][engine.PointSize]byte) (engine.Model, Checkpoint, error) {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	r := &enginepb.AcceptRequest{Vm: vm[:]}
+	for i := range points {
+		r.Points = append(r.Points, points[i][:])
+	}
+	c, err := p.control.Accept(ctx, r)
+	return changed("accept", c, err)
+}
+
 func changed(what string, c *enginepb.Changed, err error) (engine.Model, Checkpoint, error) {
 	if err != nil {
 		return engine.Model{}, Checkpoint{}, said(err) // the engine says what it was doing
@@ -101,6 +134,9 @@ func checkpointFromPB(c *enginepb.CheckpointReply) Checkpoint {
 	return Checkpoint{Data: c.GetCheckpoint(), Judged: c.GetJudged()}
 }
 
+// maxHours is how many hours of a model are believed.
+const maxHours = 256
+
 func modelFromPB(m *enginepb.Model) (engine.Model, error) {
 	vm, err := uuid.FromBytes(m.GetVm())
 	if err != nil {
@@ -109,6 +145,11 @@ func modelFromPB(m *enginepb.Model) (engine.Model, error) {
 	out := engine.Model{
 		VM: vm, Mapping: m.GetMapping(), Sealed: m.GetSealed(), Points: m.GetPoints(), Events: m.GetEvents(),
 		Violations: m.GetViolations(), Measurement: m.GetMeasurement(), State: m.GetState(),
+		Aggregate: m.GetAggregate(), Version: m.GetVersion(), Forensics: m.GetForensics(),
+		SinceNew: m.GetSinceNew(), Quiet: m.GetQuiet(),
+	}
+	for _, h := range m.GetHours()[:min(len(m.GetHours()), maxHours)] {
+		out.Hours = append(out.Hours, engine.Hour{Start: time.Unix(h.GetStart(), 0), Events: h.GetEvents(), New: h.GetNew()})
 	}
 	if ns := m.GetLastNewNs(); ns != 0 {
 		out.LastNew = time.Unix(0, ns)

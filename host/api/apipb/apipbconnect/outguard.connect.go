@@ -61,6 +61,12 @@ const (
 	OutguardLearnModelProcedure = "/outguard.v1.Outguard/LearnModel"
 	// OutguardSealModelProcedure is the fully-qualified name of the Outguard's SealModel RPC.
 	OutguardSealModelProcedure = "/outguard.v1.Outguard/SealModel"
+	// OutguardExportModelProcedure is the fully-qualified name of the Outguard's ExportModel RPC.
+	OutguardExportModelProcedure = "/outguard.v1.Outguard/ExportModel"
+	// OutguardImportModelProcedure is the fully-qualified name of the Outguard's ImportModel RPC.
+	OutguardImportModelProcedure = "/outguard.v1.Outguard/ImportModel"
+	// OutguardAcceptModelProcedure is the fully-qualified name of the Outguard's AcceptModel RPC.
+	OutguardAcceptModelProcedure = "/outguard.v1.Outguard/AcceptModel"
 	// OutguardPauseProcedure is the fully-qualified name of the Outguard's Pause RPC.
 	OutguardPauseProcedure = "/outguard.v1.Outguard/Pause"
 	// OutguardResumeProcedure is the fully-qualified name of the Outguard's Resume RPC.
@@ -90,6 +96,12 @@ type OutguardClient interface {
 	LearnModel(context.Context, *apipb.LearnModelRequest) (*apipb.LearnModelResponse, error)
 	// SealModel closes it: what is not in it from now on is a violation.
 	SealModel(context.Context, *apipb.SealModelRequest) (*apipb.SealModelResponse, error)
+	// ExportModel takes a VM's model out, as a file of the engine's own format.
+	ExportModel(context.Context, *apipb.ExportModelRequest) (*connect.ServerStreamForClient[apipb.ExportModelResponse], error)
+	// ImportModel makes the model of such a file the VM's own.
+	ImportModel(context.Context) (*connect.ClientStreamForClientSimple[apipb.ImportModelRequest, apipb.ImportModelResponse], error)
+	// AcceptModel makes points that came as violations the model's own.
+	AcceptModel(context.Context, *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error)
 	// Pause stops a VM's vCPUs and answers when libvirt says that they stand.
 	Pause(context.Context, *apipb.PauseRequest) (*apipb.PauseResponse, error)
 	// Resume lets them run again.
@@ -159,6 +171,24 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(outguardMethods.ByName("SealModel")),
 			connect.WithClientOptions(opts...),
 		),
+		exportModel: connect.NewClient[apipb.ExportModelRequest, apipb.ExportModelResponse](
+			httpClient,
+			baseURL+OutguardExportModelProcedure,
+			connect.WithSchema(outguardMethods.ByName("ExportModel")),
+			connect.WithClientOptions(opts...),
+		),
+		importModel: connect.NewClient[apipb.ImportModelRequest, apipb.ImportModelResponse](
+			httpClient,
+			baseURL+OutguardImportModelProcedure,
+			connect.WithSchema(outguardMethods.ByName("ImportModel")),
+			connect.WithClientOptions(opts...),
+		),
+		acceptModel: connect.NewClient[apipb.AcceptModelRequest, apipb.AcceptModelResponse](
+			httpClient,
+			baseURL+OutguardAcceptModelProcedure,
+			connect.WithSchema(outguardMethods.ByName("AcceptModel")),
+			connect.WithClientOptions(opts...),
+		),
 		pause: connect.NewClient[apipb.PauseRequest, apipb.PauseResponse](
 			httpClient,
 			baseURL+OutguardPauseProcedure,
@@ -196,6 +226,9 @@ type outguardClient struct {
 	listModels  *connect.Client[apipb.ListModelsRequest, apipb.ListModelsResponse]
 	learnModel  *connect.Client[apipb.LearnModelRequest, apipb.LearnModelResponse]
 	sealModel   *connect.Client[apipb.SealModelRequest, apipb.SealModelResponse]
+	exportModel *connect.Client[apipb.ExportModelRequest, apipb.ExportModelResponse]
+	importModel *connect.Client[apipb.ImportModelRequest, apipb.ImportModelResponse]
+	acceptModel *connect.Client[apipb.AcceptModelRequest, apipb.AcceptModelResponse]
 	pause       *connect.Client[apipb.PauseRequest, apipb.PauseResponse]
 	resume      *connect.Client[apipb.ResumeRequest, apipb.ResumeResponse]
 	capture     *connect.Client[apipb.CaptureRequest, apipb.CaptureResponse]
@@ -266,6 +299,25 @@ func (c *outguardClient) SealModel(ctx context.Context, req *apipb.SealModelRequ
 	return nil, err
 }
 
+// ExportModel calls outguard.v1.Outguard.ExportModel.
+func (c *outguardClient) ExportModel(ctx context.Context, req *apipb.ExportModelRequest) (*connect.ServerStreamForClient[apipb.ExportModelResponse], error) {
+	return c.exportModel.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// ImportModel calls outguard.v1.Outguard.ImportModel.
+func (c *outguardClient) ImportModel(ctx context.Context) (*connect.ClientStreamForClientSimple[apipb.ImportModelRequest, apipb.ImportModelResponse], error) {
+	return c.importModel.CallClientStreamSimple(ctx)
+}
+
+// AcceptModel calls outguard.v1.Outguard.AcceptModel.
+func (c *outguardClient) AcceptModel(ctx context.Context, req *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error) {
+	response, err := c.acceptModel.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Pause calls outguard.v1.Outguard.Pause.
 func (c *outguardClient) Pause(ctx context.Context, req *apipb.PauseRequest) (*apipb.PauseResponse, error) {
 	response, err := c.pause.CallUnary(ctx, connect.NewRequest(req))
@@ -317,6 +369,12 @@ type OutguardHandler interface {
 	LearnModel(context.Context, *apipb.LearnModelRequest) (*apipb.LearnModelResponse, error)
 	// SealModel closes it: what is not in it from now on is a violation.
 	SealModel(context.Context, *apipb.SealModelRequest) (*apipb.SealModelResponse, error)
+	// ExportModel takes a VM's model out, as a file of the engine's own format.
+	ExportModel(context.Context, *apipb.ExportModelRequest, *connect.ServerStream[apipb.ExportModelResponse]) error
+	// ImportModel makes the model of such a file the VM's own.
+	ImportModel(context.Context, *connect.ClientStream[apipb.ImportModelRequest]) (*apipb.ImportModelResponse, error)
+	// AcceptModel makes points that came as violations the model's own.
+	AcceptModel(context.Context, *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error)
 	// Pause stops a VM's vCPUs and answers when libvirt says that they stand.
 	Pause(context.Context, *apipb.PauseRequest) (*apipb.PauseResponse, error)
 	// Resume lets them run again.
@@ -382,6 +440,24 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(outguardMethods.ByName("SealModel")),
 		connect.WithHandlerOptions(opts...),
 	)
+	outguardExportModelHandler := connect.NewServerStreamHandlerSimple(
+		OutguardExportModelProcedure,
+		svc.ExportModel,
+		connect.WithSchema(outguardMethods.ByName("ExportModel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	outguardImportModelHandler := connect.NewClientStreamHandlerSimple(
+		OutguardImportModelProcedure,
+		svc.ImportModel,
+		connect.WithSchema(outguardMethods.ByName("ImportModel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	outguardAcceptModelHandler := connect.NewUnaryHandlerSimple(
+		OutguardAcceptModelProcedure,
+		svc.AcceptModel,
+		connect.WithSchema(outguardMethods.ByName("AcceptModel")),
+		connect.WithHandlerOptions(opts...),
+	)
 	outguardPauseHandler := connect.NewUnaryHandlerSimple(
 		OutguardPauseProcedure,
 		svc.Pause,
@@ -424,6 +500,12 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardLearnModelHandler.ServeHTTP(w, r)
 		case OutguardSealModelProcedure:
 			outguardSealModelHandler.ServeHTTP(w, r)
+		case OutguardExportModelProcedure:
+			outguardExportModelHandler.ServeHTTP(w, r)
+		case OutguardImportModelProcedure:
+			outguardImportModelHandler.ServeHTTP(w, r)
+		case OutguardAcceptModelProcedure:
+			outguardAcceptModelHandler.ServeHTTP(w, r)
 		case OutguardPauseProcedure:
 			outguardPauseHandler.ServeHTTP(w, r)
 		case OutguardResumeProcedure:
@@ -471,6 +553,18 @@ func (UnimplementedOutguardHandler) LearnModel(context.Context, *apipb.LearnMode
 
 func (UnimplementedOutguardHandler) SealModel(context.Context, *apipb.SealModelRequest) (*apipb.SealModelResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.SealModel is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) ExportModel(context.Context, *apipb.ExportModelRequest, *connect.ServerStream[apipb.ExportModelResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.ExportModel is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) ImportModel(context.Context, *connect.ClientStream[apipb.ImportModelRequest]) (*apipb.ImportModelResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.ImportModel is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) AcceptModel(context.Context, *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.AcceptModel is not implemented"))
 }
 
 func (UnimplementedOutguardHandler) Pause(context.Context, *apipb.PauseRequest) (*apipb.PauseResponse, error) {

@@ -1,0 +1,111 @@
+package api
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+// Bounds of a model file on its way, bytes, and of what is accepted at a time.
+const (
+	modelPart      = 32 << 10
+	maxModelFile   = engine.MaxCheckpoint
+	maxModelPoints = 256
+)
+
+func (s *service) ExportModel(ctx context.Context, r *apipb.ExportModelRequest, out *connect.ServerStream[apipb.ExportModelResponse]) error {
+	vm, err := s.resolve(ctx, r.Vm)
+	if err != nil {
+		return err
+	}
+	return s.stream(ctx, func(ctx context.Context) error {
+		file, err := s.backend.ExportModel(ctx, r.Engine, vm)
+		if err != nil {
+			return err
+		}
+		for len(file) > 0 {
+			part := file[:min(len(file), modelPart)]
+			if err := s.send(ctx, func() error { return out.Send(&apipb.ExportModelResponse{Part: part}) }); err != nil {
+				return err
+			}
+			file = file[len(part):]
+		}
+		return nil
+	})
+}
+
+// ImportModel takes one file at a time: a file is held in memory until it is
+// whole.
+func (s *service) ImportModel(ctx context.Context, in *connect.ClientStream[apipb.ImportModelRequest]) (*apipb.ImportModelResponse, error) {
+	release, err := s.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if !s.importing.TryLock() {
+		return nil, Error(connect.CodeResourceExhausted, "try again when it is done", errors.New("another model is being imported"))
+	}
+	defer s.importing.Unlock()
+	var vm, name string
+	var file []byte
+	for n := 0; in.Receive(); n++ {
+		m := in.Msg()
+		if n == 0 {
+			vm, name = m.Vm, m.Engine
+		}
+		if len(file)+len(m.Part) > maxModelFile {
+			return nil, invalid("", "a model file of more than %d bytes", maxModelFile)
+		}
+		file = append(file, m.Part...)
+	}
+	if err := in.Err(); err != nil {
+		return nil, err
+	}
+	id, by, err := s.ordered(ctx, "import-model", vm, "")
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.backend.ImportModel(ctx, name, id, file, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.ImportModelResponse{Model: s.model(ctx, &m)}, nil
+}
+
+func (s *service) AcceptModel(ctx context.Context, r *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error) {
+	points, err := parsePoints(r.Points)
+	if err != nil {
+		return nil, err
+	}
+	vm, by, err := s.ordered(ctx, "accept", r.Vm, "")
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.backend.AcceptModel(ctx, r.Engine, vm, points, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.AcceptModelResponse{Model: s.model(ctx, &m)}, nil
+}
+
+func parsePoints(text []string) ([][engine.PointSize]byte, error) {
+	if len(text) == 0 || len(text) > maxModelPoints {
+		return nil, invalid("", "%d points, want 1 to %d", len(text), maxModelPoints)
+	}
+	points := make([][engine.PointSize]byte, len(text))
+	for i, t := range text {
+		if len(t) != hex.EncodedLen(engine.PointSize) {
+			return nil, invalid("", "point of %d hex digits, want %d", len(t), hex.EncodedLen(engine.PointSize))
+		}
+		if _, err := hex.Decode(points[i][:], []byte(t)); err != nil {
+			return nil, Error(connect.CodeInvalidArgument, "", fmt.Errorf("point: %w", err))
+		}
+	}
+	return points, nil
+}

@@ -1,0 +1,134 @@
+package tsem
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/plugins/engine/enginetest"
+)
+
+// A model goes to another VM and knows there what it knew here.
+func TestImport(t *testing.T) {
+	e, g, server := sealed(t, nil)
+	file, err := e.Export(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := uuid.UUID{2}
+	g.Serve(server, 1)
+	m, err := e.Import(t.Context(), other, file)
+	if err != nil || !m.Sealed || m.VM != other {
+		t.Fatalf("%+v, error %v", m, err)
+	}
+	if from := e.vms[id].describe(id); m.Points != from.Points || m.Measurement != from.Measurement || m.State != from.State || m.Version != from.Version+1 {
+		t.Errorf("%+v of %+v", m, from)
+	}
+	twin := enginetest.NewGuest(other)
+	same := twin.Running("/usr/sbin/httpd")
+	twin.Serve(same, 3)
+	if f := judge(t, e, twin.Batch()); len(f) > 0 {
+		t.Errorf("what the model knows: %s", summary(f))
+	}
+	twin.Exploit(same)
+	if f := judge(t, e, twin.Batch()); len(f) != 4 {
+		t.Errorf("what it does not: %s", summary(f))
+	}
+	for _, bad := range [][]byte{nil, file[:len(file)-1], append(bytes.Clone(file), "more"...)} {
+		if _, err := e.Import(t.Context(), other, bad); err == nil {
+			t.Errorf("%d bytes were taken", len(bad))
+		}
+	}
+	if e.vms[other].model.Valid() != m.Points {
+		t.Error("what was refused left something behind")
+	}
+	if _, err := e.Export(t.Context(), uuid.UUID{3}); err == nil {
+		t.Error("a model that is not there was taken out")
+	}
+}
+
+// What a person accepted is normal, and who did nothing else is trusted again.
+func TestAccept(t *testing.T) {
+	e, g, server := sealed(t, nil)
+	bad := g.Run(server, "/srv/cgi/search")
+	g.Open(bad, "/etc/shadow")
+	g.Exploit(server)
+	found := judge(t, e, g.Batch())
+	if len(found) != 5 || found[0].Rule != RuleViolation || found[0].Event != "file_open" {
+		t.Fatal(summary(found))
+	}
+	point, err := parseID(found[0].Detail["point"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := e.vms[id].describe(id)
+	if _, err := e.Accept(t.Context(), id, [][engine.PointSize]byte{point, {9}}); err == nil || e.vms[id].model.Valid() != before.Points {
+		t.Errorf("with a point that is not there: %v", err)
+	}
+	m, err := e.Accept(t.Context(), id, [][engine.PointSize]byte{point})
+	if err != nil || m.Points != before.Points+1 || m.Forensics != before.Forensics-1 || !m.Sealed || m.Version != before.Version+1 {
+		t.Fatalf("%+v after %+v, error %v", m, before, err)
+	}
+	// The same again is no finding; something else of that task is a violation
+	// of its own, while the intruder stays untrusted.
+	g.Open(bad, "/etc/shadow")
+	g.Open(bad, "/etc/gshadow")
+	again := judge(t, e, g.Batch())
+	if len(again) != 1 || again[0].Rule != RuleViolation {
+		t.Errorf("afterwards: %s", summary(again))
+	}
+	marked := 0
+	for _, f := range e.vms[id].firsts {
+		if f.mark != 0 {
+			marked++
+		}
+	}
+	if marked != 3 {
+		t.Errorf("%d marks", marked)
+	}
+}
+
+// A checkpoint in the middle, and the rest, are the whole.
+func TestCheckpointAndRest(t *testing.T) {
+	run := func(cut int) []byte {
+		e, g := New(nil), enginetest.NewGuest(id)
+		server := g.Running("/usr/sbin/httpd")
+		var out strings.Builder
+		for i := range 12 {
+			g.Serve(server, 2)
+			if i > 8 {
+				g.Exploit(server)
+			}
+			out.WriteString(summary(judge(t, e, g.Batch())))
+			if i == 7 {
+				if _, err := e.Seal(t.Context(), id); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if i == cut {
+				saved, err := e.Checkpoint(id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				e = New(nil)
+				if err := e.Restore(id, saved); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		end, err := e.Checkpoint(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return append(end, out.String()...)
+	}
+	whole := run(-1)
+	for cut := range 12 {
+		if !bytes.Equal(run(cut), whole) {
+			t.Errorf("cut after batch %d it is another", cut)
+		}
+	}
+}
