@@ -125,17 +125,20 @@ func ParseBye(b []byte) (Bye, error) {
 type Ack struct {
 	Sequence uint64 // every frame up to this one is in the record
 	Credit   uint64 // bytes of frames that the agent may have sent since the HelloAck, in all; never shrinks
+	Withheld bool   // bulk is not to be sent until another Ack says otherwise
 }
 
 // AppendAck appends a as an Ack payload.
 func AppendAck(b []byte, a *Ack) []byte {
-	return le.AppendUint64(le.AppendUint64(b, a.Sequence), a.Credit)
+	b = le.AppendUint64(le.AppendUint64(b, a.Sequence), a.Credit)
+	return append(b, flag(a.Withheld), 0, 0, 0, 0, 0, 0, 0)
 }
 
 // ParseAck reads an Ack payload.
 func ParseAck(b []byte) (Ack, error) {
 	r := reader{b: b}
-	a := Ack{Sequence: r.u64(), Credit: r.u64()}
+	a := Ack{Sequence: r.u64(), Credit: r.u64(), Withheld: r.bool(r.u8())}
+	r.zero(7)
 	if err := r.end(); err != nil {
 		return Ack{}, fmt.Errorf("ack: %w", err)
 	}

@@ -164,13 +164,14 @@ type HelloAck struct {
 	Next         uint64   // the frame sequence that the host expects next; 1 in a new session
 	Credit       uint64   // bytes of frames that the agent may send after this, on this connection
 	PolicyNumber uint64   // the policy in force on the host; a Policy frame follows
+	Withheld     bool     // bulk is not to be sent until an Ack says otherwise
 	MAC          [32]byte // HostProof of the same two payloads
 }
 
 // AppendHelloAck appends a as a HelloAck payload.
 func AppendHelloAck(b []byte, a *HelloAck) []byte {
 	b = le.AppendUint16(b, a.Version)
-	b = append(b, 0, 0)
+	b = append(b, flag(a.Withheld), 0)
 	b = le.AppendUint32(b, a.HeartbeatMs)
 	b = le.AppendUint64(b, a.Next)
 	b = le.AppendUint64(b, a.Credit)
@@ -181,8 +182,8 @@ func AppendHelloAck(b []byte, a *HelloAck) []byte {
 // ParseHelloAck reads a HelloAck payload.
 func ParseHelloAck(b []byte) (HelloAck, error) {
 	r := reader{b: b}
-	a := HelloAck{Version: r.u16()}
-	r.zero(2)
+	a := HelloAck{Version: r.u16(), Withheld: r.bool(r.u8())}
+	r.zero(1)
 	a.HeartbeatMs, a.Next, a.Credit, a.PolicyNumber = r.u32(), r.u64(), r.u64(), r.u64()
 	copy(a.MAC[:], r.take(32))
 	if r.err == nil && (a.HeartbeatMs == 0 || a.Next == 0) {

@@ -146,7 +146,7 @@ func meaning(t *testing.T, name string) any {
 	case "bye":
 		return vsockproto.Bye{Heartbeat: account, Reason: "shutdown"}
 	case "ack":
-		return vsockproto.Ack{Sequence: 99, Credit: 8 << 20}
+		return vsockproto.Ack{Sequence: 99, Credit: 8 << 20, Withheld: true}
 	case "policy":
 		return vsockproto.Policy{Number: 3, Hooks: []vsockproto.EventType{vsockproto.BprmCommittedCreds, vsockproto.TaskNewtask}}
 	case "policy-ack":

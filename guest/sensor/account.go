@@ -73,16 +73,22 @@ func (s *slot) take(src counters, i uint32) error {
 	return nil
 }
 
-// settle confirms the mark if b has handed over everything before it.
+// settle confirms the mark if b has handed over everything before it. Of bulk
+// that is withheld nothing is handed over, and its mark not confirmed.
 func (a *account) settle(b *batcher) bool {
 	if !a.pending {
 		return true
 	}
-	if at := b.handed(); at.critical < a.critical || at.bulk < a.bulk {
+	at := b.handed()
+	whole := at.bulk >= a.bulk
+	if at.critical < a.critical || !whole && !b.withheld {
 		return false
 	}
 	for i := range a.slots {
 		s := &a.slots[i]
+		if i%2 == 1 && !whole {
+			continue
+		}
 		s.watermark, s.lost = s.mark, s.markLost
 	}
 	a.totals = a.marked

@@ -139,3 +139,39 @@ func TestTotals(t *testing.T) {
 		t.Errorf("totals %+v, want %+v", a.totals, want)
 	}
 }
+
+// TestWithheldBulk: it stays in its ring, and of a mark the critical part is
+// confirmed.
+func TestWithheldBulk(t *testing.T) {
+	k := newKernel()
+	b := k.batcher()
+	a := newAccount(script{0: {count(2, 2, 0)}, 1: {count(3, 3, 0)}}, 1)
+	for range 3 {
+		k.write(t, vsockproto.Bulk, 10)
+	}
+	for range 2 {
+		k.write(t, vsockproto.Critical, 10)
+	}
+	b.withheld = true
+	if err := a.mark(b, vsockproto.Totals{MarkedNs: 1}); err != nil {
+		t.Fatal(err)
+	}
+	out := make([]byte, 0, 64<<10)
+	if got := len(take(t, b, out)); got != 2 || b.pending() || !a.settle(b) {
+		t.Fatalf("%d records, pending %v", got, b.pending())
+	}
+	want := []vsockproto.Counter{{Class: vsockproto.Critical, Watermark: 2}}
+	if got := a.append(nil); !slices.Equal(got, want) {
+		t.Errorf("counters %+v, want %+v", got, want)
+	}
+	b.withheld = false
+	if err := a.mark(b, vsockproto.Totals{MarkedNs: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if a.settle(b) {
+		t.Error("settled before bulk was read")
+	}
+	if got := len(take(t, b, out)); got != 3 || !a.settle(b) || len(a.append(nil)) != 2 {
+		t.Errorf("%d records, counters %+v", got, a.append(nil))
+	}
+}

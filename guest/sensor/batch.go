@@ -25,6 +25,7 @@ type batcher struct {
 	heldCount int
 	heldRead  uint64 // bulk.read behind what held begins with
 	due       uint64 // how far critical must be read before held may go
+	withheld  bool   // bulk stays where it is
 	stalled   bool   // next stopped before a record that is not there as a whole
 }
 
@@ -46,14 +47,17 @@ func (b *batcher) handed() position {
 
 // pending reports whether there is anything to hand over.
 func (b *batcher) pending() bool {
-	return b.heldCount > 0 || b.critical.read != b.critical.end() || b.bulk.read != b.bulk.end()
+	return b.critical.read != b.critical.end() || !b.withheld && (b.heldCount > 0 || b.bulk.read != b.bulk.end())
 }
 
 // next appends records to out, never beyond its capacity, and counts them. An
 // out without room for the largest record may stay as it is.
 func (b *batcher) next(out []byte) ([]byte, int, error) {
 	b.stalled = false
-	if b.heldCount == 0 {
+	switch {
+	case b.withheld:
+		b.due = b.critical.end()
+	case b.heldCount == 0:
 		if err := b.hold(); err != nil {
 			return out, 0, err
 		}
@@ -71,7 +75,7 @@ func (b *batcher) next(out []byte) ([]byte, int, error) {
 		}
 		count++
 	}
-	if b.critical.read >= b.due && cap(out)-len(out) >= len(b.held) {
+	if !b.withheld && b.critical.read >= b.due && cap(out)-len(out) >= len(b.held) {
 		out = append(out, b.held...)
 		count += b.heldCount
 		b.held, b.heldCount = b.held[:0], 0

@@ -155,6 +155,7 @@ func (v *victim) Mark() (err error) {
 
 func (v *victim) Settled() bool                                         { return v.a.settle(v.b) }
 func (v *victim) Counters(to []vsockproto.Counter) []vsockproto.Counter { return v.a.append(to) }
+func (v *victim) Withhold(withheld bool)                                { v.b.withheld = withheld }
 func (v *victim) Snapshot() error                                       { return nil }
 func (v *victim) Totals() vsockproto.Totals                             { return v.a.totals }
 

@@ -196,6 +196,9 @@ func (s *Sensor) Batch(b []byte) (records []byte, count int, err error) {
 	return s.batcher.next(b)
 }
 
+// Withhold makes Batch leave bulk where it is, or hand it over again.
+func (s *Sensor) Withhold(withheld bool) { s.batcher.withheld = withheld }
+
 // Wait returns when there are records, after Wake, or after d.
 func (s *Sensor) Wait(d time.Duration) error {
 	if s.batcher.stalled {

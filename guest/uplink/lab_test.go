@@ -21,14 +21,15 @@ type source struct {
 	t    testing.TB
 	wake chan struct{}
 
-	mu      sync.Mutex
-	records [][]byte
-	drawn   uint64
-	taken   uint64
-	mark    uint64
-	settled uint64
-	lost    uint64 // critical ones
-	err     error
+	mu       sync.Mutex
+	records  [][]byte
+	drawn    uint64
+	taken    uint64
+	mark     uint64
+	settled  uint64
+	lost     uint64 // critical ones
+	withheld bool
+	err      error
 
 	snapshots int
 }
@@ -63,7 +64,7 @@ func (s *source) Batch(b []byte) ([]byte, int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := 0
-	for len(s.records) > 0 && len(b)+len(s.records[0]) <= cap(b) {
+	for !s.withheld && len(s.records) > 0 && len(b)+len(s.records[0]) <= cap(b) {
 		b = append(b, s.records[0]...)
 		s.records = s.records[1:]
 		n++
@@ -84,6 +85,13 @@ func (s *source) Wait(d time.Duration) error {
 
 func (s *source) Wake() error { s.ring(); return nil }
 
+// Withhold keeps everything: all of it is bulk.
+func (s *source) Withhold(withheld bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.withheld = withheld
+}
+
 func (s *source) Mark() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -95,7 +103,7 @@ func (s *source) Settled() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.taken < s.mark {
-		return false
+		return s.withheld
 	}
 	s.settled = s.mark
 	return true

@@ -23,6 +23,9 @@ type Source interface {
 	// Batch appends whole records to b within its capacity and counts them.
 	// They go into one frame, before the next Batch.
 	Batch(b []byte) (records []byte, count int, err error)
+	// Withhold makes Batch hand over no bulk, and Settled and Wait not wait for
+	// it, or ends that.
+	Withhold(withheld bool)
 	// Wait returns when there are records, after Wake, or after d.
 	Wait(d time.Duration) error
 	Wake() error
@@ -192,6 +195,7 @@ func (u *Uplink) rest(ctx context.Context) error {
 // move sends one batch. It reads one only if there is room for it, so that
 // what cannot go yet stays in the rings.
 func (u *Uplink) move() (bool, error) {
+	u.Source.Withhold(u.Link.Withheld())
 	if u.count == 0 {
 		if u.Link.Room() < minRoom {
 			return false, nil

@@ -151,6 +151,40 @@ func TestCanaryIsAnswered(t *testing.T) {
 	})
 }
 
+// TestBulkIsWithheld: while the host wants no bulk it stays in the source, the
+// heartbeats go on, and then it comes.
+func TestBulkIsWithheld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, prototest.HostOptions{})
+		l.host.Withhold(true)
+		l.run(t, func() {
+			l.src.put(100)
+			time.Sleep(5 * time.Second)
+			if got, beats := l.received(), len(l.beats); got != 0 || beats < 4 {
+				t.Errorf("%d records, %d heartbeats", got, beats)
+			}
+			l.host.Withhold(false)
+			time.Sleep(3 * time.Second)
+			if got := l.received(); got != 100 {
+				t.Errorf("%d records of 100", got)
+			}
+		})
+		l.account(t)
+	})
+}
+
+// TestStoppedWhileWithheld: an end does not wait for what may not be sent.
+func TestStoppedWhileWithheld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, prototest.HostOptions{})
+		l.host.Withhold(true)
+		l.run(t, func() { l.src.put(100); time.Sleep(2 * time.Second) })
+		if len(l.byes) != 1 || len(l.byes[0].Counters) != 0 || l.src.left() != 100 {
+			t.Errorf("byes %+v, %d records left", l.byes, l.src.left())
+		}
+	})
+}
+
 // TestNoHost: an end without a host is no error, and takes no longer than Drain.
 func TestNoHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -72,6 +72,17 @@ func (r recorder) Record(f *session.Received) (uint64, error) {
 	return index, err
 }
 
+// Room compares what is on disk with the quota for bulk. Of a quota that is small
+// beside n a quarter is enough.
+func (r recorder) Room(vm uuid.UUID, n int) bool {
+	s, err := r.m.store.Stream(vm)
+	if err != nil {
+		return true // Record will say what is wrong
+	}
+	t := s.Stats()
+	return t.Used+min(int64(n), t.Quota/4) <= t.Quota
+}
+
 func (r recorder) Opened(s *session.Status) error {
 	r.m.metrics.VM(s.VM, r.m.domains.name(s.VM)).SessionBegun()
 	return r.m.recordJSON(s.VM, evidence.KindOpen, time.Now(), s)

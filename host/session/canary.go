@@ -58,7 +58,7 @@ func (c *conn) sing() error {
 	v.mu.Lock()
 	ready := !c.at.Before(v.canary) && v.sess.PolicyAcked == v.policy.Number
 	if ready {
-		q.want, q.lost = expected(v.policy.Hooks, v.sess.Hooks), v.ledger.Lost()
+		q.want, q.lost = expected(v.policy.Hooks, v.sess.Hooks, v.withheld), v.ledger.Lost()
 	}
 	v.mu.Unlock()
 	if !ready || q.want == 0 {
@@ -71,8 +71,9 @@ func (c *conn) sing() error {
 	return c.link.Canary(&vsockproto.Canary{Nonce: q.nonce})
 }
 
-// expected are the types that the policy asks for and whose hooks are attached.
-func expected(policy []vsockproto.EventType, hooks []vsockproto.Hook) (s typeSet) {
+// expected are the types that the policy asks for and whose hooks are attached,
+// bulk only if it is wanted.
+func expected(policy []vsockproto.EventType, hooks []vsockproto.Hook, withheld bool) (s typeSet) {
 	var asked, attached typeSet
 	for _, t := range policy {
 		asked.add(t)
@@ -83,7 +84,7 @@ func expected(policy []vsockproto.EventType, hooks []vsockproto.Hook) (s typeSet
 		}
 	}
 	for _, t := range vsockproto.CanaryTypes() {
-		if asked.has(t) && attached.has(t) {
+		if asked.has(t) && attached.has(t) && !(withheld && t.Class() == vsockproto.Bulk) {
 			s.add(t)
 		}
 	}

@@ -184,3 +184,33 @@ func TestTotalsOutliveTheMonitor(t *testing.T) {
 		}
 	})
 }
+
+// TestBulkIsWithheld: where a VM's bulk cannot be kept its agent is told so, once
+// a finding; hooks of that class are not missed; and it is told when it can be.
+func TestBulkIsWithheld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.setFull(true)
+		deaf := []vsockproto.EventType{vsockproto.FileOpen, vsockproto.SocketBind, vsockproto.SocketListen}
+		a := prototest.NewAgent(&prototest.AgentOptions{Deaf: deaf})
+		x := dial(t.Context(), w.manager(&Options{Canary: time.Nanosecond}), a)
+		<-a.Up()
+		if welcome, _ := a.Welcome(); !welcome.Withheld || !a.Link().Withheld() {
+			t.Error("not told at once")
+		}
+		time.Sleep(time.Minute)
+		want(t, "findings", w.rules(), "quota")
+		w.setFull(false)
+		time.Sleep(10 * time.Second)
+		if a.Link().Withheld() {
+			t.Error("not told that there is room again")
+		}
+		w.setFull(true)
+		time.Sleep(30 * time.Second)
+		if !a.Link().Withheld() {
+			t.Error("not told that there is none again")
+		}
+		x.hangUp()
+		want(t, "findings", w.rules(), "quota unhooked! quota")
+	})
+}

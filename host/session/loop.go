@@ -42,7 +42,22 @@ func (c *conn) loop() error {
 
 func (c *conn) ack(seq uint64) error {
 	c.acked, c.frames = c.link.Taken(), 0
-	return c.link.Ack(seq, c.acked+uint64(c.m.o.Credit))
+	return c.link.Ack(seq, c.acked+uint64(c.m.o.Credit), c.withholds())
+}
+
+// withholds decides whether bulk is wanted. It is not when what may be under way
+// already would use up the VM's quota: what is asked for can be kept.
+func (c *conn) withholds() bool {
+	withheld := !c.m.p.Recorder.Room(c.v.id, 2*c.m.o.Credit)
+	c.v.mu.Lock()
+	was := c.v.withheld
+	c.v.withheld = withheld
+	c.v.mu.Unlock()
+	if withheld && !was {
+		c.canary = nil // its records may not come
+		c.report(finding(RuleQuota, "The VM's evidence quota is used up: its agent is asked for no more bulk, and the guest declares what it loses of it."))
+	}
+	return withheld
 }
 
 // take checks one frame and hands on what it holds. It is on record already.
@@ -82,7 +97,7 @@ func (c *conn) take(f *link.Frame) (bye bool, err error) {
 
 // notKept reports, once for each of the two budgets, that it is used up.
 func (c *conn) notKept() {
-	f := finding(RuleQuota, "The VM's evidence quota is used up: bulk is judged and not kept.")
+	f := finding(RuleQuota, "The VM's evidence quota is used up, and bulk still comes: it is judged and not kept.")
 	if c.got.Critical {
 		f = finding(RuleQuota, "The VM's evidence quota for critical events is used up, too: nothing that it sends is kept, and all is judged.")
 		f.Severity = engine.Severest
@@ -202,7 +217,7 @@ func (c *conn) settle(h *vsockproto.Heartbeat) error {
 	v.clock.sample(c.at, h.BootNs)
 	found, err := v.account(h)
 	save := c.at.Sub(v.savedAt) >= c.m.o.Save
-	cpu, class, overdue := v.ledger.Overdue(overdueBeats)
+	cpu, class, overdue := v.ledger.Overdue(overdueBeats, v.withheld)
 	v.mu.Unlock()
 	if overdue {
 		c.report(finding(RuleUnsettled, fmt.Sprintf("The guest has not accounted for its %s records of CPU %d for %d heartbeats.", class, cpu, overdueBeats)))

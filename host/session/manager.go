@@ -44,6 +44,7 @@ type vm struct {
 	unhooked  uint64    // Totals.Unhooked of the last mark
 	counting  bool      // and there was one
 	lost      [2]uint64 // declared lost, by class, at the last heartbeat
+	withheld  bool      // no bulk is wanted
 	joining   bool      // what was lost before we heard of it is nothing new
 	canary    time.Time // when the next is due
 	live      *conn

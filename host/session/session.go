@@ -63,6 +63,9 @@ func (r *Received) Proven() bool { return r.Session != uuid.Nil }
 // ends the connection: nothing is judged that is not on record.
 type Recorder interface {
 	Record(r *Received) (index uint64, err error)
+	// Room reports whether the VM's bulk can be kept: n bytes more of it. While
+	// it cannot, the agent is asked for none.
+	Room(vm uuid.UUID, n int) bool
 	// Opened and Closed are called when a session has been accepted on a
 	// connection and when that connection has ended.
 	Opened(s *Status) error

@@ -35,6 +35,7 @@ type world struct {
 	state    DomainState
 	store    map[uuid.UUID][]byte
 	refuse   error         // what Record answers
+	full     bool          // what Room answers, turned round
 	gate     chan struct{} // what Deliver waits for, if it is set
 }
 
@@ -82,6 +83,18 @@ func (w *world) Record(r *Received) (uint64, error) {
 		return uint64(len(w.record) - 1), nil
 	}
 	return uint64(len(w.record) - 1), w.refuse
+}
+
+func (w *world) Room(uuid.UUID, int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.full
+}
+
+func (w *world) setFull(full bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.full = full
 }
 
 func (w *world) Opened(s *Status) error { return w.fact("opened", s) }

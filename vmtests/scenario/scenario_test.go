@@ -54,6 +54,7 @@ func (w *world) params(script string) testscript.Params {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", w.path+":"+os.Getenv("PATH"))
 			e.Setenv("STATE", w.layout.State)
+			e.Setenv("CONFIG", w.layout.ConfigFile())
 			e.Setenv("FLOOD", "60000")
 			if promised("long") {
 				e.Setenv("FLOOD", "1000000")

@@ -81,6 +81,7 @@ type Agent struct {
 	written   uint64 // offset of the next byte to write
 	base      uint64 // offset at which this connection's credit counts from
 	limit     uint64 // offset up to which credit reaches
+	withheld  bool   // the host wants no bulk
 	scratch   []byte
 }
 
@@ -255,6 +256,7 @@ func (a *Agent) begin(s State, ack *vsockproto.HelloAck, resumed bool) error {
 	a.state, a.begun, a.restored = s, true, false
 	a.written, a.base = h.first, h.first
 	a.limit = a.base + min(ack.Credit, 1<<62)
+	a.withheld = ack.Withheld
 	return nil
 }
 
@@ -387,6 +389,7 @@ func (a *Agent) acked(payload []byte) error {
 	}
 	a.release(ack.Sequence + 1)
 	a.limit = a.base + ack.Credit
+	a.withheld = ack.Withheld
 	a.changed.Broadcast()
 	return nil
 }
@@ -397,6 +400,14 @@ func (a *Agent) release(seq uint64) {
 		a.hold.release(seq)
 		a.journal.Acked(seq - 1)
 	}
+}
+
+// Withheld reports whether the host wants no bulk for now: records of that
+// class are to stay where they are.
+func (a *Agent) Withheld() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.withheld
 }
 
 // Room returns how large a payload may be sent now, in bytes; 0 or less: none.

@@ -182,13 +182,13 @@ func (h *Host) Taken() uint64 { return h.taken }
 
 // Ack tells that every frame up to seq is recorded, and that credit bytes in
 // all may have been sent on this connection. A credit below the one before is
-// raised to it.
-func (h *Host) Ack(seq, credit uint64) error {
+// raised to it. Withheld: no bulk is wanted for now.
+func (h *Host) Ack(seq, credit uint64, withheld bool) error {
 	h.wmu.Lock()
 	h.credit = max(h.credit, credit)
-	a := vsockproto.Ack{Sequence: seq, Credit: h.credit}
+	a := vsockproto.Ack{Sequence: seq, Credit: h.credit, Withheld: withheld}
 	h.wmu.Unlock()
-	var b [16]byte
+	var b [24]byte
 	return h.send(vsockproto.FrameAck, vsockproto.AppendAck(b[:0], &a))
 }
 

@@ -106,14 +106,14 @@ func TestLedgerOverdue(t *testing.T) {
 		if err := l.Settle(counter(i+1, 0)); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, ok := l.Overdue(3); ok {
+		if _, _, ok := l.Overdue(3, false); ok {
 			t.Fatal("overdue though it moves")
 		}
 	}
 	for range 4 {
 		_ = l.Settle(counter(100, 0))
 	}
-	if cpu, c, ok := l.Overdue(3); !ok || cpu != 1 || c != vsockproto.Bulk {
+	if cpu, c, ok := l.Overdue(3, false); !ok || cpu != 1 || c != vsockproto.Bulk {
 		t.Fatal(cpu, c, ok)
 	}
 }

@@ -325,7 +325,7 @@ func TestFramesAreBounded(t *testing.T) {
 		}
 		go io.Copy(io.Discard, hc)
 		synctest.Wait()
-		if err := l.Ack(10, 1<<20); err != nil {
+		if err := l.Ack(10, 1<<20, false); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/outguard/outguard/vsockproto"
@@ -39,6 +40,8 @@ type Host struct {
 	ledger  *link.Ledger
 	event   vsockproto.Event
 	beat    vsockproto.Heartbeat
+
+	withheld atomic.Bool
 
 	serving sync.Mutex // held by Serve: a connection's end is seen before the next begins
 
@@ -93,7 +96,7 @@ func (h *Host) Serve(conn net.Conn) error {
 			return err
 		}
 		h.next, h.over = l.Next(), bye
-		if err := l.Ack(f.Sequence, l.Taken()+h.o.Credit); err != nil || bye {
+		if err := l.Ack(f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load()); err != nil || bye {
 			return err
 		}
 	}
@@ -115,6 +118,9 @@ func (h *Host) SendPolicy(p *vsockproto.Policy) error {
 	}
 	return l.Policy(p)
 }
+
+// Withhold says with the next ack whether bulk is wanted.
+func (h *Host) Withhold(withheld bool) { h.withheld.Store(withheld) }
 
 // SendCanary sends c on the live connection.
 func (h *Host) SendCanary(c *vsockproto.Canary) error {
@@ -159,7 +165,7 @@ func (h *Host) greet(l *link.Host) error {
 		return err
 	}
 	return l.Accept(&vsockproto.HelloAck{
-		HeartbeatMs: uint32(h.o.Heartbeat.Milliseconds()), Next: h.next, Credit: h.o.Credit,
+		HeartbeatMs: uint32(h.o.Heartbeat.Milliseconds()), Next: h.next, Credit: h.o.Credit, Withheld: h.withheld.Load(),
 	})
 }
 
