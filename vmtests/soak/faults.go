@@ -68,7 +68,7 @@ var faults = []fault{
 		return syscall.Kill(pid, syscall.SIGKILL)
 	}},
 	{"noise", "session/malformed", "session/noise session/slow listen/crowd", func(r *run, ctx context.Context) error {
-		return r.root(ctx, "setuidgid www outguard-poke garbage 5")
+		return r.root(ctx, "outguard-poke as www garbage 5")
 	}},
 	{"hooks silent", "session/unhooked", "session/canary", func(r *run, ctx context.Context) error {
 		return r.root(ctx, "echo 0 >/proc/sys/kernel/ftrace_enabled; sleep 5; echo 1 >/proc/sys/kernel/ftrace_enabled")

@@ -32,13 +32,16 @@ const calm = 60 * time.Second
 
 // run is one soak.
 type run struct {
-	o       Options
-	rand    *rand.Rand
-	site    vm.Site
-	install *product.Install
-	guest   *vm.Guest
-	report  report
-	seen    map[string]bool // findings, by id
+	o         Options
+	rand      *rand.Rand
+	heartbeat time.Duration
+	dir       string       // of the site
+	release   func() error // of it
+	kernel    string
+	install   *product.Install
+	guest     *vm.Guest
+	report    report
+	seen      map[string]bool // findings, by id
 }
 
 // Run soaks and prints the table. It is an error if anything was found that
@@ -47,16 +50,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Seed == 0 {
 		o.Seed = uint64(time.Now().UnixNano())
 	}
-	r := &run{o: o, rand: rand.New(rand.NewPCG(o.Seed, 0)), seen: map[string]bool{}}
-	r.report = report{seed: o.Seed, faults: map[string]*tally{}, rules: map[string]int{}}
-	if r.site, err = vm.Here(); err != nil {
-		return err
-	}
-	release, err := r.site.Claim()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, release()) }()
+	r := newRun(o)
 	defer func() { err = errors.Join(err, r.clean(context.WithoutCancel(ctx))) }()
 	if err := r.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare: %w", err)
@@ -71,9 +65,24 @@ func Run(ctx context.Context, o Options) (err error) {
 	return r.report.verdict()
 }
 
-// prepare installs the product and boots the guest with its load.
+func newRun(o Options) *run {
+	return &run{
+		o: o, rand: rand.New(rand.NewPCG(o.Seed, 0)), seen: map[string]bool{}, heartbeat: 2 * time.Second,
+		report: report{seed: o.Seed, faults: map[string]*tally{}, rules: map[string]int{}},
+	}
+}
+
+// prepare installs the product and boots a guest that is heard.
 func (r *run) prepare(ctx context.Context) error {
-	layout := product.Under(filepath.Join(r.site.Dir, "product"))
+	site, err := vm.Here()
+	if err != nil {
+		return err
+	}
+	if r.release, err = site.Claim(); err != nil {
+		return err
+	}
+	r.dir = site.Dir
+	layout := product.Under(filepath.Join(r.dir, "product"))
 	if err := product.Remove(ctx, layout); err != nil {
 		return err
 	}
@@ -89,11 +98,11 @@ func (r *run) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	lab, err := vm.Open(ctx, img, &vm.Options{Dir: r.site.Dir, Cache: cache})
+	lab, err := vm.Open(ctx, img, &vm.Options{Dir: r.dir, Cache: cache})
 	if err != nil {
 		return err
 	}
-	config := fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  heartbeat: 2s\n", layout.State, layout.Run, filepath.Join(layout.Config, "playbook.yaml"))
+	config := fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  heartbeat: %s\n", layout.State, layout.Run, filepath.Join(layout.Config, "playbook.yaml"), r.heartbeat)
 	playbook := "version: 1\nrules:\n  - name: watch\n    match: {}\n    steps: [log]\n    once_per: event\n"
 	if r.install, err = product.New(ctx, layout, filepath.Join(r.o.Clone, "bin"), product.Files{Config: config, Playbook: playbook}); err != nil {
 		return err
@@ -101,7 +110,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := r.install.StartMonitor(ctx); err != nil {
 		return err
 	}
-	if r.guest, err = lab.Define(ctx, vm.Spec{Name: r.site.Name("soak"), Image: img, Root: true}); err != nil {
+	if r.guest, err = lab.Define(ctx, vm.Spec{Name: site.Name("soak"), Image: img, Root: true}); err != nil {
 		return err
 	}
 	c, err := r.install.Enroll(ctx, r.guest.Name)
@@ -111,13 +120,15 @@ func (r *run) prepare(ctx context.Context) error {
 	if c.Vhost != "" {
 		r.guest.Serve(&vm.Channel{CID: c.CID, Control: c.Vhost, Socket: c.Socket})
 	}
-	r.say("soak: a guest with %s, seed %d, for %s", line, r.o.Seed, r.o.For)
 	if err := r.guest.Start(ctx); err != nil {
 		return err
 	}
-	if err := r.settle(ctx, 4*time.Minute); err != nil {
-		return err
-	}
+	r.kernel = line
+	return r.settle(ctx, 4*time.Minute)
+}
+
+// load is what goes on in the guest meanwhile.
+func (r *run) load(ctx context.Context) error {
 	return r.root(ctx, "(while :; do outguard-poke opens /etc/passwd 300; outguard-poke execs /bin/true 3; outguard-poke threads 5; sleep 1; done) >/dev/null 2>&1 &")
 }
 
@@ -132,6 +143,10 @@ func (r *run) files(ctx context.Context) ([]image.File, error) {
 
 // soak injects faults, in rounds in which each comes once, until the time is up.
 func (r *run) soak(ctx context.Context) error {
+	r.say("soak: a guest with %s, seed %d, for %s", r.kernel, r.o.Seed, r.o.For)
+	if err := r.load(ctx); err != nil {
+		return err
+	}
 	end := time.Now().Add(r.o.For)
 	for time.Now().Before(end) {
 		for _, i := range r.rand.Perm(len(faults)) {
@@ -281,5 +296,8 @@ func (r *run) clean(ctx context.Context) error {
 	if r.install != nil {
 		errs = append(errs, product.Remove(ctx, r.install.Layout))
 	}
-	return errors.Join(append(errs, os.RemoveAll(r.site.Dir))...)
+	if r.release != nil {
+		errs = append(errs, os.RemoveAll(r.dir), r.release())
+	}
+	return errors.Join(errs...)
 }

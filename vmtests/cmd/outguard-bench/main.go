@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/outguard/outguard/vmtests/bench"
+	"github.com/outguard/outguard/vmtests/soak"
 )
 
 func main() {
@@ -44,6 +45,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("agent in a guest: %w", err)
 	}
 	fmt.Fprintf(stdout, "bench agent/resident %.1f MB\nbench agent/resident-peak %.1f MB\n", float64(r.Now)*1024/1e6, float64(r.Peak)*1024/1e6)
+
+	silences, err := soak.Detect(ctx, soak.Options{Clone: filepath.Dir(*bin), Out: stderr})
+	if err != nil {
+		return fmt.Errorf("silences of a guest: %w", err)
+	}
+	for _, s := range silences {
+		fmt.Fprintf(stdout, "bench silence/%s %.2f s\n", s.Name, s.After.Seconds())
+	}
 
 	packages := flags.Args()
 	if len(packages) == 0 {

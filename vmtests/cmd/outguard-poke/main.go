@@ -6,18 +6,22 @@
 //	outguard-poke threads N           begin and end so many threads
 //	outguard-poke garbage N           connect to the host's port so often and send noise
 //	outguard-poke hold N SECONDS      so many connections at once, which say nothing
+//	outguard-poke as USER ...         any of these, without root's rights
 //
 // It says what it did on standard output, and ends with 0 if it could.
 package main
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/user"
 	"runtime"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +37,12 @@ func main() {
 func run(args []string) error {
 	if len(args) < 2 {
 		return fmt.Errorf("want opens, execs, threads, garbage or hold")
+	}
+	if args[0] == "as" && len(args) > 2 {
+		if err := become(args[1]); err != nil {
+			return err
+		}
+		return run(args[2:])
 	}
 	n, err := strconv.Atoi(args[len(args)-1])
 	if err != nil {
@@ -55,6 +65,22 @@ func run(args []string) error {
 		return hold(count, time.Duration(n)*time.Second)
 	}
 	return fmt.Errorf("%s: no such thing to do", args[0])
+}
+
+func become(name string) error {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return err
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return err
+	}
+	gid, err := strconv.Atoi(u.Gid)
+	if err != nil {
+		return err
+	}
+	return errors.Join(syscall.Setgroups(nil), syscall.Setgid(gid), syscall.Setuid(uid))
 }
 
 func times(n int, do func() error) error {
