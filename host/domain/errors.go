@@ -13,8 +13,9 @@ import (
 var (
 	// ErrClosed: the client has been closed.
 	ErrClosed = errors.New("client is closed")
-	// ErrUnreachable: no libvirtd answers at the socket.
-	ErrUnreachable = errors.New("libvirtd does not answer")
+	// ErrUnreachable: no libvirtd answers at the socket, or it went away during
+	// the call, which may have had its effect or not.
+	ErrUnreachable error = away("libvirtd does not answer")
 	// ErrNotFound: libvirt knows no such domain.
 	ErrNotFound error = permanent("no such domain")
 	// ErrNotRunning: the domain is shut off.
@@ -34,6 +35,12 @@ type permanent string
 
 func (e permanent) Error() string   { return string(e) }
 func (e permanent) Permanent() bool { return true }
+
+// away is an error that passes when libvirtd is back.
+type away string
+
+func (e away) Error() string { return string(e) }
+func (e away) Away() bool    { return true }
 
 // unreachable says what to do about a libvirtd that cannot be reached.
 func unreachable(socket string, err error) error {
@@ -62,6 +69,9 @@ func isAuth(err error) bool {
 
 // explain puts the package's words on libvirt's errors, and keeps its own.
 func explain(err error) error {
+	if lost(err) {
+		return fmt.Errorf("%w: the connection broke: %w", ErrUnreachable, err)
+	}
 	var e libvirt.Error
 	if !errors.As(err, &e) {
 		return err

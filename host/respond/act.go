@@ -25,8 +25,13 @@ func (r *Responder) act(ctx context.Context, j *job, res *Result) error {
 	return fmt.Errorf("unknown step %q", j.order.Kind)
 }
 
-// pause stops the VM. It is short and not given up when the responder stops.
+// pause stops the VM. Each try is short and not given up when the responder
+// stops.
 func (r *Responder) pause(ctx context.Context, j *job, res *Result) error {
+	return r.whileAway(ctx, j, func() error { return r.tryPause(ctx, j, res) })
+}
+
+func (r *Responder) tryPause(ctx context.Context, j *job, res *Result) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.PauseWithin)
 	defer cancel()
 	if j.recovered {
@@ -35,7 +40,72 @@ func (r *Responder) pause(ctx context.Context, j *job, res *Result) error {
 			return nil
 		}
 	}
-	return r.insist(ctx, j.order.VM, true, r.machine.Pause, res)
+	return r.insist(ctx, j, true, r.machine.Pause, res)
+}
+
+// awayBackoff is how often at least libvirt is tried while it is away.
+const awayBackoff = 5 * time.Second
+
+// whileAway tries until libvirt is there, or the order's deadline has passed, or
+// ctx ends: then the order stays as it is. An order whose deadline passed while
+// no monitor ran has as long as one without.
+func (r *Responder) whileAway(ctx context.Context, j *job, try func() error) error {
+	deadline := j.order.Deadline
+	if least := r.now().Add(r.opts.PauseWithin); deadline.Before(least) {
+		deadline = least
+	}
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, awayBackoff) {
+		err := try()
+		if !away(err) {
+			return err
+		}
+		left := deadline.Sub(r.now())
+		if left <= 0 {
+			return fmt.Errorf("libvirt was away until the order's deadline: %w", err)
+		}
+		r.hold(j, err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(min(wait, left)):
+			r.retries.Add(1)
+		}
+	}
+}
+
+// hold notes once that an order waits, and why.
+func (r *Responder) hold(j *job, why error) {
+	w := Waiting{Since: r.now(), Error: bound(why.Error())}
+	if !r.holdQueue(j, &w) {
+		return
+	}
+	if err := r.journal.wait(j.order.ID, w); err != nil {
+		r.log.Error("not journaled that an order waits", "order", j.order.ID, "err", err)
+	}
+	r.log.Warn("order waits for libvirt", "order", j.order.ID, "kind", j.order.Kind, "vm", j.order.VM, "until", j.order.Deadline, "err", why)
+	if r.opts.Held != nil {
+		r.opts.Held(Entry{Order: j.order, Waiting: &w})
+	}
+}
+
+// holdQueue tells those of the VM's orders that wait behind j as well; false if
+// j was held before.
+func (r *Responder) holdQueue(j *job, w *Waiting) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	q := r.queue(j.order.VM)
+	if q.held != nil {
+		return false
+	}
+	q.held = w
+	for _, j := range q.jobs {
+		select {
+		case <-j.away: // behind another one before
+		default:
+			j.hold(w)
+		}
+	}
+	return true
 }
 
 // resume lets the VM run. After a restart an old order is not carried out any
@@ -54,7 +124,7 @@ func (r *Responder) resume(ctx context.Context, j *job, res *Result) error {
 			return nil
 		}
 	}
-	return r.insist(ctx, j.order.VM, false, r.machine.Resume, res)
+	return r.insist(ctx, j, false, r.machine.Resume, res)
 }
 
 // bundle captures the VM, which it pauses first where nobody has. What was in
@@ -64,9 +134,13 @@ func (r *Responder) bundle(ctx context.Context, j *job, res *Result) error {
 	if r.capture == nil {
 		return errors.New("this monitor captures nothing")
 	}
+	return r.whileAway(ctx, j, func() error { return r.tryBundle(ctx, j, res) })
+}
+
+func (r *Responder) tryBundle(ctx context.Context, j *job, res *Result) error {
 	ctx, cancel := context.WithTimeout(ctx, r.opts.CaptureWithin)
 	defer cancel()
-	if j.recovered {
+	if j.recovered || j.begun {
 		dir, err := r.capture.Captured(ctx, j.order)
 		if err == nil && dir != "" {
 			res.Already, res.Bundle, res.Effect, res.Detail = true, dir, r.now(), "found whole"
@@ -77,16 +151,17 @@ func (r *Responder) bundle(ctx context.Context, j *job, res *Result) error {
 	if err != nil {
 		return err
 	}
-	if !paused && j.recovered {
+	if !paused && (j.recovered || j.begun) {
 		return errors.New("the VM ran on after the capture was interrupted")
 	}
 	if !paused {
 		within, cancel := context.WithTimeout(ctx, r.opts.PauseWithin)
 		defer cancel()
-		if err := r.insist(within, j.order.VM, true, r.machine.Pause, res); err != nil {
+		if err := r.insist(within, j, true, r.machine.Pause, res); err != nil {
 			return err
 		}
 	}
+	j.begun = true
 	dir, err := r.capture.Capture(ctx, j.order)
 	if err != nil {
 		return err
@@ -98,9 +173,11 @@ func (r *Responder) bundle(ctx context.Context, j *job, res *Result) error {
 	return nil
 }
 
-// insist asks until the VM is as wanted, an error is for good, or ctx ends.
-// Asking twice does no harm: the effect is a state, not a step.
-func (r *Responder) insist(ctx context.Context, vm uuid.UUID, paused bool, ask func(context.Context, uuid.UUID) error, res *Result) error {
+// insist asks until the VM is as wanted, an error is for good or one that the
+// order waits out, or ctx ends. Asking twice does no harm: the effect is a
+// state, not a step.
+func (r *Responder) insist(ctx context.Context, j *job, paused bool, ask func(context.Context, uuid.UUID) error, res *Result) error {
+	vm := j.order.VM
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		res.Attempts++
 		err := ask(ctx, vm)
@@ -111,7 +188,7 @@ func (r *Responder) insist(ctx context.Context, vm uuid.UUID, paused bool, ask f
 				return nil
 			}
 		}
-		if permanent(err) {
+		if permanent(err) || (away(err) && j.order.Kind.waits()) {
 			return err
 		}
 		select {
@@ -145,6 +222,11 @@ func (r *Responder) late(ctx context.Context, vm uuid.UUID, want bool, res *Resu
 	}
 	res.Effect, res.Detail = r.now(), "after the deadline"
 	return nil
+}
+
+func away(err error) bool {
+	var a interface{ Away() bool }
+	return errors.As(err, &a) && a.Away()
 }
 
 func permanent(err error) bool {

@@ -14,12 +14,14 @@ import (
 
 // The journal is a bbolt file: "orders" and "results" hold JSON by order id,
 // "pending" the ids without a result, "untold" those whose result may not be on
-// the VM's record yet, "meta" the version.
+// the VM's record yet, "waiting" JSON of those that wait for libvirt, "meta" the
+// version.
 var (
 	bOrders  = []byte("orders")
 	bResults = []byte("results")
 	bPending = []byte("pending")
 	bUntold  = []byte("untold")
+	bWaiting = []byte("waiting")
 	bMeta    = []byte("meta")
 	kVersion = []byte("version")
 )
@@ -55,7 +57,7 @@ func OpenJournal(path string) (*Journal, error) {
 }
 
 func prepare(tx *bolt.Tx) error {
-	for _, name := range [][]byte{bOrders, bResults, bPending, bUntold, bMeta} {
+	for _, name := range [][]byte{bOrders, bResults, bPending, bUntold, bWaiting, bMeta} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -121,10 +123,29 @@ func (j *Journal) settle(tx *bolt.Tx, r *Result) error {
 	if err := tx.Bucket(bPending).Delete(id); err != nil {
 		return err
 	}
+	if err := tx.Bucket(bWaiting).Delete(id); err != nil {
+		return err
+	}
 	if err := tx.Bucket(bUntold).Put(id, nil); err != nil {
 		return err
 	}
 	return j.prune(tx)
+}
+
+// wait notes that an order waits; since when, the first note says.
+func (j *Journal) wait(order uuid.UUID, w Waiting) error {
+	return j.db.Update(func(tx *bolt.Tx) error {
+		bucket := tx.Bucket(bWaiting)
+		var before Waiting
+		if b := bucket.Get(order[:]); b != nil && json.Unmarshal(b, &before) == nil {
+			w.Since = before.Since
+		}
+		b, err := json.Marshal(w)
+		if err != nil {
+			return err
+		}
+		return bucket.Put(order[:], b)
+	})
 }
 
 // told notes that the results of these orders are on the VM's record.
@@ -253,6 +274,12 @@ func entry(tx *bolt.Tx, id []byte) (Entry, error) {
 	if b = tx.Bucket(bResults).Get(id); b != nil {
 		e.Result = &Result{}
 		if err := json.Unmarshal(b, e.Result); err != nil {
+			return Entry{}, err
+		}
+	}
+	if b = tx.Bucket(bWaiting).Get(id); b != nil {
+		e.Waiting = &Waiting{}
+		if err := json.Unmarshal(b, e.Waiting); err != nil {
 			return Entry{}, err
 		}
 	}

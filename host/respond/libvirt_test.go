@@ -94,7 +94,7 @@ func TestRealVM(t *testing.T) {
 func TestNoLibvirtd(t *testing.T) {
 	c := domain.New(&domain.Options{Socket: filepath.Join(t.TempDir(), "none")})
 	defer c.Close()
-	r := New(journal(t), c, nil, nil, &Options{PauseWithin: 200 * time.Millisecond})
+	r := New(journal(t), c, nil, nil, &Options{PauseWithin: 200 * time.Millisecond, Away: 300 * time.Millisecond})
 	run(t, r)
 	if res := wait(t, r, submit(t, r, vm1, Pause)[0]); res.Status != Failed || !strings.Contains(res.Error, "virtlogd -d && libvirtd -d") || res.Attempts < 2 {
 		t.Errorf("%+v", res)

@@ -52,7 +52,15 @@ type Order struct {
 	Found    time.Time `json:"found,omitzero"`
 	Decided  time.Time `json:"decided,omitzero"`
 	Given    time.Time `json:"given"` // when Submit had it; the journal's entry follows
+
+	// Deadline is until when it waits for a libvirt that is away; zero: it fails.
+	Deadline time.Time `json:"deadline,omitzero"`
 }
+
+// waits reports whether an order of this kind waits for a libvirt that is away.
+// A VM that somebody wants stopped, they want stopped later as well. That one
+// starts to run by itself long after it was asked for, nobody expects.
+func (k Kind) waits() bool { return k == Pause || k == Capture }
 
 // Status is how an order ended.
 type Status string
@@ -80,10 +88,17 @@ type Result struct {
 	Detail    string    `json:"detail,omitempty"`
 }
 
+// Waiting says that libvirt is away and that an order waits for it.
+type Waiting struct {
+	Since time.Time `json:"since"`
+	Error string    `json:"error"` // what was tried last before it was journaled
+}
+
 // Entry is an order with its result, nil while it has none.
 type Entry struct {
-	Order  Order   `json:"order"`
-	Result *Result `json:"result,omitempty"`
+	Order   Order    `json:"order"`
+	Waiting *Waiting `json:"waiting,omitempty"` // nil: it has a result, or its turn has not come, or is now
+	Result  *Result  `json:"result,omitempty"`
 }
 
 var (
@@ -91,6 +106,8 @@ var (
 	ErrQueueFull = errors.New("the VM's queue of orders is full")
 	// ErrStopped: the responder is shutting down.
 	ErrStopped = errors.New("responder has stopped")
+	// ErrAway: libvirt is away, and the order waits for it.
+	ErrAway = errors.New("the order waits for libvirt")
 	// ErrNoOrder: the journal has no such order.
 	ErrNoOrder = errors.New("no such order")
 )
@@ -101,7 +118,7 @@ const (
 )
 
 // orders makes a request's orders, or says what is wrong with it.
-func (q *Request) orders(now time.Time) ([]Order, error) {
+func (q *Request) orders(now time.Time, wait time.Duration) ([]Order, error) {
 	if q.VM == uuid.Nil {
 		return nil, errors.New("no VM")
 	}
@@ -124,8 +141,12 @@ func (q *Request) orders(now time.Time) ([]Order, error) {
 		if err != nil {
 			return nil, err
 		}
+		var deadline time.Time
+		if k.waits() {
+			deadline = now.Add(wait)
+		}
 		out = append(out, Order{
-			ID: id, Group: group, VM: q.VM, Name: bound(q.Name), Kind: k, Asked: bound(q.Asked),
+			ID: id, Deadline: deadline, Group: group, VM: q.VM, Name: bound(q.Name), Kind: k, Asked: bound(q.Asked),
 			Reason: bound(q.Reason), Finding: bound(q.Finding), Rule: bound(q.Rule),
 			Received: q.Received, Found: q.Found, Decided: q.Decided, Given: now,
 		})

@@ -27,6 +27,7 @@ type box struct {
 	calls   []string
 	journal *Journal
 	pause   func(ctx context.Context, vm uuid.UUID) error // in place of the effect
+	resume  func(ctx context.Context, vm uuid.UUID) error
 	capture func(ctx context.Context, o Order) (string, error)
 	bundles map[uuid.UUID]string
 	busy    map[uuid.UUID]int
@@ -68,16 +69,22 @@ func (b *box) enter(vm uuid.UUID) func() {
 func (b *box) Pause(ctx context.Context, vm uuid.UUID) error {
 	defer b.enter(vm)()
 	b.say("pause")
-	if b.pause != nil {
-		return b.pause(ctx, vm)
+	b.mu.Lock()
+	pause := b.pause
+	b.mu.Unlock()
+	if pause != nil {
+		return pause(ctx, vm)
 	}
 	b.set(vm, true)
 	return nil
 }
 
-func (b *box) Resume(_ context.Context, vm uuid.UUID) error {
+func (b *box) Resume(ctx context.Context, vm uuid.UUID) error {
 	defer b.enter(vm)()
 	b.say("resume")
+	if b.resume != nil {
+		return b.resume(ctx, vm)
+	}
 	b.set(vm, false)
 	return nil
 }
@@ -493,7 +500,7 @@ func TestRecovery(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			j := journal(t)
 			q := Request{VM: vm1, Steps: []Kind{c.kind}, Asked: "earlier"}
-			orders, err := q.orders(time.Now().Add(-c.age))
+			orders, err := q.orders(time.Now().Add(-c.age), time.Hour)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -561,6 +568,131 @@ func TestJournalIsHeldByOne(t *testing.T) {
 	}
 }
 
+// nobody is a libvirt that is away.
+type nobody struct{}
+
+func (nobody) Error() string { return "nobody answers" }
+func (nobody) Away() bool    { return true }
+
+// TestOrdersWaitForLibvirt: while libvirt is away an order stands in the journal
+// as one that waits, over restarts, and is carried out once when it is back.
+func TestOrdersWaitForLibvirt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.db")
+	synctest.Test(t, func(t *testing.T) {
+		j := reopen(t, path)
+		b := newBox(j)
+		b.pause = func(context.Context, uuid.UUID) error { return nobody{} }
+		var held []Entry
+		opts := &Options{Held: func(e Entry) { held = append(held, e) }}
+		r := New(j, b, b, b, opts)
+		stop := run(t, r)
+		orders := submit(t, r, vm1, Pause, Capture)
+		if _, err := r.WaitUnlessAway(t.Context(), orders[0].ID); !errors.Is(err, ErrAway) || !strings.Contains(err.Error(), "nobody answers") {
+			t.Errorf("who does not wait: %v", err)
+		}
+		behind := submit(t, r, vm1, Resume)
+		if _, err := r.WaitUnlessAway(t.Context(), behind[0].ID); !errors.Is(err, ErrAway) {
+			t.Errorf("who waits behind it: %v", err)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		e, err := j.Entry(orders[0].ID)
+		if err != nil || e.Result != nil || e.Waiting == nil || e.Waiting.Error != "nobody answers" || !e.Order.Deadline.Equal(e.Order.Given.Add(time.Hour)) {
+			t.Errorf("entry: %+v, %v", e, err)
+		}
+		if n := strings.Count(b.said(), "pause"); n > 150 || len(held) != 1 {
+			t.Errorf("tried %d times in ten minutes, held %d times", n, len(held))
+		}
+		since := e.Waiting.Since
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took > 0 {
+			t.Errorf("stopping waited %s for libvirt", took)
+		}
+
+		r = New(j, b, b, b, nil)
+		run(t, r)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if e, _ := j.Entry(orders[0].ID); e.Waiting == nil || !e.Waiting.Since.Equal(since) {
+			t.Errorf("after a restart: %+v", e)
+		}
+		b.mu.Lock()
+		b.pause, b.calls = nil, nil
+		b.mu.Unlock()
+		for _, o := range orders {
+			if res := wait(t, r, o); res.Status != Done || !res.Recovered {
+				t.Errorf("%s: %+v", o.Kind, res)
+			}
+		}
+		if res := wait(t, r, behind[0]); res.Status != Skipped { // it is eleven minutes old
+			t.Errorf("%+v", res)
+		}
+		if want := "pause; pause done; order capture; capture; capture done; order resume; resume skipped"; b.said() != want {
+			t.Errorf("said: %s", b.said())
+		}
+		if e, _ := j.Entry(orders[0].ID); e.Waiting != nil || e.Result == nil {
+			t.Errorf("in the end: %+v", e)
+		}
+	})
+}
+
+// TestWaitingHasADeadline: an order that libvirt is not there for fails at its
+// deadline, and one to resume does not wait.
+func TestWaitingHasADeadline(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.db")
+	synctest.Test(t, func(t *testing.T) {
+		j := reopen(t, path)
+		b := newBox(j)
+		b.pause = func(context.Context, uuid.UUID) error { return nobody{} }
+		r := New(j, b, b, b, &Options{Away: time.Minute})
+		run(t, r)
+		began := time.Now()
+		orders := submit(t, r, vm1, Pause, Capture)
+		res := wait(t, r, orders[0])
+		if took := time.Since(began); res.Status != Failed || !strings.Contains(res.Error, "until the order's deadline") || took < time.Minute || took > 70*time.Second {
+			t.Errorf("after %s: %+v", took, res)
+		}
+		if res := wait(t, r, orders[1]); res.Status != Skipped {
+			t.Errorf("the capture: %+v", res)
+		}
+		b.set(vm2, true)
+		b.resume = func(context.Context, uuid.UUID) error { return nobody{} }
+		began = time.Now()
+		if res := wait(t, r, submit(t, r, vm2, Resume)[0]); res.Status != Failed || time.Since(began) > 10*time.Second {
+			t.Errorf("resume after %s: %+v", time.Since(began), res)
+		}
+	})
+}
+
+// TestLibvirtGoesAwayDuringACapture: the capture is made anew when it is back,
+// if the VM has stood still.
+func TestLibvirtGoesAwayDuringACapture(t *testing.T) {
+	for _, ranOn := range []bool{false, true} {
+		t.Run(fmt.Sprintf("ran on %v", ranOn), func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "journal.db")
+			synctest.Test(t, func(t *testing.T) {
+				j := reopen(t, path)
+				b := newBox(j)
+				times := 0
+				b.capture = func(context.Context, Order) (string, error) {
+					if times++; times == 1 {
+						b.set(vm1, !ranOn)
+						return "", nobody{}
+					}
+					return "/bundle", nil
+				}
+				r := New(j, b, b, b, nil)
+				run(t, r)
+				res := wait(t, r, submit(t, r, vm1, Pause, Capture)[1])
+				if want := map[bool]Status{false: Done, true: Failed}[ranOn]; res.Status != want {
+					t.Errorf("%+v", res)
+				}
+			})
+		})
+	}
+}
+
 // TestSubmittedWhileRunStarts: an order that is journaled and not yet queued
 // when Run takes over what the journal holds is carried out once.
 func TestSubmittedWhileRunStarts(t *testing.T) {
@@ -568,7 +700,7 @@ func TestSubmittedWhileRunStarts(t *testing.T) {
 	b := newBox(j)
 	r := New(j, b, b, b, nil)
 	req := Request{VM: vm1, Steps: []Kind{Pause}, Asked: "test"}
-	orders, err := req.orders(time.Now())
+	orders, err := req.orders(time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -601,7 +733,7 @@ func TestResultsReachTheRecord(t *testing.T) {
 	wait(t, r, done[1])
 	stop()
 	req := Request{VM: vm1, Steps: []Kind{Log, Resume}, Asked: "test"}
-	killed, err := req.orders(time.Now())
+	killed, err := req.orders(time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -625,7 +757,7 @@ func TestResultsReachTheRecord(t *testing.T) {
 func TestFirstResultStands(t *testing.T) {
 	j := journal(t)
 	q := Request{VM: vm1, Steps: []Kind{Pause}, Asked: "a"}
-	orders, _ := q.orders(time.Now())
+	orders, _ := q.orders(time.Now(), time.Hour)
 	if err := j.begin(orders, nil); err != nil {
 		t.Fatal(err)
 	}

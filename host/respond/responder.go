@@ -17,7 +17,8 @@ import (
 
 // machine is what orders act on; *domain.Client meets it. Pause and Resume
 // return when the effect is there and are no error where it was before. An
-// error with a method Permanent() bool that returns true is not tried again.
+// error with a method Permanent() bool that returns true is not tried again; one
+// with a method Away() bool says that libvirt is not there, and the order waits.
 type machine interface {
 	Pause(ctx context.Context, vm uuid.UUID) error
 	Resume(ctx context.Context, vm uuid.UUID) error
@@ -48,6 +49,8 @@ type Options struct {
 	PauseWithin   time.Duration // default 5 s; resume has the same
 	CaptureWithin time.Duration // default 10 min
 	Waiting       int           // orders of one VM that may wait, twice as many where one pauses; default 64
+	Away          time.Duration // how long an order to pause or capture waits for a libvirt that is away; default 1 h
+	Held          func(Entry)   // called when an order begins to wait for that; must not block
 	Observe       func(Entry)   // called after each result, at times from within Submit; must not block
 	Log           *slog.Logger  // default: discards
 }
@@ -93,14 +96,28 @@ type queue struct {
 	room   int        // taken by submissions under way
 	work   bool       // a worker is at it
 	broken uuid.UUID  // the group whose later orders are skipped; the worker's own
+	held   *Waiting   // the first of jobs waits for libvirt, and with it the others; guarded by Responder.mu
 }
 
 type job struct {
 	order     Order
 	journaled time.Time
 	recovered bool
+	begun     bool          // a capture was; the worker's own
+	away      chan struct{} // closed when it waits for libvirt, or for an order that does
+	why       string        // set before that, under Responder.mu
 	done      chan struct{} // closed when result is set
 	result    Result
+}
+
+// hold wakes who does not wait for libvirt. Called once, with Responder.mu held.
+func (j *job) hold(w *Waiting) {
+	j.why = w.Error
+	close(j.away)
+}
+
+func newJob(o Order) *job {
+	return &job{order: o, away: make(chan struct{}), done: make(chan struct{})}
 }
 
 // New returns a responder; nothing is carried out before Run. capture may be
@@ -118,6 +135,9 @@ func New(j *Journal, m machine, capture capturer, record recorder, opts *Options
 	}
 	if r.opts.CaptureWithin == 0 {
 		r.opts.CaptureWithin = 10 * time.Minute
+	}
+	if r.opts.Away == 0 {
+		r.opts.Away = time.Hour
 	}
 	if r.opts.Waiting == 0 {
 		r.opts.Waiting = 64
@@ -165,7 +185,8 @@ func (r *Responder) open(start func(*queue)) error {
 		if r.jobs[o.ID] != nil {
 			continue // submitted before Run
 		}
-		j := &job{order: o, recovered: true, done: make(chan struct{})}
+		j := newJob(o)
+		j.recovered = true
 		r.jobs[o.ID] = j
 		q := r.queue(o.VM)
 		found[q] = append(found[q], j)
@@ -214,7 +235,7 @@ func (r *Responder) Submit(_ context.Context, req Request) ([]Order, error) {
 }
 
 func (r *Responder) submit(req Request) ([]Order, error) {
-	orders, err := req.orders(r.now())
+	orders, err := req.orders(r.now(), r.opts.Away)
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +272,7 @@ func split(orders []Order, now time.Time) (logs []Order, results []Result, jobs 
 			results = append(results, Result{Order: o.ID, Status: Done, Started: now, Effect: now, Finished: now})
 			continue
 		}
-		jobs = append(jobs, &job{order: o, done: make(chan struct{})})
+		jobs = append(jobs, newJob(o))
 	}
 	return logs, results, jobs
 }
@@ -292,6 +313,9 @@ func (r *Responder) enqueue(q *queue, jobs []*job, err error) {
 		}
 		j.journaled = journaled
 		q.jobs = append(q.jobs, j)
+		if q.held != nil {
+			j.hold(q.held)
+		}
 	}
 	r.kick(q)
 }
@@ -299,6 +323,16 @@ func (r *Responder) enqueue(q *queue, jobs []*job, err error) {
 // Wait returns the result of an order when it has one. ErrStopped says that
 // the responder stopped first; the next one finds the order again.
 func (r *Responder) Wait(ctx context.Context, id uuid.UUID) (Result, error) {
+	return r.wait(ctx, id, false)
+}
+
+// WaitUnlessAway is Wait for who does not wait for libvirt as long as the order
+// does: ErrAway says that it does, until when and why.
+func (r *Responder) WaitUnlessAway(ctx context.Context, id uuid.UUID) (Result, error) {
+	return r.wait(ctx, id, true)
+}
+
+func (r *Responder) wait(ctx context.Context, id uuid.UUID, unlessAway bool) (Result, error) {
 	j, settled, err := r.find(ctx, id)
 	if err != nil {
 		return Result{}, err
@@ -306,9 +340,15 @@ func (r *Responder) Wait(ctx context.Context, id uuid.UUID) (Result, error) {
 	if settled != nil {
 		return *settled, nil
 	}
+	var away <-chan struct{}
+	if unlessAway {
+		away = j.away
+	}
 	select {
 	case <-j.done:
 		return j.result, nil
+	case <-away:
+		return Result{}, fmt.Errorf("%w: %s", ErrAway, j.why)
 	case <-ctx.Done():
 		return Result{}, ctx.Err()
 	case <-r.stopped:
@@ -371,7 +411,7 @@ func (r *Responder) work(ctx context.Context, q *queue) {
 		r.mu.Unlock()
 		ok := r.carry(ctx, q, j)
 		r.mu.Lock()
-		q.jobs = q.jobs[1:] // it took a place in the queue until now
+		q.jobs, q.held = q.jobs[1:], nil // it took a place in the queue until now
 		if ok {
 			delete(r.jobs, j.order.ID)
 		}
