@@ -10,9 +10,11 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -126,9 +128,14 @@ func TestFullDisk(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
 		t.Fatal(err)
 	}
-	if !errors.Is(big, unix.ENOSPC) || small != nil {
+	if !errors.Is(big, unix.ENOSPC) || !errors.Is(big, ErrFull) || small != nil {
 		t.Errorf("big: %v; small: %v", big, small)
 	}
+	if _, err := st.Append(KindFrame, at0, nil); !errors.Is(err, ErrFull) {
+		t.Errorf("a frame after that: %v", err)
+	}
+	s.room.last = time.Time{}
+	s.room.look() // as Run does
 	fill(t, st, 2)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -136,6 +143,35 @@ func TestFullDisk(t *testing.T) {
 	rep, err := Verify(st.Dir(), key.Verifier())
 	if err != nil || rep.Kinds["note"] != 1 || rep.Next != 9 {
 		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
+// TestReserve: frames leave the reserve free, whatever else is said does not.
+func TestReserve(t *testing.T) {
+	key := testKey(t)
+	var told []bool
+	s := testStore(t, t.TempDir(), key, Options{Reserve: 1 << 62, Room: func(full bool, _ int64) { told = append(told, full) }})
+	st := testStream(t, s)
+	if _, err := st.Append(KindFrame, at0, make([]byte, lookEvery)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := st.AppendCritical(KindFrame, at0, nil); !errors.Is(err, ErrFull) {
+			t.Errorf("a frame into the reserve: %v", err)
+		}
+	}
+	for _, kind := range []Kind{KindFinding, KindDecision, KindOrder, KindResult, KindOpen, KindClose, KindNote} {
+		if _, err := st.Append(kind, at0, nil); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+	s.room.reserve = 1
+	s.room.look()
+	if _, err := st.Append(KindFrame, at0, nil); err != nil || !slices.Equal(told, []bool{true, false}) {
+		t.Errorf("with room again: %v, told %v", err, told)
+	}
+	if n := st.Stats(); n.RefusedFrames != 0 {
+		t.Errorf("counted as given up: %+v", n)
 	}
 }
 

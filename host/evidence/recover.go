@@ -23,11 +23,11 @@ type Recovery struct {
 	Reason  string `json:"reason"`
 }
 
-func openStream(dir string, id uuid.UUID, key *Key, opts Options, full func()) (*Stream, error) {
+func openStream(dir string, id uuid.UUID, key *Key, opts Options, room *room, full func()) (*Stream, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err
 	}
-	s := &Stream{dir: dir, id: id, signer: key, opts: opts, full: full, headTime: opts.Now()}
+	s := &Stream{dir: dir, id: id, signer: key, opts: opts, room: room, full: full, headTime: opts.Now()}
 	cuts, err := s.recover(key)
 	if err != nil {
 		return nil, err

@@ -25,10 +25,15 @@ type Options struct {
 	SegmentSize  int64         // bytes of a plain segment; default 64 MiB
 	Quota        int64         // bytes on disk per stream before bulk is refused; default 8 GiB
 	HardQuota    int64         // and before critical frames are, too; default twice Quota, at least Quota
+	Reserve      int64         // bytes of the file system that frames leave free; default 64 MiB, negative: none
 	SyncInterval time.Duration // how often Run syncs; default 1 s
 	HeadInterval time.Duration // how often Run signs heads; default 10 s
 	KeepPlain    bool          // do not seal (compress) full segments
 	Log          *slog.Logger  // default: discards
+
+	// Room, if set, is told when frames are refused with ErrFull and when they are
+	// taken again, and how many bytes are free. It must not block nor append.
+	Room func(full bool, free int64)
 
 	// SetAside, if set, has a corrupt stream set aside and a new one begun, so
 	// that the VM's record goes on, and is told of it: err wraps ErrCorrupt, dir
@@ -45,6 +50,7 @@ func (o *Options) withDefaults() Options {
 	}
 	d.SegmentSize = orDefault(d.SegmentSize, 64<<20)
 	d.Quota = orDefault(d.Quota, 8<<30)
+	d.Reserve = orDefault(d.Reserve, 64<<20)
 	d.HardQuota = max(orDefault(d.HardQuota, 2*d.Quota), d.Quota)
 	d.SyncInterval = orDefault(d.SyncInterval, time.Second)
 	d.HeadInterval = orDefault(d.HeadInterval, 10*time.Second)
@@ -71,6 +77,7 @@ type Store struct {
 	opts   Options
 	lock   *os.File
 	full   chan struct{} // wakes the sealer
+	room   *room
 
 	mu      sync.Mutex // guards what follows
 	streams map[uuid.UUID]*Stream
@@ -94,9 +101,25 @@ func Open(dir string, key *Key, opts *Options) (*Store, error) {
 		lock.Close()
 		return nil, fmt.Errorf("open %s: %w", dir, ErrInUse)
 	}
-	return &Store{dir: dir, signer: key, opts: opts.withDefaults(), lock: lock,
-		full: make(chan struct{}, 1), streams: map[uuid.UUID]*Stream{}}, nil
+	s := &Store{dir: dir, signer: key, opts: opts.withDefaults(), lock: lock,
+		full: make(chan struct{}, 1), streams: map[uuid.UUID]*Stream{}}
+	s.room = &room{fd: int(lock.Fd()), reserve: s.opts.Reserve, tell: s.roomChanged}
+	return s, nil
 }
+
+// roomChanged has what could not be sealed for want of room sealed when there is
+// some again.
+func (s *Store) roomChanged(full bool, free int64) {
+	if !full {
+		s.wakeSealer()
+	}
+	if s.opts.Room != nil {
+		s.opts.Room(full, free)
+	}
+}
+
+// Full reports whether frames are refused with ErrFull.
+func (s *Store) Full() bool { return s.room.full.Load() }
 
 // Dir is the store's directory.
 func (s *Store) Dir() string { return s.dir }
@@ -107,6 +130,9 @@ func (s *Store) Dir() string { return s.dir }
 // ErrCorrupt: see SetAside.
 func (s *Store) Stream(vm uuid.UUID) (*Stream, error) {
 	st, corrupt, aside, err := s.stream(vm)
+	if noRoom(err) {
+		err = errors.Join(ErrFull, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open stream %s: %w", vm, err)
 	}
@@ -129,7 +155,7 @@ func (s *Store) stream(vm uuid.UUID) (st *Stream, corrupt error, aside string, e
 		st.abandon()
 		delete(s.streams, vm)
 	}
-	st, err = openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.wakeSealer)
+	st, err = openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.room, s.wakeSealer)
 	if errors.Is(err, ErrCorrupt) && s.opts.SetAside != nil {
 		corrupt = err
 		if aside, err = s.setAside(vm); err == nil {
@@ -146,7 +172,7 @@ func (s *Store) stream(vm uuid.UUID) (st *Stream, corrupt error, aside string, e
 
 // restart begins a new stream, whose first record says what became of the old.
 func (s *Store) restart(vm uuid.UUID, corrupt error, aside string) (*Stream, error) {
-	st, err := openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.wakeSealer)
+	st, err := openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.room, s.wakeSealer)
 	if err != nil {
 		return nil, err
 	}
@@ -184,12 +210,14 @@ func (s *Store) Run(ctx context.Context) error {
 	defer wg.Wait()
 	tick := time.NewTicker(s.opts.SyncInterval)
 	defer tick.Stop()
+	s.room.look()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 			s.flush()
+			s.room.look()
 		}
 	}
 }

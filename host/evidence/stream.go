@@ -26,6 +26,7 @@ type Stream struct {
 	id     uuid.UUID
 	signer note.Signer
 	opts   Options
+	room   *room
 	full   func() // called when a segment is full; does not block
 
 	syncMu sync.Mutex // one Sync at a time; taken before mu
@@ -82,7 +83,8 @@ func (s *Stream) Stats() Stats {
 
 // Append adds one record, whose payload is the parts put together, and returns
 // its index. When it returns, the kernel has the bytes. Frames beyond the quota
-// are refused with ErrQuota, everything else is taken. The index of a refused
+// are refused with ErrQuota, and those that the disk has no room for with
+// ErrFull; everything else is taken while there is any room at all. The index of a refused
 // frame is that of the tombstone which stands for its run of refusals: it never
 // goes back, and what is kept later is above it. Append does not allocate;
 // through an interface the parts themselves do, unless they are passed as a
@@ -109,6 +111,9 @@ func (s *Stream) append(kind Kind, flags uint16, at time.Time, parts [][]byte) (
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if kind == KindFrame && s.room.full.Load() {
+		return 0, ErrFull
+	}
 	if kind == KindFrame && s.used+int64(n+recordOverhead) > s.budget(flags) {
 		return s.refuse(n)
 	}
@@ -181,8 +186,13 @@ func (s *Stream) write(kind Kind, flags uint16, at time.Time, parts [][]byte, n 
 	s.link(recordHeader{uint32(length), kind, flags, s.next, at.UnixNano()}, parts)
 	if err := s.put(parts, length); err != nil {
 		s.chain.last = before
+		if noRoom(err) {
+			s.room.ran()
+			err = errors.Join(ErrFull, err)
+		}
 		return 0, fmt.Errorf("append %s to %s: %w", kind, s.seg.name, err)
 	}
+	s.room.appended(length)
 	index := s.next
 	s.next++
 	s.refusing = false
@@ -237,11 +247,17 @@ func writev(fd int, iov [][]byte) (int, error) {
 
 // rotate ends the segment with a signed head and starts the next.
 func (s *Stream) rotate() error {
-	if _, err := s.sign(); err != nil {
-		return err
+	if s.heads != s.next { // else the next segment could not be begun before
+		if _, err := s.sign(); err != nil {
+			return err
+		}
 	}
 	failpoint.At(failpoint.Closing)
 	f, seg, err := s.create()
+	if noRoom(err) {
+		s.room.ran()
+		err = errors.Join(ErrFull, err)
+	}
 	if err != nil {
 		return fmt.Errorf("start segment: %w", err)
 	}

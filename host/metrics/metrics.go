@@ -49,6 +49,7 @@ type Metrics struct {
 	connections      *prometheus.CounterVec   // result
 	libvirt          prometheus.Gauge
 	evidenceErrors   prometheus.Counter
+	evidenceFull     prometheus.Gauge
 }
 
 // VerdictBuckets are in seconds, from 10 us: event to verdict is meant to stay
@@ -106,6 +107,7 @@ func (m *Metrics) collectVMs(b builder) {
 	m.live = b.gauge("session_live", "Whether the VM's agent has a live session.", "vm")
 	m.evidence = b.gauge("evidence_bytes", "Size of the VM's record on disk.", "vm")
 	m.evidenceIx = b.gauge("evidence_index", "Index that the VM's next record gets.", "vm")
+	m.evidenceFull = b.gauge("evidence_full", "Whether the disk is full up to the reserve, and what guests send waits.").WithLabelValues()
 	m.evidenceErrors = b.counter("evidence_errors_total", "Writes to the record that failed.").WithLabelValues()
 }
 
@@ -174,6 +176,9 @@ func (m *Metrics) Connection(result string) { m.connections.WithLabelValues(resu
 
 // LibvirtUp says whether libvirtd answers.
 func (m *Metrics) LibvirtUp(up bool) { m.libvirt.Set(boolValue(up)) }
+
+// EvidenceFull says whether the disk has no room for what guests send.
+func (m *Metrics) EvidenceFull(full bool) { m.evidenceFull.Set(boolValue(full)) }
 
 // EvidenceError counts a write to the record that failed.
 func (m *Metrics) EvidenceError() { m.evidenceErrors.Inc() }

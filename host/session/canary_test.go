@@ -190,7 +190,7 @@ func TestTotalsOutliveTheMonitor(t *testing.T) {
 func TestBulkIsWithheld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		w.setFull(true)
+		w.setRoom(false)
 		deaf := []vsockproto.EventType{vsockproto.FileOpen, vsockproto.SocketBind, vsockproto.SocketListen}
 		a := prototest.NewAgent(&prototest.AgentOptions{Deaf: deaf})
 		x := dial(t.Context(), w.manager(&Options{Canary: time.Nanosecond}), a)
@@ -200,12 +200,12 @@ func TestBulkIsWithheld(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		want(t, "findings", w.rules(), "quota")
-		w.setFull(false)
+		w.setRoom(true)
 		time.Sleep(10 * time.Second)
 		if a.Link().Withheld() {
 			t.Error("not told that there is room again")
 		}
-		w.setFull(true)
+		w.setRoom(false)
 		time.Sleep(30 * time.Second)
 		if !a.Link().Withheld() {
 			t.Error("not told that there is none again")

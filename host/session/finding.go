@@ -36,6 +36,8 @@ const (
 	RuleHooks        = "session/hooks"         // hooks that the kernel has are not attached
 	RulePolicy       = "session/policy"        // the agent refuses the policy
 	RuleQuota        = "session/quota"         // frames were judged and not kept
+	RuleFull         = "session/full"          // there is no room on the host to record what the guest sends
+	RuleRoom         = "session/room"          // and there is again
 	RuleUnsettled    = "session/unsettled"     // records that are never accounted for
 	RuleLoss         = "session/loss"          // records that the guest declares lost
 	RuleStarts       = "session/starts"        // the kernel's count of tasks and its records differ
@@ -52,6 +54,7 @@ var severities = map[string]engine.Severity{
 	RuleSilent: engine.High, RuleAbsent: engine.Medium, RuleBye: engine.Low, RuleUnknownEvent: engine.Low,
 	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleRestless: engine.Medium,
 	RuleNoise: engine.Medium, RuleFlood: engine.Medium, RuleSlow: engine.Medium, RuleDeaf: engine.Medium,
+	RuleFull: engine.High, RuleRoom: engine.Info,
 	RuleUnsettled: engine.High, RuleVersion: engine.Medium, RuleLoss: engine.Low, RuleStarts: engine.Severest,
 	RuleUnhooked: engine.Severest, RuleCanary: engine.High, RuleDrowned: engine.High,
 }

@@ -370,7 +370,7 @@ func (c *conn) leave(err error) {
 		v.reason = err.Error()
 	}
 	if v.live == c {
-		v.live = nil
+		v.live, v.halted = nil, false
 	}
 	s := v.status()
 	v.mu.Unlock()

@@ -67,6 +67,7 @@ type vm struct {
 	seen     time.Time // last frame
 	due      time.Time // silence counts from here
 	domain   DomainState
+	halted   bool // its frames wait for room on the host
 	silent   bool // found so
 	worse    bool // and found so with the highest severity
 }

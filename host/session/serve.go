@@ -27,6 +27,8 @@ type conn struct {
 	link *link.Host
 	done chan struct{} // closed when Serve has let go of the VM
 
+	kicked chan struct{} // closed when another connection takes over, or the VM is let go of
+
 	session uuid.UUID // uuid.Nil until proven
 	at      time.Time // when the last bytes arrived
 	index   uint64    // their evidence index
@@ -54,7 +56,7 @@ type conn struct {
 // the agent is told to come back. The error says why the connection ended; it
 // is nil after a Bye.
 func (m *Manager) Serve(ctx context.Context, nc net.Conn, id uuid.UUID, transport string) error {
-	c := &conn{m: m, v: m.vm(id), ctx: ctx, nc: nc, done: make(chan struct{})}
+	c := &conn{m: m, v: m.vm(id), ctx: ctx, nc: nc, done: make(chan struct{}), kicked: make(chan struct{})}
 	c.link = link.NewHost(nc, &link.HostOptions{Handshake: m.o.Handshake, Write: deafBeats * m.o.Heartbeat, Tap: c.tap})
 	defer close(c.done)
 	defer c.link.Close()
@@ -90,7 +92,7 @@ func (c *conn) tap(b []byte, whole bool) error {
 	if c.got.Proven() {
 		failpoint.At(failpoint.Received)
 	}
-	index, err := c.m.p.Recorder.Record(&c.got)
+	index, err := c.record()
 	if c.got.Proven() {
 		failpoint.At(failpoint.Appended)
 	}
@@ -399,6 +401,7 @@ func (v *vm) kick(why string) {
 	v.mu.Unlock()
 	if c != nil {
 		c.link.Close()
+		close(c.kicked)
 		<-c.done
 	}
 }

@@ -38,6 +38,9 @@ var (
 	// and that itself is on record, at the index that it returns: the frame is
 	// judged all the same, under that index, which others may share.
 	ErrNotKept = errors.New("not kept")
+	// ErrFull is what a Recorder wraps when it has no room for a frame now: the
+	// connection waits with it until there is, and its agent has no new credit.
+	ErrFull = errors.New("no room to record")
 )
 
 // Keys knows the key that a VM's agent proves in its first session of a boot.
@@ -59,8 +62,8 @@ type Received struct {
 func (r *Received) Proven() bool { return r.Session != uuid.Nil }
 
 // Recorder keeps what was received. Its methods are called from one goroutine
-// at a time for a session, from several for a VM. An error, ErrNotKept apart,
-// ends the connection: nothing is judged that is not on record.
+// at a time for a session, from several for a VM. An error, ErrNotKept and
+// ErrFull apart, ends the connection: nothing is judged that is not on record.
 type Recorder interface {
 	Record(r *Received) (index uint64, err error)
 	// Room reports whether the VM's bulk can be kept: n bytes more of it. While

@@ -35,7 +35,8 @@ type world struct {
 	state    DomainState
 	store    map[uuid.UUID][]byte
 	refuse   error         // what Record answers
-	full     bool          // what Room answers, turned round
+	noRoom   bool          // what Room answers, turned round
+	full     bool          // Record has no room for what a proven agent sends
 	gate     chan struct{} // what Deliver waits for, if it is set
 }
 
@@ -78,6 +79,9 @@ func (w *world) Key(vm uuid.UUID) ([32]byte, error) {
 func (w *world) Record(r *Received) (uint64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.full && r.Proven() {
+		return 0, ErrFull
+	}
 	w.record = append(w.record, entry{r.Session, r.Whole, bytes.Clone(r.Raw)})
 	if errors.Is(w.refuse, ErrNotKept) && r.Critical {
 		return uint64(len(w.record) - 1), nil
@@ -88,13 +92,13 @@ func (w *world) Record(r *Received) (uint64, error) {
 func (w *world) Room(uuid.UUID, int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return !w.full
+	return !w.noRoom
 }
 
-func (w *world) setFull(full bool) {
+func (w *world) setRoom(room bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.full = full
+	w.noRoom = !room
 }
 
 func (w *world) Opened(s *Status) error { return w.fact("opened", s) }
@@ -730,6 +734,86 @@ func TestMonitorStartsAgain(t *testing.T) {
 		c.hangUp()
 		want(t, "findings", w.rules(), "loss")
 		want(t, "delivered", w.delivered(), "file_open/1 file_open/7 task_kill/1 file_open/8")
+	})
+}
+
+// TestFullHostHoldsBackCredit: a frame that there is no room for is waited with;
+// its agent comes to a halt, is not found silent, and goes on where it was.
+func TestFullHostHoldsBackCredit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(&Options{Credit: 1})
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		w.mu.Lock()
+		w.full = true
+		w.mu.Unlock()
+		sent := make(chan error, 1)
+		go func() {
+			var err error
+			for range 20_000 {
+				err = errors.Join(err, a.Send(t.Context(), prototest.Sample(vsockproto.FileOpen)))
+			}
+			sent <- err
+		}()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		select {
+		case <-sent:
+			t.Error("the agent could send everything")
+		default:
+		}
+		want(t, "delivered", w.delivered(), "file_open/1")
+		want(t, "findings", w.rules(), "full")
+		if s, _ := m.StatusOf(vmID); s.State != Live || !strings.Contains(s.Reason, "room") {
+			t.Errorf("status %+v", s)
+		}
+		w.mu.Lock()
+		w.full = false
+		w.mu.Unlock()
+		if err := errors.Join(<-sent, a.Drained(t.Context())); err != nil {
+			t.Error(err)
+		}
+		settle(t, a)
+		if s, _ := m.StatusOf(vmID); s.Received.Bulk != 20_001 || s.Missing != (ByClass{}) || s.Resumed != 0 {
+			t.Errorf("status %+v", s)
+		}
+		want(t, "findings", w.rules(), "full room")
+		c.hangUp()
+	})
+}
+
+// TestFullHostLetsGo: whoever waits with a frame lets go of it when the monitor
+// stops or the agent comes again, and the agent sends it again.
+func TestFullHostLetsGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		settle(t, a)
+		w.mu.Lock()
+		w.full = true
+		w.mu.Unlock()
+		if err := a.Send(t.Context(), prototest.Sample(vsockproto.FileOpen)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		w.mu.Lock()
+		w.full = false
+		w.mu.Unlock()
+		m.Renew(vmID)
+		c.hangUp()
+		c = dial(t.Context(), m, a)
+		if err := a.Drained(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.hangUp()
+		if n := strings.Count(w.delivered(), "file_open/1"); n != 1 {
+			t.Errorf("delivered %s", w.delivered())
+		}
 	})
 }
 

@@ -25,7 +25,7 @@ type Status struct {
 	VM        uuid.UUID
 	Session   uuid.UUID // the live or the last one; uuid.Nil: never heard
 	State     State
-	Reason    string    // why it is not live
+	Reason    string    // why it is not live, or halted
 	Transport string    // of the last connection
 	Since     time.Time // when the session began
 	LastSeen  time.Time // when the last frame arrived
@@ -65,6 +65,9 @@ func (b *ByClass) add(c vsockproto.Class, n uint64) {
 // status is called with v.mu held.
 func (v *vm) status() Status {
 	s := Status{VM: v.id, State: v.state(), Reason: v.reason, LastSeen: v.seen, Index: v.index, Clock: v.clock.get()}
+	if v.halted {
+		s.Reason = "its events wait for room on the host's disk"
+	}
 	if v.sess == nil {
 		return s
 	}
