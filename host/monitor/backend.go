@@ -381,6 +381,10 @@ func orderOf(e respond.Entry) *apipb.Order {
 		By: o.Asked, Reason: o.Reason, Rule: o.Rule, Finding: o.Finding,
 		Received: api.FormatTime(o.Received), Found: api.FormatTime(o.Found), Decided: api.FormatTime(o.Decided),
 	}
+	if w := e.Waiting; w != nil {
+		p.State, p.Error = "waiting", w.Error
+		p.Detail = fmt.Sprintf("since %s, until %s", api.FormatTime(w.Since), api.FormatTime(o.Deadline))
+	}
 	if r := e.Result; r != nil {
 		p.State, p.Error = string(r.Status), r.Error
 		p.Journalled, p.Started = api.FormatTime(r.Journaled), api.FormatTime(r.Started)
@@ -507,7 +511,10 @@ func (b backend) order(ctx context.Context, vm uuid.UUID, by api.Caller, step re
 	if err != nil {
 		return nil, err
 	}
-	r, err := b.m.responder.Wait(ctx, orders[0].ID)
+	r, err := b.m.responder.WaitUnlessAway(ctx, orders[0].ID)
+	if errors.Is(err, respond.ErrAway) {
+		return orderOf(respond.Entry{Order: orders[0]}), api.Error(connect.CodeUnavailable, "start libvirtd; outguard orders "+orders[0].ID.String()+" shows what came of it", err)
+	}
 	if err != nil {
 		return nil, err
 	}

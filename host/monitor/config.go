@@ -31,6 +31,7 @@ type Config struct {
 	Listen   Listen   `yaml:"listen"`
 	Session  Session  `yaml:"session"`
 	Evidence Evidence `yaml:"evidence"`
+	Orders   Orders   `yaml:"orders"`
 	Engines  []Engine `yaml:"engines"` // default: tsem, beside outguardd
 	Metrics  Metrics  `yaml:"metrics"`
 	Log      Log      `yaml:"log"`
@@ -57,6 +58,12 @@ type Evidence struct {
 	Sync    time.Duration `yaml:"sync"`    // to disk at least this often; default 1s
 	Quota   Bytes         `yaml:"quota"`   // per VM; default 2GiB
 	Segment Bytes         `yaml:"segment"` // default 64MiB
+	Reserve Bytes         `yaml:"reserve"` // of the file system, left free by what guests send; default 64MiB
+}
+
+// Orders bounds what is ordered.
+type Orders struct {
+	Wait time.Duration `yaml:"wait"` // for a libvirt that is away, to pause and to capture; default 1h
 }
 
 // Engine is one model engine's process.
@@ -157,6 +164,8 @@ func (c *Config) setDefaults() {
 	set(&c.Evidence.Sync, time.Second)
 	set(&c.Evidence.Quota, 2<<30)
 	set(&c.Evidence.Segment, 64<<20)
+	set(&c.Evidence.Reserve, 64<<20)
+	set(&c.Orders.Wait, time.Hour)
 	set(&c.Log.Level, "info")
 	if c.Engines == nil {
 		c.Engines = []Engine{{Name: "tsem"}}
@@ -219,6 +228,8 @@ func (c *Config) check() (string, error) {
 		return "$.evidence.segment", fmt.Errorf("%d is not between 1MiB and 1GiB", c.Evidence.Segment)
 	case c.Evidence.Quota < c.Evidence.Segment:
 		return "$.evidence.quota", fmt.Errorf("%d is less than a segment", c.Evidence.Quota)
+	case c.Orders.Wait < time.Second:
+		return "$.orders.wait", fmt.Errorf("%s is less than 1s", c.Orders.Wait)
 	}
 	seen := map[string]bool{}
 	for i, e := range c.Engines {

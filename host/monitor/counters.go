@@ -40,6 +40,7 @@ func (c *counters) run(ctx context.Context) error {
 }
 
 func (c *counters) count() {
+	c.m.metrics.EvidenceFull(c.m.store.Full())
 	present := map[uuid.UUID]bool{}
 	for _, s := range c.m.sessions.Status() {
 		present[s.VM] = true

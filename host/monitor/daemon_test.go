@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/api"
@@ -326,7 +327,7 @@ func TestDaemonNotifies(t *testing.T) {
 }
 
 // Without a libvirtd everything but the response works, and the response is
-// there as an order that says why it did not come about.
+// there as an order that says why it has not come about yet.
 func TestDaemonWithoutLibvirt(t *testing.T) {
 	h := newHost(t)
 	h.start()
@@ -340,18 +341,22 @@ func TestDaemonWithoutLibvirt(t *testing.T) {
 	if f.Path != "/etc/shadow" || f.Received == "" || f.Ref == nil {
 		t.Errorf("finding: %v", f)
 	}
-	h.eventually("an order with its error", func() error {
+	h.eventually("an order that waits, and why", func() error {
 		r, err := h.api.ListOrders(t.Context(), &apipb.ListOrdersRequest{Vm: h.vm.String()})
 		if err != nil {
 			return err
 		}
 		for _, o := range r.Orders {
-			if o.Step == "pause" && o.Finding == f.Id && o.State == "failed" && strings.Contains(o.Error, "libvirtd does not answer") {
+			if o.Step == "pause" && o.Finding == f.Id && o.State == "waiting" && strings.Contains(o.Error, "libvirtd does not answer") && strings.Contains(o.Detail, "until") {
 				return nil
 			}
 		}
 		return fmt.Errorf("orders: %v", r.Orders)
 	})
+	h.await("respond/waiting")
+	if _, err := h.api.Pause(t.Context(), &apipb.PauseRequest{Vm: "web", Reason: "by hand"}); connect.CodeOf(err) != connect.CodeUnavailable || !strings.Contains(err.Error(), "waits for libvirt") {
+		t.Errorf("a pause by hand: %v", err)
+	}
 	h.eventually("the metrics", func() error { return h.metric(`outguard_events_received_total{class="bulk",vm="web"} 3`) })
 	st, err := h.api.Status(t.Context(), &apipb.StatusRequest{})
 	if err != nil || st.LibvirtError == "" {

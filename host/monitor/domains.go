@@ -25,12 +25,14 @@ type watched struct {
 // domains is what the monitor knows of every domain, from libvirt's list and
 // events and from the enrolments. It makes no calls.
 type domains struct {
+	began time.Time // what libvirt's first list has running ran since then, as far as anyone here knows
+
 	mu     sync.Mutex
 	all    map[uuid.UUID]*watched
 	listed bool // libvirt has been heard: who is not in its list is shut off
 }
 
-func newDomains() *domains { return &domains{all: map[uuid.UUID]*watched{}} }
+func newDomains() *domains { return &domains{began: time.Now(), all: map[uuid.UUID]*watched{}} }
 
 // entry returns vm's, made if need be; mu is held.
 func (d *domains) entry(vm uuid.UUID) *watched {
@@ -46,7 +48,9 @@ func (d *domains) entry(vm uuid.UUID) *watched {
 func (d *domains) setDomains(list []domain.Domain, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.listed = true
+	if !d.listed {
+		now, d.listed = d.began, true // libvirt may have been away until now
+	}
 	present := map[uuid.UUID]bool{}
 	for _, dom := range list {
 		present[dom.UUID] = true

@@ -130,6 +130,16 @@ func (j *judge) settled(e respond.Entry) {
 	}
 }
 
+// held reports an order that waits for libvirt: nobody has stopped the VM.
+func (j *judge) held(e respond.Entry) {
+	f := engine.Finding{
+		VM: e.Order.VM, Rule: "respond/waiting", Severity: engine.High,
+		Reason: fmt.Sprintf("The order to %s the VM waits for libvirt until %s: %s.", e.Order.Kind, e.Order.Deadline.UTC().Format(time.RFC3339), e.Waiting.Error),
+		Detail: map[string]string{"order": e.Order.ID.String()},
+	}
+	j.m.loose.Go(func() { j.found(f) }) // Held must not block
+}
+
 func took(e respond.Entry) time.Duration {
 	from := e.Order.Given
 	if !e.Order.Decided.IsZero() {
@@ -200,25 +210,22 @@ type note struct {
 // orderRefused is the note of a decision whose orders the journal did not take.
 const orderRefused = "order-refused"
 
-// keep appends v as JSON to the VM's record. What cannot be kept is logged and
-// counted: the monitor goes on, since a full disk must not stop a response.
+// keep appends v as JSON to the VM's record, or later where the disk has no room
+// at all. What cannot be kept is logged and counted: the monitor goes on, since
+// a full disk must not stop a response.
 func (m *Monitor) keep(vm uuid.UUID, kind evidence.Kind, at time.Time, v any) {
-	text, err := json.Marshal(v)
-	if err == nil {
-		err = m.append(vm, kind, at, text)
-	}
-	if err != nil {
+	if err := m.recordJSON(vm, kind, at, v); err != nil {
 		m.metrics.EvidenceError()
 		m.log.Error("not recorded", "vm", m.domains.name(vm), "kind", kind, "error", err)
 	}
 }
 
-func (m *Monitor) append(vm uuid.UUID, kind evidence.Kind, at time.Time, payload []byte) error {
-	s, err := m.store.Stream(vm)
+func (m *Monitor) append(e entry) error {
+	s, err := m.store.Stream(e.vm)
 	if err != nil {
 		return err
 	}
-	_, err = s.AppendCritical(kind, at, payload)
+	_, err = s.AppendCritical(e.kind, e.at, e.payload)
 	return err
 }
 
@@ -243,7 +250,7 @@ func (m *Monitor) recordJSON(vm uuid.UUID, kind evidence.Kind, at time.Time, v a
 	if err != nil {
 		return err
 	}
-	return m.append(vm, kind, at, text)
+	return m.owed.append(entry{vm, kind, at, text}, m.append)
 }
 
 // lifecycle records what libvirt says happened to an enrolled domain.

@@ -51,6 +51,7 @@ type Monitor struct {
 	responder *respond.Responder
 	doors     *doors
 
+	owed       owed           // what has no room on the record
 	loose      sync.WaitGroup // findings that could not be told where they were made
 	enrolError string         // what is wrong with the enrolments, as last logged
 
@@ -150,6 +151,7 @@ func (m *Monitor) open() error {
 	}
 	m.store, err = evidence.Open(filepath.Join(m.cfg.StateDir, evidence.StoreDir), m.key, &evidence.Options{
 		SegmentSize: int64(m.cfg.Evidence.Segment), Quota: int64(m.cfg.Evidence.Quota),
+		Reserve: int64(m.cfg.Evidence.Reserve), Room: m.room,
 		SyncInterval: m.cfg.Evidence.Sync, SetAside: m.setAside, Log: m.log,
 	})
 	if err != nil {
@@ -229,7 +231,9 @@ func (m *Monitor) wire() error {
 	m.domains = newDomains()
 	m.libvirt = domain.New(&domain.Options{Socket: m.cfg.Libvirt, Log: m.log})
 	m.captures = newCapturer(m)
-	m.responder = respond.New(m.journal, m.libvirt, m.captures, m, &respond.Options{Observe: m.judge.settled, Log: m.log})
+	m.responder = respond.New(m.journal, m.libvirt, m.captures, m, &respond.Options{
+		Away: m.cfg.Orders.Wait, Held: m.judge.held, Observe: m.judge.settled, Log: m.log,
+	})
 	m.pipeline = pipeline.New()
 	for _, e := range m.cfg.Engines {
 		if err := m.addEngine(e); err != nil {

@@ -50,6 +50,9 @@ type recorder struct{ m *Monitor }
 
 func (r recorder) Record(f *session.Received) (uint64, error) {
 	s, err := r.m.store.Stream(f.VM)
+	if errors.Is(err, evidence.ErrFull) {
+		return 0, fmt.Errorf("%w: %w", session.ErrFull, err)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -65,6 +68,9 @@ func (r recorder) Record(f *session.Received) (uint64, error) {
 	if errors.Is(err, evidence.ErrQuota) {
 		counts.Refused()
 		return index, fmt.Errorf("%w: %w", session.ErrNotKept, err)
+	}
+	if errors.Is(err, evidence.ErrFull) {
+		return 0, fmt.Errorf("%w: %w", session.ErrFull, err)
 	}
 	if err == nil {
 		counts.Frame(len(f.Raw))
@@ -85,7 +91,11 @@ func (r recorder) Room(vm uuid.UUID, n int) bool {
 
 func (r recorder) Opened(s *session.Status) error {
 	r.m.metrics.VM(s.VM, r.m.domains.name(s.VM)).SessionBegun()
-	return r.m.recordJSON(s.VM, evidence.KindOpen, time.Now(), s)
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return r.m.append(entry{s.VM, evidence.KindOpen, time.Now(), text}) // or the session does not begin
 }
 
 func (r recorder) Closed(s *session.Status) error {

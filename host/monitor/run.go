@@ -23,6 +23,7 @@ import (
 func (m *Monitor) stages() stages {
 	s := stages{
 		{name: "evidence", run: m.store.Run},
+		{name: "owed", run: m.payOwed},
 		{name: "recall", ready: m.recall},
 		{name: "responder", run: m.responder.Run},
 	}

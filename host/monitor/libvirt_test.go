@@ -1,0 +1,252 @@
+package monitor_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/domain/domaintest"
+	"github.com/outguard/outguard/host/failpoint"
+	"github.com/outguard/outguard/vsockproto/prototest"
+)
+
+// These tests have the monitor and a libvirtd of their own killed, with a domain
+// that QEMU runs.
+
+// counter stands between the monitor and libvirtd, and counts the calls that
+// stop a domain.
+type counter struct {
+	mu       sync.Mutex
+	suspends map[uuid.UUID]int
+}
+
+// domainSuspend is the number of that call in libvirt's remote protocol.
+const domainSuspend = 34
+
+func (c *counter) of(vm uuid.UUID) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.suspends[vm]
+}
+
+// between takes connections at path and hands them on to socket.
+func (c *counter) between(t testing.TB, path, socket string) {
+	t.Helper()
+	c.suspends = map[uuid.UUID]int{}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("unix", socket)
+			if err != nil {
+				conn.Close() // libvirtd is away
+				continue
+			}
+			go func() { _, _ = io.Copy(conn, to); conn.Close() }()
+			go func() { c.calls(to, conn); to.Close() }()
+		}
+	}()
+}
+
+// calls hands on one packet after another: a length, then program, version,
+// procedure, type, serial and status, then the arguments: a domain is its name
+// and its UUID.
+func (c *counter) calls(to io.Writer, from io.Reader) {
+	for {
+		var size [4]byte
+		if _, err := io.ReadFull(from, size[:]); err != nil {
+			return
+		}
+		packet := make([]byte, binary.BigEndian.Uint32(size[:]))
+		copy(packet, size[:])
+		if _, err := io.ReadFull(from, packet[4:]); err != nil {
+			return
+		}
+		if binary.BigEndian.Uint32(packet[12:]) == domainSuspend {
+			name := (int(binary.BigEndian.Uint32(packet[28:])) + 3) &^ 3
+			c.mu.Lock()
+			c.suspends[uuid.UUID(packet[32+name:][:16])]++
+			c.mu.Unlock()
+		}
+		if _, err := to.Write(packet); err != nil {
+			return
+		}
+	}
+}
+
+// withLibvirt has the host's domain run under l, and counts what is asked of it.
+func (h *host) withLibvirt(l *domaintest.Private) *counter {
+	h.t.Helper()
+	l.Run(h.vm, h.vm.String())
+	h.t.Cleanup(func() { l.Virsh("destroy", h.vm.String()) })
+	c := &counter{}
+	c.between(h.t, h.root+"/no-libvirt", l.Socket)
+	return c
+}
+
+func (h *host) orders() []*apipb.Order {
+	h.t.Helper()
+	r, err := h.api.ListOrders(h.t.Context(), &apipb.ListOrdersRequest{Vm: h.vm.String()})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return r.Orders
+}
+
+// order waits for an order of that step and state.
+func (h *host) order(step, state string) (found *apipb.Order) {
+	h.t.Helper()
+	h.eventually("an order to "+step+" that is "+state, func() error {
+		for _, o := range h.orders() {
+			if o.Step == step && o.State == state {
+				found = o
+				return nil
+			}
+		}
+		return fmt.Errorf("orders: %v", h.orders())
+	})
+	return found
+}
+
+// TestKilledAroundLibvirt kills the monitor at each step of an order: the VM is
+// stopped in the end, and by one call.
+func TestKilledAroundLibvirt(t *testing.T) {
+	l := domaintest.NewPrivate(t)
+	for _, p := range []failpoint.Point{
+		failpoint.Journaled, failpoint.Ordered, failpoint.Asking, failpoint.Asked, failpoint.Settling, failpoint.Settled,
+	} {
+		t.Run(string(p), func(t *testing.T) {
+			h := newMortal(t)
+			calls := h.withLibvirt(l)
+			h.start()
+			a := prototest.NewAgent(nil)
+			stop := h.persistent(a)
+			defer stop()
+			<-a.Up()
+			send(t, a, opened("/etc/passwd"))
+			h.seal()
+			h.arm(p)
+			if err := a.Send(t.Context(), opened("/new")); err != nil {
+				t.Fatal(err)
+			}
+			h.died(p)
+			h.start()
+			if err := a.Drained(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			o := h.order("pause", "done")
+			already := p == failpoint.Asked || p == failpoint.Settling // it had its effect
+			if o.Already != already || o.Recovered != (p != failpoint.Settled) {
+				t.Errorf("order: %v", o)
+			}
+			if state := strings.TrimSpace(l.Virsh("domstate", h.vm.String())); state != "paused" || calls.of(h.vm) != 1 {
+				t.Errorf("the domain is %s after %d calls", state, calls.of(h.vm))
+			}
+			stop()
+			if err := h.end(syscall.SIGTERM); err != nil {
+				t.Error(err)
+			}
+			h.verify()
+			h.accountFor(2, []string{"/new"})
+		})
+	}
+}
+
+// TestLibvirtAway takes libvirtd away: the monitor goes on recording and judging,
+// the order waits, also for a monitor that comes after this one, and when
+// libvirtd is back all is as it should be.
+func TestLibvirtAway(t *testing.T) {
+	l := domaintest.NewPrivate(t)
+	h := newMortal(t)
+	h.write(h.root+"/playbook.yaml", strings.Replace(pausePlaybook, "once_per: event", "once_per: run", 1))
+	calls := h.withLibvirt(l)
+	h.start()
+	a := prototest.NewAgent(nil)
+	stop := h.persistent(a)
+	defer stop()
+	<-a.Up()
+	send(t, a, opened("/etc/passwd"))
+	h.seal()
+
+	l.Kill()
+	send(t, a, opened("/first"))
+	f := h.await("tsem/violation")
+	waiting := h.order("pause", "waiting")
+	if waiting.Finding != f.Id || !strings.Contains(waiting.Error, "libvirtd does not answer") {
+		t.Errorf("order: %v", waiting)
+	}
+	h.await("respond/waiting")
+	send(t, a, opened("/second"))
+	h.awaitPaths([]string{"/first", "/second"})
+
+	_ = h.end(syscall.SIGKILL)
+	h.start()
+	if o := h.order("pause", "waiting"); o.Id != waiting.Id {
+		t.Errorf("the next monitor's: %v", o)
+	}
+	send(t, a, opened("/third"))
+
+	l.Start()
+	done := h.order("pause", "done")
+	if state := strings.TrimSpace(l.Virsh("domstate", h.vm.String())); done.Id != waiting.Id || state != "paused" || calls.of(h.vm) != 1 {
+		t.Errorf("%v; the domain is %s after %d calls", done, state, calls.of(h.vm))
+	}
+	if _, err := h.api.Resume(t.Context(), &apipb.ResumeRequest{Vm: h.vm.String(), Reason: "looked at"}); err != nil {
+		t.Error(err)
+	}
+	h.eventually("libvirt's own word", func() error {
+		if state := strings.TrimSpace(l.Virsh("domstate", h.vm.String())); state != "running" {
+			return errors.New(state)
+		}
+		st, err := h.api.Status(t.Context(), &apipb.StatusRequest{})
+		if err == nil && st.LibvirtError != "" {
+			err = errors.New(st.LibvirtError)
+		}
+		return err
+	})
+	h.missing(t)
+	stop()
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	h.verify()
+}
+
+// TestWaitingIsNoHang: a monitor that is told to stop does not wait for libvirt.
+func TestWaitingIsNoHang(t *testing.T) {
+	h := newMortal(t)
+	h.start()
+	a := prototest.NewAgent(nil)
+	stop := h.persistent(a)
+	defer stop()
+	<-a.Up()
+	send(t, a, opened("/etc/passwd"))
+	h.seal()
+	send(t, a, opened("/new"))
+	h.order("pause", "waiting")
+	stop()
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	for _, e := range h.journal() {
+		if e.Order.Kind == "pause" && (e.Result != nil || e.Waiting == nil) {
+			t.Errorf("journal: %+v", e)
+		}
+	}
+}
