@@ -123,7 +123,8 @@ func dial() (int, error) {
 	return fd, nil
 }
 
-// garbage does not mind how it is refused.
+// garbage is a Hello from its header on, and noise behind it. It does not mind how
+// it is refused.
 func garbage() error {
 	fd, err := dial()
 	if err != nil {
@@ -134,6 +135,7 @@ func garbage() error {
 	if _, err := rand.Read(noise); err != nil {
 		return err
 	}
+	copy(noise, []byte{0: 0, 1: 2, 4: 1, 6: 1, 15: 0}) // 512 bytes, type 1, version 1
 	_, _ = unix.Write(fd, noise)
 	_, _ = unix.Read(fd, noise)
 	return nil
