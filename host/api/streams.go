@@ -197,3 +197,26 @@ func limited[T any](n uint64, send func(T) error) func(T) error {
 		return nil
 	}
 }
+
+// Records hands a VM's batches on as they are recorded.
+func (s *service) Records(ctx context.Context, r *apipb.RecordsRequest, out *connect.ServerStream[apipb.RecordsResponse]) error {
+	id, err := s.resolve(ctx, r.Vm)
+	if err != nil {
+		return err
+	}
+	q := Query{VM: id, Follow: r.Follow, Since: time.Unix(0, 0)}
+	if r.Since != "" {
+		if q.Since, err = parseSince(r.Since); err != nil {
+			return err
+		}
+	}
+	return s.stream(ctx, func(ctx context.Context) error {
+		return s.backend.Batches(ctx, q, func(b *engine.Batch) error {
+			return s.send(ctx, func() error {
+				return out.Send(&apipb.RecordsResponse{
+					Session: b.Session[:], Index: b.Index, Received: FormatTime(b.Received), Count: uint32(b.Count), Records: b.Records,
+				})
+			})
+		})
+	})
+}

@@ -3,15 +3,25 @@ package cli_test
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/outguard/outguard/host/api"
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/apitest"
+	"github.com/outguard/outguard/host/cli"
+	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/plugins/engine/enginetest"
+	"github.com/outguard/outguard/plugins/tsem"
 )
 
 const tsemData = "../../plugins/tsem/quixote/testdata"
@@ -80,7 +90,8 @@ func measured(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// runs replays each run: runs CODE NAME FLAG...
+// replayed holds a replay's records against a run's: replayed CODE NAME EVENTS
+// FLAG...
 func replayed(ts *testscript.TestScript, _ bool, args []string) {
 	code, name, events := args[0], args[1], args[2]
 	command := append([]string{code, "outguard", "tsem", "replay"}, args[3:]...)
@@ -88,5 +99,62 @@ func replayed(ts *testscript.TestScript, _ bool, args []string) {
 	want := ts.ReadFile(fmt.Sprintf("traj/%s.expect.jsonl", name))
 	if d := cmp.Diff(want, ts.ReadFile("stdout")); d != "" {
 		ts.Fatalf("%s (-want +got):\n%s", name, d)
+	}
+}
+
+// A replay of an export gives the measurement and state that the engine has,
+// through the real server and the command line.
+func TestExportReplaysAsLive(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "api.sock")
+	l, err := api.Listen(socket, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	live, b := tsem.New(nil), apitest.New()
+	b.Add(&apipb.VM{Name: "web", Uuid: web.String(), State: "running", Enrolled: true})
+	g := enginetest.NewGuest(web)
+	server := g.Running("/usr/sbin/httpd")
+	for i := range 20 {
+		g.Serve(server, 3)
+		if i%5 == 4 {
+			g.Exploit(server)
+		}
+		batch := g.Batch()
+		b.Add(batch)
+		if err := live.Judge(batch, func(f engine.Finding) { t.Error(f.Reason) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serving, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- api.New(b, nil).Serve(serving, l) }()
+	defer func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	file := filepath.Join(t.TempDir(), "web.jsonl")
+	run := func(args ...string) string {
+		var out, stderr bytes.Buffer
+		if code := cli.Main(t.Context(), args, nil, &out, &stderr); code != 0 || stderr.Len() > 0 {
+			t.Fatalf("%v: exit code %d, %s", args, code, stderr.String())
+		}
+		return out.String()
+	}
+	run("--socket", socket, "export", "web", "-o", file)
+	want := live.Models()[0]
+	for _, dialect := range []string{"quixote", "json"} {
+		var final struct {
+			Measurement, State string
+			Points             uint64
+		}
+		lines := strings.Split(strings.TrimSpace(run("tsem", "replay", "--brief", "--dialect", dialect, file)), "\n")
+		if err := json.Unmarshal([]byte(lines[len(lines)-1]), &final); err != nil || len(lines) != 2 {
+			t.Fatalf("%q, error %v", lines, err)
+		}
+		if final.Measurement != want.Measurement || final.State != want.State || final.Points != want.Points || want.Points == 0 {
+			t.Errorf("%s: %+v, the engine has %+v", dialect, final, want)
+		}
 	}
 }

@@ -158,6 +158,7 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 		return
 	}
 	ev := e.tr.translate(r, who, v.tree)
+	ev.asQuixote()
 	v.model.Level(ev)
 	c, err := e.mapper.Map(ev)
 	if err != nil {

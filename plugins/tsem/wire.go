@@ -73,6 +73,8 @@ func (t *translator) translate(e *vsockproto.Event, who lineage.Identity, tree *
 	*ev = Event{Name: e.Type.String(), TaskID: t.taskID[:]}
 	ev.COE = coeOf(&e.Subject)
 	switch e.Type {
+	case vsockproto.BprmCommittedCreds:
+		t.file(e)
 	case vsockproto.FileOpen:
 		t.file(e)
 		if e.File.Flags&accMode != 0 {
@@ -89,14 +91,37 @@ func (t *translator) translate(e *vsockproto.Event, who lineage.Identity, tree *
 		if s.Kernel {
 			ev.Socket.Kernel = 1
 		}
+	case vsockproto.SocketListen:
+		t.socket(e, tree)
 	case vsockproto.SocketBind, vsockproto.SocketConnect, vsockproto.SocketAccept:
-		s := &e.Socket
-		ev.Socket = Socket{Family: s.Family, Type: s.Type, Protocol: s.Protocol, Owner: owner(s, tree)}
+		t.socket(e, tree)
 		t.address(e)
 	case vsockproto.TaskKill:
 		ev.Kill = Kill{Signal: e.Signal, Target: tree.Resolve(e.Target, e.TargetExecID).ID()}
 	}
 	return ev
+}
+
+var quote1 = []byte{'"'}
+
+// asQuixote makes empty names what Quixote's agents read for them: a quote.
+func (e *Event) asQuixote() {
+	switch {
+	case e.Name == "file_open" || e.HasFile:
+		if len(e.File.Path) == 0 {
+			e.File.Path = quote1
+		}
+		if e.File.SID == ([32]byte{}) {
+			e.File.SID[0] = '"'
+		}
+	case e.Socket.Family == afUnix && len(e.Address.Path) == 0:
+		e.Address.Path = quote1
+	}
+}
+
+func (t *translator) socket(e *vsockproto.Event, tree *lineage.Tree) {
+	s := &e.Socket
+	t.event.Socket = Socket{Family: s.Family, Type: s.Type, Protocol: s.Protocol, Owner: owner(s, tree)}
 }
 
 func coeOf(s *vsockproto.Subject) COE {

@@ -4147,6 +4147,142 @@ func (x *Bundle) GetOrder() string {
 	return ""
 }
 
+type RecordsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Since         string                 `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"` // at or after; empty: from the start of the record
+	Follow        bool                   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordsRequest) Reset() {
+	*x = RecordsRequest{}
+	mi := &file_outguard_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordsRequest) ProtoMessage() {}
+
+func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
+func (*RecordsRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *RecordsRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *RecordsRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *RecordsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type RecordsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"` // 16 bytes
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`    // evidence index of the frame
+	Received      string                 `protobuf:"bytes,3,opt,name=received,proto3" json:"received,omitempty"`
+	Count         uint32                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	Records       []byte                 `protobuf:"bytes,5,opt,name=records,proto3" json:"records,omitempty"` // see vsockproto/PROTOCOL.md
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordsResponse) Reset() {
+	*x = RecordsResponse{}
+	mi := &file_outguard_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordsResponse) ProtoMessage() {}
+
+func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
+func (*RecordsResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *RecordsResponse) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *RecordsResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RecordsResponse) GetReceived() string {
+	if x != nil {
+		return x.Received
+	}
+	return ""
+}
+
+func (x *RecordsResponse) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *RecordsResponse) GetRecords() []byte {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
 var File_outguard_proto protoreflect.FileDescriptor
 
 const file_outguard_proto_rawDesc = "" +
@@ -4504,11 +4640,22 @@ const file_outguard_proto_rawDesc = "" +
 	"\acreated\x18\x05 \x01(\tR\acreated\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12\x1a\n" +
 	"\bfindings\x18\a \x03(\tR\bfindings\x12\x14\n" +
-	"\x05order\x18\b \x01(\tR\x05order2\xf3\b\n" +
+	"\x05order\x18\b \x01(\tR\x05order\"N\n" +
+	"\x0eRecordsRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\tR\x05since\x12\x16\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\"\x8d\x01\n" +
+	"\x0fRecordsResponse\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
+	"\breceived\x18\x03 \x01(\tR\breceived\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\rR\x05count\x12\x18\n" +
+	"\arecords\x18\x05 \x01(\fR\arecords2\xbb\t\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
 	"\aListVMs\x12\x1b.outguard.v1.ListVMsRequest\x1a\x1c.outguard.v1.ListVMsResponse\x12C\n" +
-	"\x06Events\x12\x1a.outguard.v1.EventsRequest\x1a\x1b.outguard.v1.EventsResponse0\x01\x12I\n" +
+	"\x06Events\x12\x1a.outguard.v1.EventsRequest\x1a\x1b.outguard.v1.EventsResponse0\x01\x12F\n" +
+	"\aRecords\x12\x1b.outguard.v1.RecordsRequest\x1a\x1c.outguard.v1.RecordsResponse0\x01\x12I\n" +
 	"\bFindings\x12\x1c.outguard.v1.FindingsRequest\x1a\x1d.outguard.v1.FindingsResponse0\x01\x12M\n" +
 	"\n" +
 	"ListOrders\x12\x1e.outguard.v1.ListOrdersRequest\x1a\x1f.outguard.v1.ListOrdersResponse\x12M\n" +
@@ -4537,7 +4684,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),       // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),      // 1: outguard.v1.StatusResponse
@@ -4592,7 +4739,9 @@ var file_outguard_proto_goTypes = []any{
 	(*ListBundlesRequest)(nil),  // 50: outguard.v1.ListBundlesRequest
 	(*ListBundlesResponse)(nil), // 51: outguard.v1.ListBundlesResponse
 	(*Bundle)(nil),              // 52: outguard.v1.Bundle
-	nil,                         // 53: outguard.v1.Finding.DetailEntry
+	(*RecordsRequest)(nil),      // 53: outguard.v1.RecordsRequest
+	(*RecordsResponse)(nil),     // 54: outguard.v1.RecordsResponse
+	nil,                         // 55: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
@@ -4616,7 +4765,7 @@ var file_outguard_proto_depIdxs = []int32{
 	12, // 18: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
 	24, // 19: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
 	25, // 20: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	53, // 21: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	55, // 21: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
 	28, // 22: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
 	31, // 23: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
 	32, // 24: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
@@ -4632,35 +4781,37 @@ var file_outguard_proto_depIdxs = []int32{
 	0,  // 34: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
 	3,  // 35: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
 	9,  // 36: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	22, // 37: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	26, // 38: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	29, // 39: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	39, // 40: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	41, // 41: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	33, // 42: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	35, // 43: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	37, // 44: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	43, // 45: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	45, // 46: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	47, // 47: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	50, // 48: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	1,  // 49: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 50: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 51: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	23, // 52: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	27, // 53: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	30, // 54: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	40, // 55: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	42, // 56: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	34, // 57: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	36, // 58: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	38, // 59: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	44, // 60: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	46, // 61: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	48, // 62: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	51, // 63: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	49, // [49:64] is the sub-list for method output_type
-	34, // [34:49] is the sub-list for method input_type
+	53, // 37: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	22, // 38: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	26, // 39: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	29, // 40: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	39, // 41: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	41, // 42: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	33, // 43: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	35, // 44: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	37, // 45: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	43, // 46: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	45, // 47: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	47, // 48: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	50, // 49: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	1,  // 50: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 51: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 52: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	54, // 53: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	23, // 54: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	27, // 55: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	30, // 56: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	40, // 57: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	42, // 58: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	34, // 59: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	36, // 60: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	38, // 61: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	44, // 62: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	46, // 63: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	48, // 64: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	51, // 65: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	50, // [50:66] is the sub-list for method output_type
+	34, // [34:50] is the sub-list for method input_type
 	34, // [34:34] is the sub-list for extension type_name
 	34, // [34:34] is the sub-list for extension extendee
 	0,  // [0:34] is the sub-list for field type_name
@@ -4677,7 +4828,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

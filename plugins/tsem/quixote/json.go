@@ -228,10 +228,10 @@ func (t *tree) escaped(start int) ([]byte, error) {
 		t.at++
 		switch {
 		case c == '"':
-			if s := t.scratch[from:]; utf8.Valid(s) {
-				return s, nil
+			if !utf8.Valid(t.b[start:t.at]) {
+				return nil, ErrJSON
 			}
-			return nil, ErrJSON
+			return t.scratch[from:], nil
 		case c < ' ':
 			return nil, ErrJSON
 		case c != '\\':
@@ -272,6 +272,10 @@ func (t *tree) escape() bool {
 
 func (t *tree) unicode() bool {
 	r, ok := t.four()
+	if ok && r >= 0xdc80 && r <= 0xdcff { // a byte that is no UTF-8, see AppendEvent
+		t.scratch = append(t.scratch, byte(r))
+		return true
+	}
 	if ok && utf16.IsSurrogate(r) {
 		if !t.take('\\') || !t.take('u') {
 			return false

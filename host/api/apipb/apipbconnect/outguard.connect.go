@@ -51,6 +51,8 @@ const (
 	OutguardListVMsProcedure = "/outguard.v1.Outguard/ListVMs"
 	// OutguardEventsProcedure is the fully-qualified name of the Outguard's Events RPC.
 	OutguardEventsProcedure = "/outguard.v1.Outguard/Events"
+	// OutguardRecordsProcedure is the fully-qualified name of the Outguard's Records RPC.
+	OutguardRecordsProcedure = "/outguard.v1.Outguard/Records"
 	// OutguardFindingsProcedure is the fully-qualified name of the Outguard's Findings RPC.
 	OutguardFindingsProcedure = "/outguard.v1.Outguard/Findings"
 	// OutguardListOrdersProcedure is the fully-qualified name of the Outguard's ListOrders RPC.
@@ -85,6 +87,9 @@ type OutguardClient interface {
 	ListVMs(context.Context, *apipb.ListVMsRequest) (*apipb.ListVMsResponse, error)
 	// Events streams the record, decoded, oldest first for each VM.
 	Events(context.Context, *apipb.EventsRequest) (*connect.ServerStreamForClient[apipb.EventsResponse], error)
+	// Records streams a VM's records as its kernel wrote them: for programs that
+	// judge or export them.
+	Records(context.Context, *apipb.RecordsRequest) (*connect.ServerStreamForClient[apipb.RecordsResponse], error)
 	// Findings streams findings: of each VM in the order of its record, merged by
 	// time. What cannot be read of one VM's record is the error at the end.
 	Findings(context.Context, *apipb.FindingsRequest) (*connect.ServerStreamForClient[apipb.FindingsResponse], error)
@@ -139,6 +144,12 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			httpClient,
 			baseURL+OutguardEventsProcedure,
 			connect.WithSchema(outguardMethods.ByName("Events")),
+			connect.WithClientOptions(opts...),
+		),
+		records: connect.NewClient[apipb.RecordsRequest, apipb.RecordsResponse](
+			httpClient,
+			baseURL+OutguardRecordsProcedure,
+			connect.WithSchema(outguardMethods.ByName("Records")),
 			connect.WithClientOptions(opts...),
 		),
 		findings: connect.NewClient[apipb.FindingsRequest, apipb.FindingsResponse](
@@ -221,6 +232,7 @@ type outguardClient struct {
 	status      *connect.Client[apipb.StatusRequest, apipb.StatusResponse]
 	listVMs     *connect.Client[apipb.ListVMsRequest, apipb.ListVMsResponse]
 	events      *connect.Client[apipb.EventsRequest, apipb.EventsResponse]
+	records     *connect.Client[apipb.RecordsRequest, apipb.RecordsResponse]
 	findings    *connect.Client[apipb.FindingsRequest, apipb.FindingsResponse]
 	listOrders  *connect.Client[apipb.ListOrdersRequest, apipb.ListOrdersResponse]
 	listModels  *connect.Client[apipb.ListModelsRequest, apipb.ListModelsResponse]
@@ -256,6 +268,11 @@ func (c *outguardClient) ListVMs(ctx context.Context, req *apipb.ListVMsRequest)
 // Events calls outguard.v1.Outguard.Events.
 func (c *outguardClient) Events(ctx context.Context, req *apipb.EventsRequest) (*connect.ServerStreamForClient[apipb.EventsResponse], error) {
 	return c.events.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Records calls outguard.v1.Outguard.Records.
+func (c *outguardClient) Records(ctx context.Context, req *apipb.RecordsRequest) (*connect.ServerStreamForClient[apipb.RecordsResponse], error) {
+	return c.records.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // Findings calls outguard.v1.Outguard.Findings.
@@ -358,6 +375,9 @@ type OutguardHandler interface {
 	ListVMs(context.Context, *apipb.ListVMsRequest) (*apipb.ListVMsResponse, error)
 	// Events streams the record, decoded, oldest first for each VM.
 	Events(context.Context, *apipb.EventsRequest, *connect.ServerStream[apipb.EventsResponse]) error
+	// Records streams a VM's records as its kernel wrote them: for programs that
+	// judge or export them.
+	Records(context.Context, *apipb.RecordsRequest, *connect.ServerStream[apipb.RecordsResponse]) error
 	// Findings streams findings: of each VM in the order of its record, merged by
 	// time. What cannot be read of one VM's record is the error at the end.
 	Findings(context.Context, *apipb.FindingsRequest, *connect.ServerStream[apipb.FindingsResponse]) error
@@ -408,6 +428,12 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		OutguardEventsProcedure,
 		svc.Events,
 		connect.WithSchema(outguardMethods.ByName("Events")),
+		connect.WithHandlerOptions(opts...),
+	)
+	outguardRecordsHandler := connect.NewServerStreamHandlerSimple(
+		OutguardRecordsProcedure,
+		svc.Records,
+		connect.WithSchema(outguardMethods.ByName("Records")),
 		connect.WithHandlerOptions(opts...),
 	)
 	outguardFindingsHandler := connect.NewServerStreamHandlerSimple(
@@ -490,6 +516,8 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardListVMsHandler.ServeHTTP(w, r)
 		case OutguardEventsProcedure:
 			outguardEventsHandler.ServeHTTP(w, r)
+		case OutguardRecordsProcedure:
+			outguardRecordsHandler.ServeHTTP(w, r)
 		case OutguardFindingsProcedure:
 			outguardFindingsHandler.ServeHTTP(w, r)
 		case OutguardListOrdersProcedure:
@@ -533,6 +561,10 @@ func (UnimplementedOutguardHandler) ListVMs(context.Context, *apipb.ListVMsReque
 
 func (UnimplementedOutguardHandler) Events(context.Context, *apipb.EventsRequest, *connect.ServerStream[apipb.EventsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.Events is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) Records(context.Context, *apipb.RecordsRequest, *connect.ServerStream[apipb.RecordsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.Records is not implemented"))
 }
 
 func (UnimplementedOutguardHandler) Findings(context.Context, *apipb.FindingsRequest, *connect.ServerStream[apipb.FindingsResponse]) error {
