@@ -155,6 +155,46 @@ func TestFlipSealed(t *testing.T) {
 	}
 }
 
+// TestSealedCutAnywhere cuts a sealed segment: it was on disk whole before it
+// got its name, so that is no crash. It is named, a start touches none of its
+// bytes, and what comes after it is read on.
+func TestSealedCutAnywhere(t *testing.T) {
+	stream, key := sealedStream(t, 40, Options{SegmentSize: 900})
+	l, _ := list(stream)
+	victim := l.segments[1]
+	whole, err := os.ReadFile(filepath.Join(stream, victim.name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range whole {
+		cut := copyStore(t, filepath.Dir(stream))
+		path := filepath.Join(StreamDir(cut, vm1), victim.name)
+		if err := os.Truncate(path, int64(n)); err != nil {
+			t.Fatal(err)
+		}
+		var bad *CorruptError
+		if _, err := Verify(filepath.Dir(path), key.Verifier()); !errors.As(err, &bad) || bad.Segment != victim.name {
+			t.Fatalf("cut at %d: %v", n, err)
+		}
+		s := testStore(t, cut, key, Options{SegmentSize: 900})
+		st, err := s.Stream(vm1)
+		if err != nil {
+			t.Fatalf("cut at %d: %v", n, err)
+		}
+		fill(t, st, 1)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, whole[:n]) {
+			t.Fatalf("cut at %d: touched, %v", n, err)
+		}
+		after := l.segments[2].first
+		if err := NewReader(st.Dir()).Read(after, ^uint64(0), func(*Record) error { return nil }); err != nil {
+			t.Fatalf("cut at %d: what comes after: %v", n, err)
+		}
+	}
+}
+
 func TestMissingSegment(t *testing.T) {
 	stream, key := sealedStream(t, 40, Options{SegmentSize: 900})
 	l, _ := list(stream)

@@ -3,6 +3,8 @@ package evidence
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -148,9 +150,13 @@ func TestStoreIsOneProcess(t *testing.T) {
 // two and opens it again.
 func TestCutAnywhere(t *testing.T) {
 	dir, key := t.TempDir(), testKey(t)
-	s := testStore(t, dir, key, Options{SegmentSize: 600})
+	s := testStore(t, dir, key, Options{SegmentSize: 3000})
 	st := testStream(t, s)
-	fill(t, st, 14)
+	fill(t, st, 60)
+	if _, err := st.SignHead(); err != nil { // a head is cut as well
+		t.Fatal(err)
+	}
+	fill(t, st, 2)
 	l, err := list(st.Dir())
 	if err != nil || len(l.segments) < 2 {
 		t.Fatal(l, err)
@@ -173,7 +179,7 @@ func TestCutAnywhere(t *testing.T) {
 				complete++
 			}
 		}
-		s := testStore(t, cut, key, Options{SegmentSize: 600})
+		s := testStore(t, cut, key, Options{SegmentSize: 3000})
 		st := testStream(t, s)
 		torn := n != segmentHeaderSize && (complete == 0 || ends[complete-1] != n)
 		want := last.first + uint64(complete)
@@ -191,7 +197,37 @@ func TestCutAnywhere(t *testing.T) {
 		if err != nil || (rep.Recovered == 1) != torn || (len(rep.Cuts) == 1) != torn {
 			t.Fatalf("cut at %d: %+v, %v", n, rep, err)
 		}
+		end := 0
+		if complete > 0 {
+			end = ends[complete-1]
+		} else if n >= segmentHeaderSize {
+			end = segmentHeaderSize
+		}
+		if torn {
+			saysWhatWasCut(t, st.Dir(), last.name, whole[end:n])
+		}
 	}
+}
+
+// saysWhatWasCut holds the record of a recovery, and the file that it names,
+// against what was cut.
+func saysWhatWasCut(t *testing.T, dir, segment string, want []byte) {
+	t.Helper()
+	for _, r := range readAll(t, dir) {
+		if r.Kind != KindRecovery {
+			continue
+		}
+		var c Recovery
+		if err := json.Unmarshal(r.Payload, &c); err != nil {
+			t.Fatal(err)
+		}
+		kept, err := os.ReadFile(filepath.Join(dir, c.File))
+		if err != nil || !bytes.Equal(kept, want) || c.Segment != segment || c.Bytes != int64(len(want)) || c.SHA256 != Hash(sha256.Sum256(want)) {
+			t.Fatalf("%d bytes were cut of %s, and it says %+v, %v", len(want), segment, c, err)
+		}
+		return
+	}
+	t.Fatal("no record of it")
 }
 
 func recordEnds(b []byte) []int {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/evidence"
 	"github.com/outguard/outguard/host/failpoint"
@@ -381,3 +382,62 @@ func TestProductCannotBeToldToDie(t *testing.T) {
 }
 
 var aroundLibvirt = []failpoint.Point{failpoint.Asking, failpoint.Asked}
+
+// TestFilesCut cuts the monitor's own files while it is not there: they are set
+// aside, and said; the orders that had no result are taken from the record.
+func TestFilesCut(t *testing.T) {
+	t.Parallel()
+	h := newMortal(t)
+	h.start()
+	a := prototest.NewAgent(nil)
+	stop := h.persistent(a)
+	defer stop()
+	<-a.Up()
+	send(t, a, opened("/etc/passwd"))
+	h.seal()
+	send(t, a, opened("/new"))
+	before := h.order("pause", "waiting")
+	_ = h.end(syscall.SIGKILL)
+	for _, name := range []string{"journal.db", "state.db"} {
+		path := filepath.Join(h.root, "state", name)
+		fi, err := os.Stat(path)
+		if err == nil {
+			err = os.Truncate(path, fi.Size()/2-7)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.start()
+	if o := h.order("pause", "waiting"); o.Id != before.Id {
+		t.Errorf("order %v; before %v", o, before)
+	}
+	if aside, _ := filepath.Glob(h.root + "/state/*.db.corrupt-1"); len(aside) != 2 {
+		t.Errorf("set aside: %q", aside)
+	}
+	h.eventually("findings", func() error {
+		s, err := h.api.Findings(t.Context(), &apipb.FindingsRequest{})
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		said := 0
+		for s.Receive() {
+			if s.Msg().Finding.Rule == "monitor/corrupt" {
+				said++
+			}
+		}
+		if said != 2 {
+			err = fmt.Errorf("%d files said to be corrupt", said)
+		}
+		return errors.Join(err, s.Err())
+	})
+	send(t, a, opened("/after"))
+	h.awaitPaths([]string{"/new", "/after"})
+	stop()
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	h.verify()
+	h.accountFor(3, []string{"/new", "/after"})
+}

@@ -30,10 +30,11 @@ type judge struct {
 	mu       sync.Mutex // one finding at a time, so that the record has one order
 	playbook *decide.Playbook
 	history  decide.History
-	known    map[place]*earlier // on record from an earlier process; each is met once at most
-	ordered  map[string]bool    // findings for which an earlier process gave orders
-	open     []*earlier         // what an earlier process had not come to the end of
-	kept     map[keptID]bool    // orders and results that an earlier process put on record; recall alone writes it
+	known    map[place]*earlier          // on record from an earlier process; each is met once at most
+	ordered  map[string]bool             // findings for which an earlier process gave orders
+	open     []*earlier                  // what an earlier process had not come to the end of
+	orders   map[uuid.UUID]respond.Entry // on record, with their results; recall's own
+	kept     map[keptID]bool             // orders and results that an earlier process put on record; recall alone writes it
 }
 
 // found is what every part calls with a finding: it is recorded, decided, and

@@ -174,7 +174,7 @@ func TestKilledAroundLibvirt(t *testing.T) {
 func TestLibvirtAway(t *testing.T) {
 	l := domaintest.NewPrivate(t)
 	h := newMortal(t)
-	h.write(h.root+"/playbook.yaml", strings.Replace(pausePlaybook, "once_per: event", "once_per: run", 1))
+	h.write(h.root+"/playbook.yaml", strings.Replace(pausePlaybook, "once_per: event", "once_per: vm", 1))
 	calls := h.withLibvirt(l)
 	h.start()
 	a := prototest.NewAgent(nil)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/bolt"
 	"github.com/outguard/outguard/host/bundle"
 	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/domain"
@@ -51,9 +52,10 @@ type Monitor struct {
 	responder *respond.Responder
 	doors     *doors
 
-	owed       owed           // what has no room on the record
-	loose      sync.WaitGroup // findings that could not be told where they were made
-	enrolError string         // what is wrong with the enrolments, as last logged
+	tell       []engine.Finding // of opening the files
+	owed       owed             // what has no room on the record
+	loose      sync.WaitGroup   // findings that could not be told where they were made
+	enrolError string           // what is wrong with the enrolments, as last logged
 
 	observe func(b *engine.Batch, verdict time.Time) // each verdict; benchmarks set it
 	watch   func(*session.Parts)                     // a watch around what sessions stand on; benchmarks set it
@@ -133,7 +135,7 @@ func (m *Monitor) open() error {
 	if err != nil {
 		return err
 	}
-	m.judge = &judge{m: m, playbook: playbook, history: decide.History{}, known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}}
+	m.judge = &judge{m: m, playbook: playbook, history: decide.History{}, known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}, orders: map[uuid.UUID]respond.Entry{}}
 	for _, dir := range []struct {
 		path string
 		mode os.FileMode
@@ -160,8 +162,28 @@ func (m *Monitor) open() error {
 	if m.state, err = openState(filepath.Join(m.cfg.StateDir, "state.db")); err != nil {
 		return err
 	}
-	m.journal, err = respond.OpenJournal(filepath.Join(m.cfg.StateDir, "journal.db"))
-	return err
+	if m.journal, err = respond.OpenJournal(filepath.Join(m.cfg.StateDir, "journal.db")); err != nil {
+		return err
+	}
+	for _, cut := range []*bolt.Cut{m.journal.Cut(), m.state.cut} {
+		m.cut(cut)
+	}
+	return nil
+}
+
+// cut reports a file of the host's own that could not be trusted: the host's
+// record has the finding, once the stages run.
+func (m *Monitor) cut(c *bolt.Cut) {
+	if c == nil {
+		return
+	}
+	f := engine.Finding{
+		Rule: "monitor/corrupt", Severity: engine.Severest, Technique: "T1070",
+		Reason: fmt.Sprintf("%s is not what was written; it was set aside and a new one begun.", filepath.Base(c.Path)),
+		Detail: map[string]string{"error": c.Reason, "file": c.Aside, "bytes": fmt.Sprint(c.Bytes)},
+	}
+	m.log.Error("a file was set aside", "file", c.Aside, "error", c.Reason)
+	m.tell = append(m.tell, f)
 }
 
 // setAside reports a VM's record that could not be gone on with. The store has

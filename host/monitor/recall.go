@@ -1,10 +1,12 @@
 package monitor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 
 	"github.com/google/uuid"
@@ -81,6 +83,9 @@ func (m *Monitor) recall(context.Context) error {
 		if err != nil {
 			continue
 		}
+		if m.journal.Cut() != nil {
+			from = 0 // which orders had no result, the record says now
+		}
 		for _, s := range saved {
 			c := s[vm]
 			if c.Session == uuid.Nil {
@@ -92,7 +97,20 @@ func (m *Monitor) recall(context.Context) error {
 			m.log.Error("what an earlier process had done", "vm", vm, "error", err)
 		}
 	}
-	return nil
+	return m.restoreJournal()
+}
+
+// restoreJournal gives a journal that had to begin anew the orders on record.
+// Those without a result are gone on with.
+func (m *Monitor) restoreJournal() error {
+	entries := slices.Collect(maps.Values(m.judge.orders))
+	m.judge.orders = nil
+	if m.journal.Cut() == nil {
+		return nil
+	}
+	slices.SortFunc(entries, func(a, b respond.Entry) int { return bytes.Compare(a.Order.ID[:], b.Order.ID[:]) })
+	m.log.Warn("the journal began anew, with what is on record", "orders", len(entries))
+	return m.journal.Restore(entries)
 }
 
 // readOrders notes for which findings there is an order in the journal.
@@ -130,16 +148,25 @@ func (j *judge) remember(r *evidence.Reader, from uint64) error {
 			if err != nil {
 				return err
 			}
+			j.history.Note(d) // what acted once does not act again for a restart
 			if e := byID[d.Finding]; e != nil {
 				e.decision, e.ordered = &d, len(d.Steps) == 0 || j.ordered[d.Finding]
 			}
 		case evidence.KindOrder:
 			o, err := unmarshal[respond.Order](rec)
 			j.kept[keptID{rec.Kind, o.ID}] = true
+			j.orders[o.ID] = respond.Entry{Order: o}
+			if e := byID[o.Finding]; e != nil {
+				e.ordered = true // also where the journal had to begin anew
+			}
 			return err
 		case evidence.KindResult:
-			o, err := unmarshal[respond.Result](rec)
-			j.kept[keptID{rec.Kind, o.Order}] = true
+			res, err := unmarshal[respond.Result](rec)
+			j.kept[keptID{rec.Kind, res.Order}] = true
+			if e, ok := j.orders[res.Order]; ok {
+				e.Result = &res
+				j.orders[res.Order] = e
+			}
 			return err
 		case evidence.KindNote:
 			n, err := unmarshal[note](rec)
@@ -162,6 +189,9 @@ func (j *judge) remember(r *evidence.Reader, from uint64) error {
 // settleEarlier comes to the end of what an earlier process had found and was
 // killed over: it is decided if it was not, and ordered if that was not.
 func (j *judge) settleEarlier(context.Context) error {
+	for _, f := range j.m.tell {
+		j.found(f)
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, e := range j.open {
@@ -171,7 +201,6 @@ func (j *judge) settleEarlier(context.Context) error {
 			j.decide(f)
 			continue
 		}
-		j.history.Note(*e.decision)
 		j.carry(f, *e.decision, j.m.domains.name(f.VM))
 	}
 	j.open = nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/respond"
 	"github.com/outguard/outguard/plugins/engine"
 )
 
@@ -58,7 +59,7 @@ func TestRememberWhatWasDecided(t *testing.T) {
 			put(evidence.KindDecision, d)
 		}
 	}
-	j := &judge{known: map[place]*earlier{}, ordered: map[string]bool{"a": true}, kept: map[keptID]bool{}}
+	j := &judge{known: map[place]*earlier{}, ordered: map[string]bool{"a": true}, kept: map[keptID]bool{}, history: decide.History{}, orders: map[uuid.UUID]respond.Entry{}}
 	if err := j.remember(evidence.NewReader(stream.Dir()), 0); err != nil {
 		t.Fatal(err)
 	}

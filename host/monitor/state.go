@@ -2,32 +2,47 @@ package monitor
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 	"go.etcd.io/bbolt"
+
+	"github.com/outguard/outguard/host/bolt"
 )
 
 // state is the small state that outlives the monitor: what each VM's session
 // needs to go on. It holds secrets; its file is the monitor's alone.
-type state struct{ db *bbolt.DB }
+type state struct {
+	db  *bbolt.DB
+	cut *bolt.Cut // set aside when it was opened; nil: nothing was
+}
 
 var sessionBucket = []byte("sessions")
 
 func openState(path string) (*state, error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+	db, cut, err := bolt.Open(path, walkState)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
+	return &state{db, cut}, nil
+}
+
+// walkState makes what is missing, and reads all that there is.
+func walkState(db *bbolt.DB) error {
+	err := db.Update(func(tx *bbolt.Tx) error {
 		_, err := tx.CreateBucketIfNotExists(sessionBucket)
 		return err
 	})
 	if err != nil {
-		db.Close()
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return err
 	}
-	return &state{db}, nil
+	return db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(sessionBucket).ForEach(func(vm, b []byte) error {
+			if len(vm) != len(uuid.UUID{}) || len(b) == 0 {
+				return fmt.Errorf("session of %x in %d bytes", vm, len(b))
+			}
+			return nil
+		})
+	})
 }
 
 func (s *state) Close() error { return s.db.Close() }

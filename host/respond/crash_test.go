@@ -2,6 +2,7 @@ package respond
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -67,4 +68,58 @@ func TestCrashHelper(t *testing.T) {
 	run(t, r)
 	given <- submit(t, r, vm1, Pause)[0]
 	select {}
+}
+
+// TestJournalCutAnywhere cuts a journal at every page and around it: it opens
+// whole, or is set aside to the byte and says so.
+func TestJournalCutAnywhere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.db")
+	j := reopen(t, path)
+	b := newBox(j)
+	r := New(j, b, b, b, nil)
+	stop := run(t, r)
+	for range 20 {
+		wait(t, r, submit(t, r, vm1, Log, Pause)[1])
+	}
+	stop()
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; n <= len(text); n++ {
+		if at := n % os.Getpagesize(); at > 1 && at < os.Getpagesize()-1 && n%509 != 0 {
+			continue
+		}
+		if err := os.WriteFile(path, text[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j, err := OpenJournal(path)
+		if err != nil {
+			t.Fatalf("of %d bytes: %v", n, err)
+		}
+		entries := 0
+		if err := j.Entries(func(Entry) bool { entries++; return true }); err != nil {
+			t.Errorf("of %d bytes: %v", n, err)
+		}
+		cut := j.Cut()
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+		if cut == nil {
+			if entries != 40 && n > 0 {
+				t.Errorf("of %d bytes: %d orders of 40, and nothing said", n, entries)
+			}
+			continue
+		}
+		kept, err := os.ReadFile(cut.Aside)
+		if err != nil || !bytes.Equal(kept, text[:n]) || entries != 0 {
+			t.Errorf("of %d bytes: %d kept, %d orders, %v", n, len(kept), entries, err)
+		}
+		if err := os.Remove(cut.Aside); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

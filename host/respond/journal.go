@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/google/uuid"
-	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
+	"go.etcd.io/bbolt"
+
+	"github.com/outguard/outguard/host/bolt"
 )
 
 // The journal is a bbolt file: "orders" and "results" hold JSON by order id,
@@ -31,32 +31,67 @@ const journalVersion = "1"
 // Journal keeps orders and results on disk. Each write is synced before it
 // returns. One process holds it at a time.
 type Journal struct {
-	db   *bolt.DB
+	db   *bbolt.DB
+	cut  *bolt.Cut
 	keep int
+}
+
+// Cut says that the journal could not be trusted when it was opened, and that
+// this one began anew; nil: it was whole.
+func (j *Journal) Cut() *bolt.Cut { return j.cut }
+
+// Restore journals what a journal had which could not be trusted. The orders
+// without a result are then those of an earlier process.
+func (j *Journal) Restore(entries []Entry) error {
+	var orders []Order
+	var results []Result
+	for _, e := range entries {
+		orders = append(orders, e.Order)
+		if e.Result != nil {
+			results = append(results, *e.Result)
+		}
+	}
+	if err := j.begin(orders, results); err != nil {
+		return fmt.Errorf("restore journal: %w", err)
+	}
+	return nil
 }
 
 // DefaultKeep is how many settled orders a journal keeps.
 const DefaultKeep = 100_000
 
-// OpenJournal opens or makes the journal at path.
+// OpenJournal opens or makes the journal at path. One that a crash or the disk
+// has left so that it cannot be trusted is set aside: see Cut.
 func OpenJournal(path string) (*Journal, error) {
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
+	db, cut, err := bolt.Open(path, walk)
 	switch {
-	case errors.Is(err, berrors.ErrTimeout):
+	case errors.Is(err, bolt.ErrInUse):
 		return nil, fmt.Errorf("open journal %s: another outguardd holds it: %w", path, err)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("open journal: run as the monitor's user: %w", err)
 	case err != nil:
 		return nil, fmt.Errorf("open journal %s: %w", path, err)
 	}
-	j := &Journal{db: db, keep: DefaultKeep}
-	if err := db.Update(prepare); err != nil {
-		return nil, errors.Join(fmt.Errorf("open journal %s: %w", path, err), db.Close())
-	}
-	return j, nil
+	return &Journal{db: db, cut: cut, keep: DefaultKeep}, nil
 }
 
-func prepare(tx *bolt.Tx) error {
+// walk makes what is missing, and reads all that there is.
+func walk(db *bbolt.DB) error {
+	if err := db.Update(prepare); err != nil {
+		return err
+	}
+	j := &Journal{db: db}
+	if err := j.Entries(func(Entry) bool { return true }); err != nil {
+		return err
+	}
+	_, err := j.Pending()
+	if err == nil {
+		_, err = j.Untold()
+	}
+	return err
+}
+
+func prepare(tx *bbolt.Tx) error {
 	for _, name := range [][]byte{bOrders, bResults, bPending, bUntold, bWaiting, bMeta} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
@@ -67,7 +102,7 @@ func prepare(tx *bolt.Tx) error {
 	case v == nil:
 		return meta.Put(kVersion, []byte(journalVersion))
 	case string(v) != journalVersion:
-		return fmt.Errorf("it has version %q, this program knows %s", v, journalVersion)
+		return bolt.Foreign(fmt.Errorf("it has version %q, this program knows %s", v, journalVersion))
 	}
 	return nil
 }
@@ -77,7 +112,7 @@ func (j *Journal) Close() error { return j.db.Close() }
 
 // begin journals orders, and results that are known already, all or none.
 func (j *Journal) begin(orders []Order, results []Result) error {
-	return j.db.Update(func(tx *bolt.Tx) error {
+	return j.db.Update(func(tx *bbolt.Tx) error {
 		for i := range orders {
 			b, err := json.Marshal(&orders[i])
 			if err != nil {
@@ -102,10 +137,10 @@ func (j *Journal) begin(orders []Order, results []Result) error {
 
 // end journals a result. The first result of an order stands.
 func (j *Journal) end(r *Result) error {
-	return j.db.Update(func(tx *bolt.Tx) error { return j.settle(tx, r) })
+	return j.db.Update(func(tx *bbolt.Tx) error { return j.settle(tx, r) })
 }
 
-func (j *Journal) settle(tx *bolt.Tx, r *Result) error {
+func (j *Journal) settle(tx *bbolt.Tx, r *Result) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -134,7 +169,7 @@ func (j *Journal) settle(tx *bolt.Tx, r *Result) error {
 
 // wait notes that an order waits; since when, the first note says.
 func (j *Journal) wait(order uuid.UUID, w Waiting) error {
-	return j.db.Update(func(tx *bolt.Tx) error {
+	return j.db.Update(func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket(bWaiting)
 		var before Waiting
 		if b := bucket.Get(order[:]); b != nil && json.Unmarshal(b, &before) == nil {
@@ -150,7 +185,7 @@ func (j *Journal) wait(order uuid.UUID, w Waiting) error {
 
 // told notes that the results of these orders are on the VM's record.
 func (j *Journal) told(ids ...uuid.UUID) error {
-	return j.db.Update(func(tx *bolt.Tx) error {
+	return j.db.Update(func(tx *bbolt.Tx) error {
 		for _, id := range ids {
 			if err := tx.Bucket(bUntold).Delete(id[:]); err != nil {
 				return err
@@ -164,7 +199,7 @@ func (j *Journal) told(ids ...uuid.UUID) error {
 // process that was killed had journaled it and nothing more. Oldest first.
 func (j *Journal) Untold() ([]Entry, error) {
 	var out []Entry
-	err := j.db.View(func(tx *bolt.Tx) error {
+	err := j.db.View(func(tx *bbolt.Tx) error {
 		return tx.Bucket(bUntold).ForEach(func(id, _ []byte) error {
 			e, err := entry(tx, id)
 			if errors.Is(err, ErrNoOrder) {
@@ -182,7 +217,7 @@ func (j *Journal) Untold() ([]Entry, error) {
 
 // prune lets go of the oldest settled order when there are too many. Ids are
 // sequenced by time, so few are looked at.
-func (j *Journal) prune(tx *bolt.Tx) error {
+func (j *Journal) prune(tx *bbolt.Tx) error {
 	results := tx.Bucket(bResults)
 	n := results.Sequence() // counts results kept
 	if err := results.SetSequence(n + 1); err != nil {
@@ -211,7 +246,7 @@ func (j *Journal) prune(tx *bolt.Tx) error {
 // Pending returns the orders without a result, oldest first.
 func (j *Journal) Pending() ([]Order, error) {
 	var out []Order
-	err := j.db.View(func(tx *bolt.Tx) error {
+	err := j.db.View(func(tx *bbolt.Tx) error {
 		return tx.Bucket(bPending).ForEach(func(id, _ []byte) error {
 			var o Order
 			if err := json.Unmarshal(tx.Bucket(bOrders).Get(id), &o); err != nil {
@@ -230,7 +265,7 @@ func (j *Journal) Pending() ([]Order, error) {
 // Entry returns one order with its result.
 func (j *Journal) Entry(id uuid.UUID) (Entry, error) {
 	var e Entry
-	err := j.db.View(func(tx *bolt.Tx) (err error) {
+	err := j.db.View(func(tx *bbolt.Tx) (err error) {
 		e, err = entry(tx, id[:])
 		return err
 	})
@@ -243,7 +278,7 @@ func (j *Journal) Entry(id uuid.UUID) (Entry, error) {
 // Entries calls fn for each order, newest first, until it returns false. fn
 // must not call the journal.
 func (j *Journal) Entries(fn func(Entry) bool) error {
-	err := j.db.View(func(tx *bolt.Tx) error {
+	err := j.db.View(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bOrders).Cursor()
 		for id, _ := c.Last(); id != nil; id, _ = c.Prev() {
 			e, err := entry(tx, id)
@@ -262,7 +297,7 @@ func (j *Journal) Entries(fn func(Entry) bool) error {
 	return nil
 }
 
-func entry(tx *bolt.Tx, id []byte) (Entry, error) {
+func entry(tx *bbolt.Tx, id []byte) (Entry, error) {
 	b := tx.Bucket(bOrders).Get(id)
 	if b == nil {
 		return Entry{}, ErrNoOrder

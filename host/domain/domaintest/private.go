@@ -38,7 +38,10 @@ func NewPrivate(t testing.TB) *Private {
 	}
 	p := &Private{t: t, dir: reachable(t)}
 	p.Socket = filepath.Join(p.dir, "libvirt-sock")
-	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-s")
+	// The first process of the namespace has to wait for what daemons leave to it:
+	// libvirtd takes a zombie for a QEMU that has not ended.
+	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
+		"sh", "-c", "exec 3<&0; sh -s <&3 3<&- & wait $!")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
