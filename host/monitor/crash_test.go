@@ -381,7 +381,7 @@ func TestProductCannotBeToldToDie(t *testing.T) {
 	}
 }
 
-var aroundLibvirt = []failpoint.Point{failpoint.Asking, failpoint.Asked}
+var aroundLibvirt = []failpoint.Point{failpoint.Asking, failpoint.Asked, failpoint.Settling, failpoint.Settled}
 
 // TestFilesCut cuts the monitor's own files while it is not there: they are set
 // aside, and said; the orders that had no result are taken from the record.
