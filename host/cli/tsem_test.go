@@ -110,7 +110,7 @@ func TestExportReplaysAsLive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	live, b := tsem.New(nil), apitest.New()
+	live, b := tsem.New(&tsem.Options{Mapping: tsem.Quixote}), apitest.New()
 	b.Add(&apipb.VM{Name: "web", Uuid: web.String(), State: "running", Enrolled: true})
 	g := enginetest.NewGuest(web)
 	server := g.Running("/usr/sbin/httpd")

@@ -13,9 +13,9 @@ import (
 
 // distinct are batches of so many different file_open records each seen
 // before, and the engine that has learned them.
-func distinct(b testing.TB, n int) (*Engine, []*engine.Batch) {
+func distinct(b testing.TB, mapping Mapping, n int) (*Engine, []*engine.Batch) {
 	b.Helper()
-	e, g := New(nil), enginetest.NewGuest(id)
+	e, g := New(&Options{Mapping: mapping}), enginetest.NewGuest(id)
 	server := g.Running("/usr/sbin/httpd")
 	judge(b, e, g.Batch())
 	var all []*engine.Batch
@@ -43,15 +43,18 @@ func distinct(b testing.TB, n int) (*Engine, []*engine.Batch) {
 	return e, all
 }
 
+var sizes = []struct {
+	name    string
+	mapping Mapping
+	n       int
+}{{"quixote/300", Quixote, 300}, {"quixote/100k", Quixote, 100_000}, {"full/300", Full, 300}, {"full/100k", Full, 100_000}}
+
 // BenchmarkWire judges wire records that are all repeats, one core: a small
 // model, whose events are remembered, and a large one.
 func BenchmarkWire(b *testing.B) {
-	for _, c := range []struct {
-		name string
-		n    int
-	}{{"300", 300}, {"100k", 100_000}} {
+	for _, c := range sizes {
 		b.Run(c.name, func(b *testing.B) {
-			e, all := distinct(b, c.n)
+			e, all := distinct(b, c.mapping, c.n)
 			report := func(f engine.Finding) { b.Error(f.Reason) }
 			events, i, start := 0, 0, cpu()
 			b.ReportAllocs()
@@ -68,7 +71,7 @@ func BenchmarkWire(b *testing.B) {
 // BenchmarkWireNew judges wire records of a kind that was never seen: three
 // digests each, a point, a note.
 func BenchmarkWireNew(b *testing.B) {
-	_, all := distinct(b, 100_000)
+	_, all := distinct(b, Full, 100_000)
 	events, start := 0, cpu()
 	for b.Loop() {
 		e := New(nil)
@@ -82,12 +85,9 @@ func BenchmarkWireNew(b *testing.B) {
 
 // BenchmarkWireOne judges one record a batch: how long an event takes.
 func BenchmarkWireOne(b *testing.B) {
-	for _, c := range []struct {
-		name string
-		n    int
-	}{{"300", 300}, {"100k", 100_000}} {
+	for _, c := range sizes {
 		b.Run(c.name, func(b *testing.B) {
-			e, all := distinct(b, c.n)
+			e, all := distinct(b, c.mapping, c.n)
 			var ones []*engine.Batch
 			for _, batch := range all {
 				for rest := batch.Records; len(rest) > 0; {

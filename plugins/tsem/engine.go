@@ -20,9 +20,10 @@ const Version = "1"
 
 // Options bound an Engine; nil and zero mean the defaults.
 type Options struct {
-	MaxPoints     int // of one model; default DefaultMaxPoints
-	MaxViolations int // findings of tsem/violation of one VM in one second; default 100
-	MaxUntrusted  int // findings of tsem/untrusted of one VM in one second; default 20
+	Mapping       Mapping // of new models; default Full
+	MaxPoints     int     // of one model; default DefaultMaxPoints
+	MaxViolations int     // findings of tsem/violation of one VM in one second; default 100
+	MaxUntrusted  int     // findings of tsem/untrusted of one VM in one second; default 20
 	Lineage       lineage.Options
 }
 
@@ -33,6 +34,7 @@ type Engine struct {
 	mu     sync.Mutex // guards what follows; held for each batch
 	vms    map[uuid.UUID]*vm
 	mapper *Mapper
+	full   *fullMapper
 	tr     translator
 	record vsockproto.Event
 }
@@ -79,10 +81,11 @@ type Forensic struct {
 
 // New makes an Engine that knows no VM yet.
 func New(opts *Options) *Engine {
-	e := &Engine{vms: map[uuid.UUID]*vm{}, mapper: NewMapper()}
+	e := &Engine{vms: map[uuid.UUID]*vm{}, mapper: NewMapper(), full: newFullMapper()}
 	if opts != nil {
 		e.opts = *opts
 	}
+	e.opts.Mapping = cmp.Or(e.opts.Mapping, Full)
 	e.opts.MaxPoints = cmp.Or(e.opts.MaxPoints, DefaultMaxPoints)
 	e.opts.MaxViolations = cmp.Or(e.opts.MaxViolations, 100)
 	e.opts.MaxUntrusted = cmp.Or(e.opts.MaxUntrusted, 20)
@@ -97,7 +100,7 @@ func (e *Engine) Describe() engine.Description {
 func (e *Engine) vm(id uuid.UUID) *vm {
 	v := e.vms[id]
 	if v == nil {
-		v = e.newVM(NewModel(e.opts.MaxPoints), lineage.New(identify, &e.opts.Lineage))
+		v = e.newVM(NewModelOf(e.opts.Mapping, e.opts.MaxPoints), lineage.New(identify, &e.opts.Lineage))
 		e.vms[id] = v
 	}
 	return v
@@ -154,15 +157,12 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 		return
 	}
 	who := v.tree.Apply(r)
-	if !modelled(r) {
-		return
-	}
-	ev := e.tr.translate(r, who, v.tree)
-	ev.asQuixote()
-	v.model.Level(ev)
-	c, err := e.mapper.Map(ev)
-	if err != nil {
+	c, is, err := e.coefficients(v, who)
+	switch {
+	case err != nil:
 		report(unmappable(b, r, err))
+		return
+	case !is:
 		return
 	}
 	outcome, err := v.model.Update(c.Point)
@@ -170,7 +170,7 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 	if outcome.Added {
 		v.model.Annotate(&Note{
 			Received: b.Received, BootNs: r.BootNs, PID: r.PID,
-			Program: cmp.Or(who.Program.Path, comm(r)), What: ev.Words(),
+			Program: cmp.Or(who.Program.Path, comm(r)), What: e.tr.translate(r, who, v.tree).Words(),
 		})
 	}
 	switch {
@@ -188,6 +188,27 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 	case outcome.Added:
 		v.lastNew = b.Received
 	}
+}
+
+// coefficients maps e.record as the VM's model does; is is false where it has
+// no part in the model.
+func (e *Engine) coefficients(v *vm, who lineage.Identity) (c Coefficients, is bool, err error) {
+	r := &e.record
+	if v.model.Mapping() == Full {
+		if !fullMapped(r.Type) {
+			return c, false, nil
+		}
+		ids := fullIDs(r, who, v.tree)
+		return e.full.Map(r, &ids, v.model), true, nil
+	}
+	if !modelled(r) {
+		return c, false, nil
+	}
+	ev := e.tr.translate(r, who, v.tree)
+	ev.asQuixote()
+	v.model.Level(ev)
+	c, err = e.mapper.Map(ev)
+	return c, true, err
 }
 
 // violation reports an event that a sealed model does not know. The first of a

@@ -8,9 +8,10 @@ type Mapping uint8
 
 const (
 	Quixote Mapping = 1 // what Quixote's userspace computes
+	Full    Mapping = 2 // docs/TSEM-FULL.md, the one of new models
 )
 
-var mappingNames = [...]string{Quixote: "quixote"}
+var mappingNames = [...]string{Quixote: "quixote", Full: "full"}
 
 func (m Mapping) String() string {
 	if m.known() {

@@ -55,6 +55,13 @@ func NewModel(limit int) *Model {
 	return &Model{mapping: Quixote, limit: limit}
 }
 
+// NewModelOf makes an empty model of another mapping.
+func NewModelOf(mapping Mapping, limit int) *Model {
+	m := NewModel(limit)
+	m.mapping = mapping
+	return m
+}
+
 // Mapping is how events become the model's points.
 func (m *Model) Mapping() Mapping { return m.mapping }
 
@@ -265,7 +272,17 @@ func (m *Model) Level(e *Event) {
 	if len(m.pseudonyms) == 0 || (e.Name != "file_open" && (e.Name != "mmap_file" || !e.HasFile)) {
 		return
 	}
-	if _, has := m.pseudonyms[Pseudonym(e.File.Path)]; has {
+	if m.pseudonym(e.File.Path) {
 		e.File.Digest = zero
 	}
+}
+
+// pseudonym reports whether a person said that the content of that file may
+// change.
+func (m *Model) pseudonym(path []byte) bool {
+	if len(m.pseudonyms) == 0 {
+		return false
+	}
+	_, has := m.pseudonyms[Pseudonym(path)]
+	return has
 }

@@ -18,7 +18,7 @@ var vm = uuid.UUID{7}
 // live is what the engine says of batches, and their export.
 func live(t testing.TB, batches ...*engine.Batch) (m engine.Model, lines []byte, odd int) {
 	t.Helper()
-	e, x := tsem.New(nil), tsem.NewExporter()
+	e, x := tsem.New(&tsem.Options{Mapping: tsem.Quixote}), tsem.NewExporter()
 	for _, b := range batches {
 		if err := e.Judge(b, func(f engine.Finding) { t.Error(f.Reason) }); err != nil {
 			t.Fatal(err)
