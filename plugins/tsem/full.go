@@ -242,12 +242,13 @@ func appendUnix(b, path []byte) []byte {
 	return appendString(append(b, unixAbstract), path[1:])
 }
 
-// fullMapped reports whether the full mapping has events of that type: all that
-// say what a task did.
+// fullMapped reports whether version 1 of the full mapping has events of that
+// type. A type that the wire gains later has none before the document says it.
 func fullMapped(t vsockproto.EventType) bool {
 	switch t {
-	case vsockproto.TaskNewtask, vsockproto.SchedProcessExit, vsockproto.TaskSnapshot:
-		return false
+	case vsockproto.BprmCommittedCreds, vsockproto.FileOpen, vsockproto.MmapFile, vsockproto.SocketCreate, vsockproto.SocketBind,
+		vsockproto.SocketConnect, vsockproto.SocketListen, vsockproto.SocketAccept, vsockproto.TaskKill:
+		return true
 	}
-	return t.Known()
+	return false
 }
