@@ -62,6 +62,9 @@ type Backend interface {
 	ImportModel(ctx context.Context, engine string, vm uuid.UUID, file []byte, by Caller) (Model, error)
 	AcceptModel(ctx context.Context, name string, vm uuid.UUID, points [][engine.PointSize]byte, by Caller) (Model, error)
 
+	// SetModel sets what a person says of a VM's model.
+	SetModel(ctx context.Context, name string, vm uuid.UUID, s engine.Settings, by Caller) (Model, error)
+
 	// Pause, Resume and Capture journal an order, carry it out and return it
 	// with its result; a failed one is an order and an error. Capture tells its
 	// progress from its own goroutine, before it returns.

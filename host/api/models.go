@@ -94,17 +94,54 @@ func (s *service) AcceptModel(ctx context.Context, r *apipb.AcceptModelRequest) 
 	return &apipb.AcceptModelResponse{Model: s.model(ctx, &m)}, nil
 }
 
+func (s *service) SetModel(ctx context.Context, r *apipb.SetModelRequest) (*apipb.SetModelResponse, error) {
+	set, err := settingsOf(r)
+	if err != nil {
+		return nil, err
+	}
+	vm, by, err := s.ordered(ctx, "set-model", r.Vm, "")
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.backend.SetModel(ctx, r.Engine, vm, set, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.SetModelResponse{Model: s.model(ctx, &m)}, nil
+}
+
+func settingsOf(r *apipb.SetModelRequest) (set engine.Settings, err error) {
+	for to, text := range map[**[engine.PointSize]byte]string{&set.Base: r.Base, &set.Aggregate: r.Aggregate} {
+		if text == "" {
+			continue
+		}
+		v, err := parsePoints([]string{text})
+		if err != nil {
+			return set, err
+		}
+		*to = &v[0]
+	}
+	if len(r.Pseudonyms) > 0 {
+		set.Pseudonyms, err = parsePoints(r.Pseudonyms)
+	}
+	if err == nil && set.Base == nil && set.Aggregate == nil && len(set.Pseudonyms) == 0 {
+		err = invalid("", "nothing to set")
+	}
+	return set, err
+}
+
+// parsePoints reads values of 32 bytes as hex.
 func parsePoints(text []string) ([][engine.PointSize]byte, error) {
 	if len(text) == 0 || len(text) > maxModelPoints {
-		return nil, invalid("", "%d points, want 1 to %d", len(text), maxModelPoints)
+		return nil, invalid("", "%d values, want 1 to %d", len(text), maxModelPoints)
 	}
 	points := make([][engine.PointSize]byte, len(text))
 	for i, t := range text {
 		if len(t) != hex.EncodedLen(engine.PointSize) {
-			return nil, invalid("", "point of %d hex digits, want %d", len(t), hex.EncodedLen(engine.PointSize))
+			return nil, invalid("", "%d hex digits, want %d", len(t), hex.EncodedLen(engine.PointSize))
 		}
 		if _, err := hex.Decode(points[i][:], []byte(t)); err != nil {
-			return nil, Error(connect.CodeInvalidArgument, "", fmt.Errorf("point: %w", err))
+			return nil, Error(connect.CodeInvalidArgument, "", fmt.Errorf("hex: %w", err))
 		}
 	}
 	return points, nil

@@ -120,3 +120,17 @@ func TestRecords(t *testing.T) {
 	}
 	_ = nobody.Close()
 }
+
+func TestSetModel(t *testing.T) {
+	client, _ := serve(t, withModel(), nil)
+	value := strings.Repeat("0a", 32)
+	r, err := client.SetModel(t.Context(), &apipb.SetModelRequest{Vm: "web", Base: value, Aggregate: value, Pseudonyms: []string{value}})
+	if err != nil || r.Model.Aggregate != value {
+		t.Errorf("%v, error %v", r, err)
+	}
+	for _, bad := range []*apipb.SetModelRequest{{Vm: "web"}, {Vm: "web", Base: "0a"}, {Vm: "web", Aggregate: value + "0a"}, {Vm: "web", Pseudonyms: []string{"x"}}, {Base: value}} {
+		if _, err := client.SetModel(t.Context(), bad); connect.CodeOf(err) != connect.CodeInvalidArgument {
+			t.Errorf("%v: error %v", bad, err)
+		}
+	}
+}

@@ -14,7 +14,7 @@ func (a *app) modelCmd() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "model",
 		Short: "The models of what is normal: list, learn, seal, compare, correct, move",
-	}, a.modelListCmd(), a.modelShowCmd(), a.modelStatusCmd(), a.modelDiffCmd(), a.modelAcceptCmd(),
+	}, a.modelListCmd(), a.modelShowCmd(), a.modelStatusCmd(), a.modelDiffCmd(), a.modelAcceptCmd(), a.modelSetCmd(),
 		a.modelExportCmd(), a.modelImportCmd(),
 		a.modelChangeCmd("learn", "Open a domain's model: what happens from now on is normal", learn),
 		a.modelChangeCmd("seal", "Seal a domain's model: what it has not seen is a violation from now on", seal))
@@ -96,6 +96,9 @@ func (a *app) describeModel(m *apipb.Model) {
 	a.fact("violations", fmt.Sprint(m.Violations))
 	a.fact("last new", clock(m.LastNew))
 	a.fact("version", fmt.Sprint(m.Version))
+	if m.Aggregate != "" {
+		a.fact("aggregate", m.Aggregate)
+	}
 	a.fact("measurement", m.Measurement)
 	a.fact("state value", m.State)
 }

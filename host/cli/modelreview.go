@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -308,4 +309,43 @@ func (a *app) findingsOf(ctx context.Context, vm string, ids []string) (map[stri
 		}
 	}
 	return found, s.Err()
+}
+
+func (a *app) modelSetCmd() *cobra.Command {
+	r := &apipb.SetModelRequest{}
+	var paths []string
+	cmd := a.command(&cobra.Command{
+		Use:   "set DOMAIN",
+		Short: "Set the aggregate, the base or pseudonyms of a domain's model",
+		Long: `Set what a person says of a domain's model. The aggregate is the platform's, with
+which the measurement begins: another one than before begins it anew. The base is
+a verifier's nonce that all of a measurement holds, so it can be set only before
+the model has anything. A file with a pseudonym may change its content.`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
+	}, func(cmd *cobra.Command, args []string) error {
+		r.Vm = args[0]
+		for _, path := range paths {
+			p := tsem.Pseudonym([]byte(path))
+			r.Pseudonyms = append(r.Pseudonyms, hex.EncodeToString(p[:]))
+		}
+		if r.Base == "" && r.Aggregate == "" && len(r.Pseudonyms) == 0 {
+			return usageError{errors.New("nothing to set: --aggregate, --base or --pseudonym")}
+		}
+		client, err := a.client()
+		if err != nil {
+			return err
+		}
+		out, err := client.SetModel(cmd.Context(), r)
+		if err != nil {
+			return err
+		}
+		a.print(out.Model, func() { a.describeModel(out.Model) })
+		return nil
+	})
+	engineFlag(cmd, &r.Engine)
+	f := cmd.Flags()
+	f.StringVar(&r.Aggregate, "aggregate", "", "the platform's aggregate, 32 bytes in `hex`")
+	f.StringVar(&r.Base, "base", "", "the base, 32 bytes in `hex`")
+	f.StringArrayVar(&paths, "pseudonym", nil, "let the file at this `path`, as events tell it, change its content; may come again")
+	return cmd
 }

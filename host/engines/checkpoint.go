@@ -219,6 +219,14 @@ func (s *Supervisor) Accept(ctx context.Context, vm uuid.UUID, points [][engine.
 	})
 }
 
+// Set sets what a person says of the VM's model. When it returns without an
+// error, the change is stored.
+func (s *Supervisor) Set(ctx context.Context, vm uuid.UUID, set engine.Settings) (engine.Model, error) {
+	return s.change(ctx, vm, false, func(p *process.Process, ctx context.Context, vm uuid.UUID) (engine.Model, process.Checkpoint, error) {
+		return p.Set(ctx, vm, set)
+	})
+}
+
 type changeFunc func(*process.Process, context.Context, uuid.UUID) (engine.Model, process.Checkpoint, error)
 
 // change lets do change the model, and stores that: over a checkpoint that

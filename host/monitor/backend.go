@@ -459,6 +459,12 @@ func (b backend) AcceptModel(ctx context.Context, name string, vm uuid.UUID, poi
 	})
 }
 
+func (b backend) SetModel(ctx context.Context, name string, vm uuid.UUID, s engine.Settings, by api.Caller) (api.Model, error) {
+	return b.model(ctx, name, vm, by, "set", func(e *engines.Supervisor, ctx context.Context, vm uuid.UUID) (engine.Model, error) {
+		return e.Set(ctx, vm, s)
+	})
+}
+
 // modelError is what an engine says of a model, with the next thing to do.
 func modelError(err error) error {
 	return api.Error(connect.CodeFailedPrecondition, "outguard vms shows whether its agent is live, outguard model list what was learnt", err)

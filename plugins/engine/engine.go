@@ -141,4 +141,15 @@ type Modeller interface {
 	// looked at them. A point that the model does not have is an error, and
 	// then none is accepted.
 	Accept(ctx context.Context, vm uuid.UUID, points [][PointSize]byte) (Model, error)
+
+	// Set sets what a person says of the model. What it cannot take is an
+	// error, and then nothing is set.
+	Set(ctx context.Context, vm uuid.UUID, s Settings) (Model, error)
+}
+
+// Settings are what a person says of a model.
+type Settings struct {
+	Base       *[PointSize]byte  // a verifier's nonce, of a model that has nothing yet; nil: as it is
+	Aggregate  *[PointSize]byte  // the platform's, of a model that learns; nil: as it is
+	Pseudonyms [][PointSize]byte // files that may change their content, added
 }

@@ -288,15 +288,49 @@ func (s *server) Accept(ctx context.Context, r *enginepb.AcceptRequest) (*engine
 	if err != nil {
 		return nil, err
 	}
-	points := make([][PointSize]byte, len(r.GetPoints()))
-	for i, p := range r.GetPoints() {
-		if copy(points[i][:], p) != PointSize || len(p) != PointSize {
-			return nil, fmt.Errorf("point of %d bytes: %w", len(p), ErrInvalid)
-		}
+	points, err := digests("point", r.GetPoints())
+	if err != nil {
+		return nil, err
 	}
 	return s.change(ctx, &enginepb.VM{Vm: r.GetVm()}, func(ctx context.Context, vm uuid.UUID) (Model, error) {
 		return m.Accept(ctx, vm, points)
 	})
+}
+
+func (s *server) Set(ctx context.Context, r *enginepb.SetRequest) (*enginepb.Changed, error) {
+	m, _, err := s.modeller(r)
+	if err != nil {
+		return nil, err
+	}
+	var set Settings
+	for to, b := range map[**[PointSize]byte][]byte{&set.Base: r.GetBase(), &set.Aggregate: r.GetAggregate()} {
+		if len(b) == 0 {
+			continue
+		}
+		v, err := digests("value", [][]byte{b})
+		if err != nil {
+			return nil, err
+		}
+		*to = &v[0]
+	}
+	if set.Pseudonyms, err = digests("pseudonym", r.GetPseudonyms()); err != nil {
+		return nil, err
+	}
+	return s.change(ctx, &enginepb.VM{Vm: r.GetVm()}, func(ctx context.Context, vm uuid.UUID) (Model, error) {
+		return m.Set(ctx, vm, set)
+	})
+}
+
+// digests reads values of 32 bytes each.
+func digests(what string, all [][]byte) ([][PointSize]byte, error) {
+	out := make([][PointSize]byte, len(all))
+	for i, b := range all {
+		if len(b) != PointSize {
+			return nil, fmt.Errorf("%s of %d bytes: %w", what, len(b), ErrInvalid)
+		}
+		copy(out[i][:], b)
+	}
+	return out, nil
 }
 
 func (s *server) change(ctx context.Context, r *enginepb.VM, do func(context.Context, uuid.UUID) (Model, error)) (*enginepb.Changed, error) {

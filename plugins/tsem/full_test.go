@@ -330,7 +330,9 @@ func TestFullChosenByTheKernel(t *testing.T) {
 	}
 	same(vsockproto.FileOpen, proc("/proc/700/maps"), proc("/proc/701/maps"))
 	same(vsockproto.FileOpen, proc("/proc/1/maps"), proc("/proc/2/maps"))
-	name := func(s string) func(*vsockproto.Event) { return func(r *vsockproto.Event) { r.Filename.Data = []byte(s) } }
+	name := func(s string) func(*vsockproto.Event) {
+		return func(r *vsockproto.Event) { r.Filename.Data = []byte(s) }
+	}
 	same(vsockproto.BprmCommittedCreds, name("/dev/fd/3"), name("/dev/fd/33"))
 	written := func(b byte) func(*vsockproto.Event) {
 		return func(r *vsockproto.Event) { r.File.Flags, r.File.Digest[0] = 2, b }

@@ -79,3 +79,33 @@ func (v *vm) trust() {
 		v.tree.UnmarkFunc(func(t *lineage.Task) bool { return pardoned[t.Mark] })
 	}
 }
+
+// Set sets the base, the aggregate, pseudonyms. All of it is checked before any
+// of it is set.
+func (e *Engine) Set(_ context.Context, id uuid.UUID, s engine.Settings) (engine.Model, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v := e.vm(id)
+	m := v.model
+	switch _, has := m.Aggregate(); {
+	case s.Base != nil && (has || len(m.Points()) > 0):
+		return engine.Model{}, fmt.Errorf("set base: the model has begun without it; a base has to come before everything else")
+	case s.Aggregate != nil && m.Sealed():
+		return engine.Model{}, fmt.Errorf("set aggregate: %w", ErrSealed)
+	case len(m.pseudonyms)+len(s.Pseudonyms) > maxPseudonyms:
+		return engine.Model{}, fmt.Errorf("set pseudonyms: %w", ErrFull)
+	}
+	if s.Base != nil {
+		m.SetBase(*s.Base)
+	}
+	if s.Aggregate != nil {
+		m.SetAggregate(*s.Aggregate)
+	}
+	for _, p := range s.Pseudonyms {
+		if err := m.AddPseudonym(p); err != nil {
+			return engine.Model{}, err
+		}
+	}
+	m.Touch()
+	return v.describe(id), nil
+}

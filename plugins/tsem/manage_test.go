@@ -9,6 +9,7 @@ import (
 
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/engine/enginetest"
+	"github.com/outguard/outguard/vsockproto"
 )
 
 // A model goes to another VM and knows there what it knew here.
@@ -129,6 +130,54 @@ func TestCheckpointAndRest(t *testing.T) {
 	for cut := range 12 {
 		if !bytes.Equal(run(cut), whole) {
 			t.Errorf("cut after batch %d it is another", cut)
+		}
+	}
+}
+
+// A pseudonym lets a file change its content; a base has to come first of all.
+func TestSet(t *testing.T) {
+	for _, mapping := range []Mapping{Quixote, Full} {
+		e, g := New(&Options{Mapping: mapping}), enginetest.NewGuest(id)
+		base, aggregate := ID{0xba}, ID{0xa9}
+		m, err := e.Set(t.Context(), id, engine.Settings{Base: &base, Aggregate: &aggregate, Pseudonyms: [][32]byte{Pseudonym([]byte("/etc/motd"))}})
+		if err != nil || m.Version != 1 {
+			t.Fatalf("%+v, error %v", m, err)
+		}
+		want := NewModel(0)
+		want.SetBase(base)
+		want.SetAggregate(aggregate)
+		if m.Measurement != hexOf(want.Measurement()) || m.Aggregate != m.Measurement {
+			t.Errorf("%+v", m)
+		}
+		server := g.Running("/usr/sbin/httpd")
+		open := func(path string, digest byte) {
+			r := g.Event(server, vsockproto.FileOpen)
+			r.File, r.Path.Data = enginetest.File(path), []byte(path)
+			r.File.Digest[0] = digest
+			g.Add(&r)
+		}
+		open("/etc/motd", 1)
+		open("/etc/passwd", 1)
+		judge(t, e, g.Batch())
+		if _, err := e.Seal(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		open("/etc/motd", 2)
+		if f := judge(t, e, g.Batch()); len(f) > 0 {
+			t.Errorf("%s: %s", mapping, summary(f))
+		}
+		open("/etc/passwd", 2)
+		if f := judge(t, e, g.Batch()); len(f) != 1 {
+			t.Errorf("%s: a file without a pseudonym changed: %s", mapping, summary(f))
+		}
+		before := e.vms[id].describe(id)
+		for _, bad := range []engine.Settings{{Base: &base}, {Aggregate: &aggregate}, {Aggregate: &aggregate, Pseudonyms: [][32]byte{{1}}}} {
+			if _, err := e.Set(t.Context(), id, bad); err == nil {
+				t.Errorf("%+v was set", bad)
+			}
+		}
+		if after := e.vms[id].describe(id); after.Version != before.Version || len(e.vms[id].model.pseudonyms) != 1 {
+			t.Errorf("what was refused left something: %+v", after)
 		}
 	}
 }

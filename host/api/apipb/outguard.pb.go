@@ -4283,6 +4283,126 @@ func (x *RecordsResponse) GetRecords() []byte {
 	return nil
 }
 
+type SetModelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	Base          string                 `protobuf:"bytes,3,opt,name=base,proto3" json:"base,omitempty"`             // hex; empty: as it is
+	Aggregate     string                 `protobuf:"bytes,4,opt,name=aggregate,proto3" json:"aggregate,omitempty"`   // hex; empty: as it is
+	Pseudonyms    []string               `protobuf:"bytes,5,rep,name=pseudonyms,proto3" json:"pseudonyms,omitempty"` // hex
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetModelRequest) Reset() {
+	*x = SetModelRequest{}
+	mi := &file_outguard_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetModelRequest) ProtoMessage() {}
+
+func (x *SetModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetModelRequest.ProtoReflect.Descriptor instead.
+func (*SetModelRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *SetModelRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *SetModelRequest) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *SetModelRequest) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
+func (x *SetModelRequest) GetAggregate() string {
+	if x != nil {
+		return x.Aggregate
+	}
+	return ""
+}
+
+func (x *SetModelRequest) GetPseudonyms() []string {
+	if x != nil {
+		return x.Pseudonyms
+	}
+	return nil
+}
+
+type SetModelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         *Model                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetModelResponse) Reset() {
+	*x = SetModelResponse{}
+	mi := &file_outguard_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetModelResponse) ProtoMessage() {}
+
+func (x *SetModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetModelResponse.ProtoReflect.Descriptor instead.
+func (*SetModelResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *SetModelResponse) GetModel() *Model {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
 var File_outguard_proto protoreflect.FileDescriptor
 
 const file_outguard_proto_rawDesc = "" +
@@ -4650,7 +4770,18 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
 	"\breceived\x18\x03 \x01(\tR\breceived\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\rR\x05count\x12\x18\n" +
-	"\arecords\x18\x05 \x01(\fR\arecords2\xbb\t\n" +
+	"\arecords\x18\x05 \x01(\fR\arecords\"\x8b\x01\n" +
+	"\x0fSetModelRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x12\n" +
+	"\x04base\x18\x03 \x01(\tR\x04base\x12\x1c\n" +
+	"\taggregate\x18\x04 \x01(\tR\taggregate\x12\x1e\n" +
+	"\n" +
+	"pseudonyms\x18\x05 \x03(\tR\n" +
+	"pseudonyms\"<\n" +
+	"\x10SetModelResponse\x12(\n" +
+	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model2\x84\n" +
+	"\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
 	"\aListVMs\x12\x1b.outguard.v1.ListVMsRequest\x1a\x1c.outguard.v1.ListVMsResponse\x12C\n" +
@@ -4666,7 +4797,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\tSealModel\x12\x1d.outguard.v1.SealModelRequest\x1a\x1e.outguard.v1.SealModelResponse\x12R\n" +
 	"\vExportModel\x12\x1f.outguard.v1.ExportModelRequest\x1a .outguard.v1.ExportModelResponse0\x01\x12R\n" +
 	"\vImportModel\x12\x1f.outguard.v1.ImportModelRequest\x1a .outguard.v1.ImportModelResponse(\x01\x12P\n" +
-	"\vAcceptModel\x12\x1f.outguard.v1.AcceptModelRequest\x1a .outguard.v1.AcceptModelResponse\x12>\n" +
+	"\vAcceptModel\x12\x1f.outguard.v1.AcceptModelRequest\x1a .outguard.v1.AcceptModelResponse\x12G\n" +
+	"\bSetModel\x12\x1c.outguard.v1.SetModelRequest\x1a\x1d.outguard.v1.SetModelResponse\x12>\n" +
 	"\x05Pause\x12\x19.outguard.v1.PauseRequest\x1a\x1a.outguard.v1.PauseResponse\x12A\n" +
 	"\x06Resume\x12\x1a.outguard.v1.ResumeRequest\x1a\x1b.outguard.v1.ResumeResponse\x12F\n" +
 	"\aCapture\x12\x1b.outguard.v1.CaptureRequest\x1a\x1c.outguard.v1.CaptureResponse0\x01\x12P\n" +
@@ -4684,7 +4816,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),       // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),      // 1: outguard.v1.StatusResponse
@@ -4741,7 +4873,9 @@ var file_outguard_proto_goTypes = []any{
 	(*Bundle)(nil),              // 52: outguard.v1.Bundle
 	(*RecordsRequest)(nil),      // 53: outguard.v1.RecordsRequest
 	(*RecordsResponse)(nil),     // 54: outguard.v1.RecordsResponse
-	nil,                         // 55: outguard.v1.Finding.DetailEntry
+	(*SetModelRequest)(nil),     // 55: outguard.v1.SetModelRequest
+	(*SetModelResponse)(nil),    // 56: outguard.v1.SetModelResponse
+	nil,                         // 57: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
@@ -4765,7 +4899,7 @@ var file_outguard_proto_depIdxs = []int32{
 	12, // 18: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
 	24, // 19: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
 	25, // 20: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	55, // 21: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	57, // 21: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
 	28, // 22: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
 	31, // 23: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
 	32, // 24: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
@@ -4778,43 +4912,46 @@ var file_outguard_proto_depIdxs = []int32{
 	49, // 31: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
 	28, // 32: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
 	52, // 33: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	0,  // 34: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 35: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 36: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	53, // 37: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
-	22, // 38: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	26, // 39: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	29, // 40: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	39, // 41: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	41, // 42: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	33, // 43: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	35, // 44: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	37, // 45: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	43, // 46: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	45, // 47: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	47, // 48: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	50, // 49: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	1,  // 50: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 51: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 52: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	54, // 53: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	23, // 54: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	27, // 55: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	30, // 56: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	40, // 57: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	42, // 58: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	34, // 59: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	36, // 60: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	38, // 61: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	44, // 62: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	46, // 63: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	48, // 64: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	51, // 65: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	50, // [50:66] is the sub-list for method output_type
-	34, // [34:50] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	31, // 34: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
+	0,  // 35: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 36: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 37: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	53, // 38: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	22, // 39: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	26, // 40: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	29, // 41: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	39, // 42: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	41, // 43: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	33, // 44: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	35, // 45: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	37, // 46: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	55, // 47: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
+	43, // 48: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	45, // 49: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	47, // 50: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	50, // 51: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	1,  // 52: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 53: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 54: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	54, // 55: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	23, // 56: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	27, // 57: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	30, // 58: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	40, // 59: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	42, // 60: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	34, // 61: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	36, // 62: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	38, // 63: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	56, // 64: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	44, // 65: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	46, // 66: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	48, // 67: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	51, // 68: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	52, // [52:69] is the sub-list for method output_type
+	35, // [35:52] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -4828,7 +4965,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -5,6 +5,7 @@ package apitest
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -304,4 +305,13 @@ func (b *Backend) ImportModel(_ context.Context, engine string, vm uuid.UUID, fi
 // AcceptModel implements api.Backend.
 func (b *Backend) AcceptModel(_ context.Context, name string, vm uuid.UUID, points [][engine.PointSize]byte, _ api.Caller) (api.Model, error) {
 	return b.changeModel(name, vm, func(m *api.Model) { m.Points += uint64(len(points)) })
+}
+
+// SetModel implements api.Backend.
+func (b *Backend) SetModel(_ context.Context, name string, vm uuid.UUID, s engine.Settings, _ api.Caller) (api.Model, error) {
+	return b.changeModel(name, vm, func(m *api.Model) {
+		if s.Aggregate != nil {
+			m.Aggregate = hex.EncodeToString(s.Aggregate[:])
+		}
+	})
 }

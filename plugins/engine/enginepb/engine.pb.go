@@ -799,6 +799,74 @@ func (x *AcceptRequest) GetPoints() [][]byte {
 	return nil
 }
 
+type SetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Base          []byte                 `protobuf:"bytes,2,opt,name=base,proto3" json:"base,omitempty"`             // 32 bytes; empty: as it is
+	Aggregate     []byte                 `protobuf:"bytes,3,opt,name=aggregate,proto3" json:"aggregate,omitempty"`   // as well
+	Pseudonyms    [][]byte               `protobuf:"bytes,4,rep,name=pseudonyms,proto3" json:"pseudonyms,omitempty"` // 32 bytes each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRequest) Reset() {
+	*x = SetRequest{}
+	mi := &file_engine_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRequest) ProtoMessage() {}
+
+func (x *SetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRequest.ProtoReflect.Descriptor instead.
+func (*SetRequest) Descriptor() ([]byte, []int) {
+	return file_engine_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SetRequest) GetVm() []byte {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *SetRequest) GetBase() []byte {
+	if x != nil {
+		return x.Base
+	}
+	return nil
+}
+
+func (x *SetRequest) GetAggregate() []byte {
+	if x != nil {
+		return x.Aggregate
+	}
+	return nil
+}
+
+func (x *SetRequest) GetPseudonyms() [][]byte {
+	if x != nil {
+		return x.Pseudonyms
+	}
+	return nil
+}
+
 var File_engine_proto protoreflect.FileDescriptor
 
 const file_engine_proto_rawDesc = "" +
@@ -860,7 +928,15 @@ const file_engine_proto_rawDesc = "" +
 	"\x04file\x18\x02 \x01(\fR\x04file\"7\n" +
 	"\rAcceptRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x16\n" +
-	"\x06points\x18\x02 \x03(\fR\x06points2\x97\x05\n" +
+	"\x06points\x18\x02 \x03(\fR\x06points\"n\n" +
+	"\n" +
+	"SetRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x12\n" +
+	"\x04base\x18\x02 \x01(\fR\x04base\x12\x1c\n" +
+	"\taggregate\x18\x03 \x01(\fR\taggregate\x12\x1e\n" +
+	"\n" +
+	"pseudonyms\x18\x04 \x03(\fR\n" +
+	"pseudonyms2\xdb\x05\n" +
 	"\aControl\x12P\n" +
 	"\bDescribe\x12#.outguard.engine.v1.DescribeRequest\x1a\x1f.outguard.engine.v1.Description\x12L\n" +
 	"\x06Models\x12!.outguard.engine.v1.ModelsRequest\x1a\x1f.outguard.engine.v1.ModelsReply\x12<\n" +
@@ -871,7 +947,8 @@ const file_engine_proto_rawDesc = "" +
 	"\aRestore\x12\".outguard.engine.v1.RestoreRequest\x1a .outguard.engine.v1.RestoreReply\x12A\n" +
 	"\x06Export\x12\x16.outguard.engine.v1.VM\x1a\x1f.outguard.engine.v1.ExportReply\x12H\n" +
 	"\x06Import\x12!.outguard.engine.v1.ImportRequest\x1a\x1b.outguard.engine.v1.Changed\x12H\n" +
-	"\x06Accept\x12!.outguard.engine.v1.AcceptRequest\x1a\x1b.outguard.engine.v1.ChangedB6Z4github.com/outguard/outguard/plugins/engine/enginepbb\x06proto3"
+	"\x06Accept\x12!.outguard.engine.v1.AcceptRequest\x1a\x1b.outguard.engine.v1.Changed\x12B\n" +
+	"\x03Set\x12\x1e.outguard.engine.v1.SetRequest\x1a\x1b.outguard.engine.v1.ChangedB6Z4github.com/outguard/outguard/plugins/engine/enginepbb\x06proto3"
 
 var (
 	file_engine_proto_rawDescOnce sync.Once
@@ -885,7 +962,7 @@ func file_engine_proto_rawDescGZIP() []byte {
 	return file_engine_proto_rawDescData
 }
 
-var file_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_engine_proto_goTypes = []any{
 	(*DescribeRequest)(nil), // 0: outguard.engine.v1.DescribeRequest
 	(*Description)(nil),     // 1: outguard.engine.v1.Description
@@ -901,6 +978,7 @@ var file_engine_proto_goTypes = []any{
 	(*ExportReply)(nil),     // 11: outguard.engine.v1.ExportReply
 	(*ImportRequest)(nil),   // 12: outguard.engine.v1.ImportRequest
 	(*AcceptRequest)(nil),   // 13: outguard.engine.v1.AcceptRequest
+	(*SetRequest)(nil),      // 14: outguard.engine.v1.SetRequest
 }
 var file_engine_proto_depIdxs = []int32{
 	4,  // 0: outguard.engine.v1.ModelsReply.models:type_name -> outguard.engine.v1.Model
@@ -916,17 +994,19 @@ var file_engine_proto_depIdxs = []int32{
 	6,  // 10: outguard.engine.v1.Control.Export:input_type -> outguard.engine.v1.VM
 	12, // 11: outguard.engine.v1.Control.Import:input_type -> outguard.engine.v1.ImportRequest
 	13, // 12: outguard.engine.v1.Control.Accept:input_type -> outguard.engine.v1.AcceptRequest
-	1,  // 13: outguard.engine.v1.Control.Describe:output_type -> outguard.engine.v1.Description
-	3,  // 14: outguard.engine.v1.Control.Models:output_type -> outguard.engine.v1.ModelsReply
-	8,  // 15: outguard.engine.v1.Control.Learn:output_type -> outguard.engine.v1.Changed
-	8,  // 16: outguard.engine.v1.Control.Seal:output_type -> outguard.engine.v1.Changed
-	7,  // 17: outguard.engine.v1.Control.Checkpoint:output_type -> outguard.engine.v1.CheckpointReply
-	10, // 18: outguard.engine.v1.Control.Restore:output_type -> outguard.engine.v1.RestoreReply
-	11, // 19: outguard.engine.v1.Control.Export:output_type -> outguard.engine.v1.ExportReply
-	8,  // 20: outguard.engine.v1.Control.Import:output_type -> outguard.engine.v1.Changed
-	8,  // 21: outguard.engine.v1.Control.Accept:output_type -> outguard.engine.v1.Changed
-	13, // [13:22] is the sub-list for method output_type
-	4,  // [4:13] is the sub-list for method input_type
+	14, // 13: outguard.engine.v1.Control.Set:input_type -> outguard.engine.v1.SetRequest
+	1,  // 14: outguard.engine.v1.Control.Describe:output_type -> outguard.engine.v1.Description
+	3,  // 15: outguard.engine.v1.Control.Models:output_type -> outguard.engine.v1.ModelsReply
+	8,  // 16: outguard.engine.v1.Control.Learn:output_type -> outguard.engine.v1.Changed
+	8,  // 17: outguard.engine.v1.Control.Seal:output_type -> outguard.engine.v1.Changed
+	7,  // 18: outguard.engine.v1.Control.Checkpoint:output_type -> outguard.engine.v1.CheckpointReply
+	10, // 19: outguard.engine.v1.Control.Restore:output_type -> outguard.engine.v1.RestoreReply
+	11, // 20: outguard.engine.v1.Control.Export:output_type -> outguard.engine.v1.ExportReply
+	8,  // 21: outguard.engine.v1.Control.Import:output_type -> outguard.engine.v1.Changed
+	8,  // 22: outguard.engine.v1.Control.Accept:output_type -> outguard.engine.v1.Changed
+	8,  // 23: outguard.engine.v1.Control.Set:output_type -> outguard.engine.v1.Changed
+	14, // [14:24] is the sub-list for method output_type
+	4,  // [4:14] is the sub-list for method input_type
 	4,  // [4:4] is the sub-list for extension type_name
 	4,  // [4:4] is the sub-list for extension extendee
 	0,  // [0:4] is the sub-list for field type_name
@@ -943,7 +1023,7 @@ func file_engine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_proto_rawDesc), len(file_engine_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,6 +30,7 @@ const (
 	Control_Export_FullMethodName     = "/outguard.engine.v1.Control/Export"
 	Control_Import_FullMethodName     = "/outguard.engine.v1.Control/Import"
 	Control_Accept_FullMethodName     = "/outguard.engine.v1.Control/Accept"
+	Control_Set_FullMethodName        = "/outguard.engine.v1.Control/Set"
 )
 
 // ControlClient is the client API for Control service.
@@ -47,6 +48,7 @@ type ControlClient interface {
 	Export(ctx context.Context, in *VM, opts ...grpc.CallOption) (*ExportReply, error)
 	Import(ctx context.Context, in *ImportRequest, opts ...grpc.CallOption) (*Changed, error)
 	Accept(ctx context.Context, in *AcceptRequest, opts ...grpc.CallOption) (*Changed, error)
+	Set(ctx context.Context, in *SetRequest, opts ...grpc.CallOption) (*Changed, error)
 }
 
 type controlClient struct {
@@ -147,6 +149,16 @@ func (c *controlClient) Accept(ctx context.Context, in *AcceptRequest, opts ...g
 	return out, nil
 }
 
+func (c *controlClient) Set(ctx context.Context, in *SetRequest, opts ...grpc.CallOption) (*Changed, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Changed)
+	err := c.cc.Invoke(ctx, Control_Set_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -162,6 +174,7 @@ type ControlServer interface {
 	Export(context.Context, *VM) (*ExportReply, error)
 	Import(context.Context, *ImportRequest) (*Changed, error)
 	Accept(context.Context, *AcceptRequest) (*Changed, error)
+	Set(context.Context, *SetRequest) (*Changed, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -198,6 +211,9 @@ func (UnimplementedControlServer) Import(context.Context, *ImportRequest) (*Chan
 }
 func (UnimplementedControlServer) Accept(context.Context, *AcceptRequest) (*Changed, error) {
 	return nil, status.Error(codes.Unimplemented, "method Accept not implemented")
+}
+func (UnimplementedControlServer) Set(context.Context, *SetRequest) (*Changed, error) {
+	return nil, status.Error(codes.Unimplemented, "method Set not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -382,6 +398,24 @@ func _Control_Accept_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Set_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Set(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Set_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Set(ctx, req.(*SetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -424,6 +458,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Accept",
 			Handler:    _Control_Accept_Handler,
+		},
+		{
+			MethodName: "Set",
+			Handler:    _Control_Set_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -317,6 +317,13 @@ func testModelFiles(t *testing.T, path string) {
 	if _, _, err := c.Accept(ctx, vmB, [][engine.PointSize]byte{{1, 2, 3}}); err == nil {
 		t.Error("a point that the model does not have was accepted")
 	}
+	aggregate := [engine.PointSize]byte{7}
+	if _, _, err := c.Set(ctx, vmB, engine.Settings{Aggregate: &aggregate}); err == nil {
+		t.Error("a sealed model took another aggregate")
+	}
+	if m, saved, err := c.Set(ctx, vmA, engine.Settings{Aggregate: &aggregate, Pseudonyms: [][engine.PointSize]byte{{8}}}); err != nil || m.Aggregate == "" || len(saved.Data) == 0 {
+		t.Errorf("set: %+v, error %v", m, err)
+	}
 	if m, _, err := c.Accept(ctx, vmB, nil); err != nil || m.VM != vmB {
 		t.Errorf("nothing was to be accepted: %+v, error %v", m, err)
 	}

@@ -89,6 +89,25 @@ func (p *Process) Accept(ctx context.Context, vm uuid.UUID, points [][engine.Poi
 	return changed("accept", c, err)
 }
 
+// Set sets what a person says of the VM's model; the checkpoint holds the
+// change.
+func (p *Process) Set(ctx context.Context, vm uuid.UUID, s engine.Settings) (engine.Model, Checkpoint, error) {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	r := &enginepb.SetRequest{Vm: vm[:]}
+	if s.Base != nil {
+		r.Base = s.Base[:]
+	}
+	if s.Aggregate != nil {
+		r.Aggregate = s.Aggregate[:]
+	}
+	for i := range s.Pseudonyms {
+		r.Pseudonyms = append(r.Pseudonyms, s.Pseudonyms[i][:])
+	}
+	c, err := p.control.Set(ctx, r)
+	return changed("set", c, err)
+}
+
 func changed(what string, c *enginepb.Changed, err error) (engine.Model, Checkpoint, error) {
 	if err != nil {
 		return engine.Model{}, Checkpoint{}, said(err) // the engine says what it was doing

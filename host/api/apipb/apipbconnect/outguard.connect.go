@@ -69,6 +69,8 @@ const (
 	OutguardImportModelProcedure = "/outguard.v1.Outguard/ImportModel"
 	// OutguardAcceptModelProcedure is the fully-qualified name of the Outguard's AcceptModel RPC.
 	OutguardAcceptModelProcedure = "/outguard.v1.Outguard/AcceptModel"
+	// OutguardSetModelProcedure is the fully-qualified name of the Outguard's SetModel RPC.
+	OutguardSetModelProcedure = "/outguard.v1.Outguard/SetModel"
 	// OutguardPauseProcedure is the fully-qualified name of the Outguard's Pause RPC.
 	OutguardPauseProcedure = "/outguard.v1.Outguard/Pause"
 	// OutguardResumeProcedure is the fully-qualified name of the Outguard's Resume RPC.
@@ -107,6 +109,8 @@ type OutguardClient interface {
 	ImportModel(context.Context) (*connect.ClientStreamForClientSimple[apipb.ImportModelRequest, apipb.ImportModelResponse], error)
 	// AcceptModel makes points that came as violations the model's own.
 	AcceptModel(context.Context, *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error)
+	// SetModel sets what a person says of a VM's model.
+	SetModel(context.Context, *apipb.SetModelRequest) (*apipb.SetModelResponse, error)
 	// Pause stops a VM's vCPUs and answers when libvirt says that they stand.
 	Pause(context.Context, *apipb.PauseRequest) (*apipb.PauseResponse, error)
 	// Resume lets them run again.
@@ -200,6 +204,12 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(outguardMethods.ByName("AcceptModel")),
 			connect.WithClientOptions(opts...),
 		),
+		setModel: connect.NewClient[apipb.SetModelRequest, apipb.SetModelResponse](
+			httpClient,
+			baseURL+OutguardSetModelProcedure,
+			connect.WithSchema(outguardMethods.ByName("SetModel")),
+			connect.WithClientOptions(opts...),
+		),
 		pause: connect.NewClient[apipb.PauseRequest, apipb.PauseResponse](
 			httpClient,
 			baseURL+OutguardPauseProcedure,
@@ -241,6 +251,7 @@ type outguardClient struct {
 	exportModel *connect.Client[apipb.ExportModelRequest, apipb.ExportModelResponse]
 	importModel *connect.Client[apipb.ImportModelRequest, apipb.ImportModelResponse]
 	acceptModel *connect.Client[apipb.AcceptModelRequest, apipb.AcceptModelResponse]
+	setModel    *connect.Client[apipb.SetModelRequest, apipb.SetModelResponse]
 	pause       *connect.Client[apipb.PauseRequest, apipb.PauseResponse]
 	resume      *connect.Client[apipb.ResumeRequest, apipb.ResumeResponse]
 	capture     *connect.Client[apipb.CaptureRequest, apipb.CaptureResponse]
@@ -335,6 +346,15 @@ func (c *outguardClient) AcceptModel(ctx context.Context, req *apipb.AcceptModel
 	return nil, err
 }
 
+// SetModel calls outguard.v1.Outguard.SetModel.
+func (c *outguardClient) SetModel(ctx context.Context, req *apipb.SetModelRequest) (*apipb.SetModelResponse, error) {
+	response, err := c.setModel.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Pause calls outguard.v1.Outguard.Pause.
 func (c *outguardClient) Pause(ctx context.Context, req *apipb.PauseRequest) (*apipb.PauseResponse, error) {
 	response, err := c.pause.CallUnary(ctx, connect.NewRequest(req))
@@ -395,6 +415,8 @@ type OutguardHandler interface {
 	ImportModel(context.Context, *connect.ClientStream[apipb.ImportModelRequest]) (*apipb.ImportModelResponse, error)
 	// AcceptModel makes points that came as violations the model's own.
 	AcceptModel(context.Context, *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error)
+	// SetModel sets what a person says of a VM's model.
+	SetModel(context.Context, *apipb.SetModelRequest) (*apipb.SetModelResponse, error)
 	// Pause stops a VM's vCPUs and answers when libvirt says that they stand.
 	Pause(context.Context, *apipb.PauseRequest) (*apipb.PauseResponse, error)
 	// Resume lets them run again.
@@ -484,6 +506,12 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(outguardMethods.ByName("AcceptModel")),
 		connect.WithHandlerOptions(opts...),
 	)
+	outguardSetModelHandler := connect.NewUnaryHandlerSimple(
+		OutguardSetModelProcedure,
+		svc.SetModel,
+		connect.WithSchema(outguardMethods.ByName("SetModel")),
+		connect.WithHandlerOptions(opts...),
+	)
 	outguardPauseHandler := connect.NewUnaryHandlerSimple(
 		OutguardPauseProcedure,
 		svc.Pause,
@@ -534,6 +562,8 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardImportModelHandler.ServeHTTP(w, r)
 		case OutguardAcceptModelProcedure:
 			outguardAcceptModelHandler.ServeHTTP(w, r)
+		case OutguardSetModelProcedure:
+			outguardSetModelHandler.ServeHTTP(w, r)
 		case OutguardPauseProcedure:
 			outguardPauseHandler.ServeHTTP(w, r)
 		case OutguardResumeProcedure:
@@ -597,6 +627,10 @@ func (UnimplementedOutguardHandler) ImportModel(context.Context, *connect.Client
 
 func (UnimplementedOutguardHandler) AcceptModel(context.Context, *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.AcceptModel is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) SetModel(context.Context, *apipb.SetModelRequest) (*apipb.SetModelResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.SetModel is not implemented"))
 }
 
 func (UnimplementedOutguardHandler) Pause(context.Context, *apipb.PauseRequest) (*apipb.PauseResponse, error) {
