@@ -155,7 +155,6 @@ var (
 	onMmap      = fullKinds[2:3]
 	onCreate    = fullKinds[3:4]
 	onListen    = fullKinds[6:7]
-	onAccept    = fullKinds[7:8]
 	onKill      = fullKinds[8:]
 )
 
