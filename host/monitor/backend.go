@@ -467,6 +467,9 @@ func (b backend) SetModel(ctx context.Context, name string, vm uuid.UUID, s engi
 
 // modelError is what an engine says of a model, with the next thing to do.
 func modelError(err error) error {
+	if errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
 	return api.Error(connect.CodeFailedPrecondition, "outguard vms shows whether its agent is live, outguard model list what was learnt", err)
 }
 

@@ -16,8 +16,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/engine/process"
@@ -294,7 +292,7 @@ func testModelFiles(t *testing.T, path string) {
 	g.Serve(server, 5)
 	c.Judge(g.Batch())
 	file, err := c.Export(ctx, vmA)
-	if status.Code(err) == codes.Unimplemented {
+	if errors.Is(err, errors.ErrUnsupported) {
 		return
 	}
 	if err != nil {

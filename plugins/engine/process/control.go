@@ -120,10 +120,15 @@ func changed(what string, c *enginepb.Changed, err error) (engine.Model, Checkpo
 }
 
 // said is the engine's own error without gRPC's words around it; what gRPC
-// itself says stays as it is.
+// itself says stays as it is. A call that the engine does not have is
+// errors.ErrUnsupported.
 func said(err error) error {
-	if s, ok := status.FromError(err); ok && s.Code() == codes.Unknown {
+	s, ok := status.FromError(err)
+	switch {
+	case ok && s.Code() == codes.Unknown:
 		return errors.New(s.Message())
+	case ok && s.Code() == codes.Unimplemented:
+		return fmt.Errorf("%s: %w", s.Message(), errors.ErrUnsupported)
 	}
 	return err
 }
