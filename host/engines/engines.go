@@ -37,6 +37,7 @@ type Config struct {
 	SHA256 string  // hex; "": not pinned
 	UID    *uint32 // nil: as this process
 	GID    *uint32
+	Memory int64 // bytes that the process may have; 0: no limit
 }
 
 // Options are what has a default; nil and zero mean it.
@@ -58,6 +59,11 @@ type Options struct {
 	// Replay has batches judged that passed while the circuit was open; default:
 	// nothing does, until the next start of the monitor.
 	Replay Replay
+
+	// Holds reports whether an event that a finding refers to is in the batch that
+	// was judged; default: the engine is believed. What is not there the engine
+	// cannot have seen: see RuleLied.
+	Holds func(b *engine.Batch, ref *engine.Ref) bool
 
 	// Judged is called after each batch, in order, with when its verdict was
 	// here. It must not block and not keep the batch.
@@ -137,6 +143,7 @@ type vmQueue struct {
 	rejudging  bool        // it is handed in again, and the next batches wait
 	held       *engine.Ref // the first that stays unjudged: checkpoints cover nothing from there on
 	suspect    suspect
+	flood      flood // of its findings; tell's own
 }
 
 // suspect is a batch that passed after the process had ended with it first in
@@ -368,6 +375,12 @@ func (s *Supervisor) verdict(v process.Verdict) {
 		return
 	}
 	it := s.inflight[0]
+	if lie := s.lie(it, &v); lie != nil {
+		s.mu.Unlock()
+		s.kill() // and the batch was first in line
+		s.lied(it, lie)
+		return
+	}
 	first := !it.reported
 	s.settle(it, v, now)
 	it.telling = first
@@ -384,14 +397,35 @@ func (s *Supervisor) verdict(v process.Verdict) {
 	s.mu.Unlock()
 }
 
+// lie returns the first finding of an event that the batch does not hold.
+func (s *Supervisor) lie(it *item, v *process.Verdict) *engine.Finding {
+	for i := range v.Findings {
+		ref := v.Findings[i].Ref
+		if ref == nil {
+			continue
+		}
+		other := ref.Session != it.batch.Session || ref.Index != it.batch.Index
+		if other || (s.opts.Holds != nil && ref.Sequence != 0 && !s.opts.Holds(&it.batch, ref)) {
+			return &v.Findings[i]
+		}
+	}
+	return nil
+}
+
 // tell reports what the engine found in a batch. No checkpoint covers the batch
 // before that: what it covers is not judged again after a crash.
 func (s *Supervisor) tell(it *item, v process.Verdict, now time.Time) {
 	failpoint.At(failpoint.Verdict)
 	for i := range v.Findings {
 		f := &v.Findings[i]
+		if !it.vm.flood.take(now, f.Severity) {
+			continue
+		}
 		s.stamp(f, &it.batch, now)
 		s.report(*f)
+	}
+	if held := it.vm.flood.due(now); held > 0 {
+		s.ownFlood(it.batch.VM, held)
 	}
 	if s.opts.Judged != nil {
 		s.opts.Judged(&it.batch, now)

@@ -56,7 +56,7 @@ func sleep(ctx context.Context, d time.Duration) {
 // runOnce runs one process to its end and says whether it answered anything.
 func (s *Supervisor) runOnce(ctx context.Context) (progress bool, err error) {
 	p, err := process.Start(ctx, process.Config{
-		Path: s.cfg.Path, Args: s.cfg.Args, SHA256: s.cfg.SHA256, UID: s.cfg.UID, GID: s.cfg.GID,
+		Path: s.cfg.Path, Args: s.cfg.Args, SHA256: s.cfg.SHA256, UID: s.cfg.UID, GID: s.cfg.GID, Memory: s.cfg.Memory,
 	}, &process.Options{Logger: s.log, SocketDir: s.opts.SocketDir})
 	if ctx.Err() != nil && err != nil {
 		return false, err // told to stop while it started: nothing is wrong with it

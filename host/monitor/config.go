@@ -72,6 +72,7 @@ type Engine struct {
 	Path   string `yaml:"path"`
 	SHA256 string `yaml:"sha256"` // pinned checksum of the binary, hex; default: not pinned
 	User   string `yaml:"user"`   // default outguard-engine where that user exists and may be taken on
+	Memory Bytes  `yaml:"memory"` // that its process may have; default 2GiB
 }
 
 // Metrics says where Prometheus may scrape, beside the API's own socket.
@@ -171,6 +172,7 @@ func (c *Config) setDefaults() {
 		c.Engines = []Engine{{Name: "tsem"}}
 	}
 	for i := range c.Engines {
+		set(&c.Engines[i].Memory, 2<<30)
 		set(&c.Engines[i].Path, besideSelf("outguard-engine-"+c.Engines[i].Name))
 	}
 }
@@ -243,6 +245,8 @@ func (c *Config) check() (string, error) {
 			return path + ".path", fmt.Errorf("%q is not an absolute path", e.Path)
 		case err != nil || (len(sum) != 0 && len(sum) != 32):
 			return path + ".sha256", fmt.Errorf("%q is no SHA-256 in hex", e.SHA256)
+		case e.Memory < 64<<20:
+			return path + ".memory", fmt.Errorf("%d is less than 64MiB", e.Memory)
 		}
 		if e.User != "" {
 			if _, err := user.Lookup(e.User); err != nil {

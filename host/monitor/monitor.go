@@ -287,9 +287,9 @@ func (m *Monitor) addEngine(e Engine) error {
 	}
 	counts := m.metrics.Engine(e.Name)
 	judged := m.pipeline.Judged(e.Name)
-	s := engines.New(engines.Config{Name: e.Name, Path: e.Path, SHA256: e.SHA256, UID: uid, GID: gid}, m.judge.found, &engines.Options{
+	s := engines.New(engines.Config{Name: e.Name, Path: e.Path, SHA256: e.SHA256, UID: uid, GID: gid, Memory: int64(e.Memory)}, m.judge.found, &engines.Options{
 		Logger: m.log, Store: m.checkpoints(), Replay: m.rejudge,
-		SocketDir: m.cfg.RunDir,
+		SocketDir: m.cfg.RunDir, Holds: holds,
 		Judged: func(b *engine.Batch, verdict time.Time) {
 			judged(b, verdict)
 			took := verdict.Sub(b.Received)

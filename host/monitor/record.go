@@ -183,6 +183,21 @@ func (a *again) sound(records []byte) ([]byte, int) {
 	return records[:len(records)-len(rest)], count
 }
 
+// holds reports whether a batch has the event that ref names.
+func holds(b *engine.Batch, ref *engine.Ref) bool {
+	for rest := b.Records; len(rest) > 0; {
+		h, err := vsockproto.ParseHeader(rest)
+		if err != nil {
+			return false
+		}
+		if h.CPU == ref.CPU && uint8(h.Class) == ref.Class && h.Sequence == ref.Sequence {
+			return true
+		}
+		rest = rest[h.Length:]
+	}
+	return false
+}
+
 // unmarshal reads a JSON record of the host's own.
 func unmarshal[T any](rec *evidence.Record) (T, error) {
 	var v T

@@ -3,12 +3,35 @@ package engine
 import (
 	"fmt"
 	"runtime"
+	"runtime/debug"
+	"strconv"
 	"unsafe"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/psx"
 )
+
+// MemoryVariable is the variable of the environment in which the monitor says
+// how many bytes of memory an engine may have; none: no limit.
+const MemoryVariable = "OUTGUARD_ENGINE_MEMORY"
+
+// limitMemory bounds what this process can write to of its own: one that leaks
+// ends, and not its neighbours. Short of it the collector works harder.
+func limitMemory(text string) error {
+	if text == "" {
+		return nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n <= 0 {
+		return fmt.Errorf("limit memory: %q is no number of bytes", text)
+	}
+	debug.SetMemoryLimit(n / 10 * 8)
+	if err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: uint64(n), Max: uint64(n)}); err != nil {
+		return fmt.Errorf("limit memory: %w", err)
+	}
+	return nil
+}
 
 // confine takes from this process what judging does not need: core dumps,
 // files of its own, capabilities, new privileges, every path but the directory of its

@@ -60,6 +60,9 @@ func serve(e Engine) error {
 		if err != nil {
 			return err
 		}
+		if err := limitMemory(os.Getenv(MemoryVariable)); err != nil {
+			return err
+		}
 		if err := confine(os.Getenv(plugin.EnvUnixSocketDir)); err != nil {
 			return err
 		}

@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,7 @@ type Config struct {
 	SHA256 string   // hex; "": any content
 	UID    *uint32  // nil: this process's own; needs CAP_SETUID otherwise
 	GID    *uint32  // nil: as UID
+	Memory int64    // bytes that it may have; 0: no limit
 }
 
 // Options are the rest; nil and zero mean the defaults.
@@ -133,6 +135,9 @@ func (p *Process) start(ctx context.Context, cfg Config, opts *Options, secure *
 	}
 	p.cmd = exec.Command(cfg.Path, cfg.Args...)
 	p.cmd.Env = []string{plugin.EnvUnixSocketDir + "=" + p.dir, "GOTRACEBACK=single"}
+	if cfg.Memory > 0 {
+		p.cmd.Env = append(p.cmd.Env, engine.MemoryVariable+"="+strconv.FormatInt(cfg.Memory, 10))
+	}
 	p.cmd.Dir = "/"
 	p.cmd.ExtraFiles = []*os.File{theirs}
 	p.cmd.SysProcAttr = attributes(cfg)
