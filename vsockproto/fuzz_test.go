@@ -56,3 +56,13 @@ func FuzzEvents(f *testing.F) {
 	f.Add(append(vsockproto.AppendEventsHeader(nil, 1), vector(f, "testdata/vectors/record-task_kill.hex")...))
 	fuzz(f, "events")
 }
+
+// FuzzEventType reads any text as the name of an event.
+func FuzzEventType(f *testing.F) {
+	f.Add("file_open")
+	f.Fuzz(func(t *testing.T, name string) {
+		if e, err := vsockproto.ParseEventType(name); err == nil && e.String() != name {
+			t.Errorf("%q is %s", name, e)
+		}
+	})
+}

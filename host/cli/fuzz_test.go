@@ -3,9 +3,12 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/outguard/outguard/host/api/apipb"
@@ -55,4 +58,39 @@ func harmlessLine(t *testing.T, s string) {
 	if !utf8.ValidString(s) || strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) >= 0 {
 		t.Fatalf("%q", s)
 	}
+}
+
+// FuzzSince reads any text as a time that somebody typed: refused, or one that
+// is not after now, unless it says so itself.
+func FuzzSince(f *testing.F) {
+	for _, s := range []string{"10m", "3d", "65536d", "15:04", "2026-01-02 15:04", "2026-01-02T15:04:05Z", "-5m", "9999999h"} {
+		f.Add(s)
+	}
+	now := time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
+	f.Fuzz(func(t *testing.T, s string) {
+		at, err := parseSince(s, now)
+		if err != nil {
+			return
+		}
+		if _, isDuration := time.ParseDuration(s); isDuration == nil && at.After(now) {
+			t.Errorf("%q is %s", s, at)
+		}
+	})
+}
+
+// FuzzPaths reads any text as the configuration, of which the command line needs
+// the paths.
+func FuzzPaths(f *testing.F) {
+	f.Add([]byte("state_dir: /srv/og\nlisten: {hybrid_dir: /x}\nengines: [{name: a}]\n"))
+	f.Add([]byte("a: &a [*a]\n"))
+	file := filepath.Join(f.TempDir(), "c.yaml")
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p, err := (&app{config: file}).paths()
+		if err == nil && (p.State == "" || p.Run == "" || p.Listen.HybridDir == "") {
+			t.Errorf("%+v", p)
+		}
+	})
 }

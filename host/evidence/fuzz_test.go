@@ -1,6 +1,8 @@
 package evidence
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -61,4 +63,92 @@ func FuzzHead(f *testing.F) {
 			t.Errorf("seal: %q", l.text())
 		}
 	})
+}
+
+// FuzzKey reads any bytes as a key file and as a public one: what is taken is
+// what would be written, to the byte.
+func FuzzKey(f *testing.F) {
+	dir := f.TempDir()
+	if _, err := LoadOrCreateKey(dir, "test-host"); err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range []string{KeyFile, PubFile} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(b[:len(b)-2])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if k, err := parseKey(b); err == nil {
+			signed, err := SignNote("text\n", k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := OpenNote(signed, k.Verifier()); err != nil {
+				t.Error(err)
+			}
+		}
+		if v, err := ParseVerifier(b); err == nil && (v.Name() == "" || b[len(b)-1] != '\n') {
+			t.Errorf("verifier %q", v.Name())
+		}
+	})
+}
+
+// FuzzRecover opens a stream whose last segment is any bytes: it goes on after
+// the last whole record, or is refused, and nothing that was there is gone.
+func FuzzRecover(f *testing.F) {
+	dir, key := f.TempDir(), testKey(f)
+	s := testStore(f, dir, key, Options{})
+	st := testStream(f, s)
+	fill(f, st, 5)
+	if _, err := st.SignHead(); err != nil {
+		f.Fatal(err)
+	}
+	fill(f, st, 2)
+	whole, err := os.ReadFile(filepath.Join(st.Dir(), segmentName(0, false)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, n := range []int{0, 10, segmentHeaderSize, 200, len(whole) - 1, len(whole)} {
+		f.Add(whole[:n])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		dir := t.TempDir()
+		path := filepath.Join(StreamDir(dir, vm1), segmentName(0, false))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o750), os.WriteFile(path, b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(dir, key, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		st, err := s.Stream(vm1)
+		if err != nil {
+			if after, rerr := os.ReadFile(path); rerr != nil || !bytes.Equal(after, b) {
+				t.Errorf("refused, and touched: %v, %v", err, rerr)
+			}
+			return
+		}
+		if _, err := st.Append(KindNote, at0, nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range glob(t, st.Dir(), "*.cut") {
+			part, err := os.ReadFile(name)
+			if err != nil || !bytes.HasSuffix(b, part) {
+				t.Errorf("what was cut is not what was there: %v", err)
+			}
+		}
+	})
+}
+
+func glob(t *testing.T, dir, pattern string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
 }

@@ -131,52 +131,7 @@ func (j *judge) remember(r *evidence.Reader, from uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	byID := map[string]*earlier{}
-	err := r.Read(from, 1<<63, func(rec *evidence.Record) error {
-		switch rec.Kind {
-		case evidence.KindFinding:
-			f, err := unmarshal[engine.Finding](rec)
-			if err != nil {
-				return err
-			}
-			e := &earlier{finding: f}
-			byID[f.ID] = e
-			if p, ok := placeOf(&f); ok {
-				j.known[p] = e
-			}
-		case evidence.KindDecision:
-			d, err := unmarshal[decide.Decision](rec)
-			if err != nil {
-				return err
-			}
-			j.history.Note(d) // what acted once does not act again for a restart
-			if e := byID[d.Finding]; e != nil {
-				e.decision, e.ordered = &d, len(d.Steps) == 0 || j.ordered[d.Finding]
-			}
-		case evidence.KindOrder:
-			o, err := unmarshal[respond.Order](rec)
-			j.kept[keptID{rec.Kind, o.ID}] = true
-			j.orders[o.ID] = respond.Entry{Order: o}
-			if e := byID[o.Finding]; e != nil {
-				e.ordered = true // also where the journal had to begin anew
-			}
-			return err
-		case evidence.KindResult:
-			res, err := unmarshal[respond.Result](rec)
-			j.kept[keptID{rec.Kind, res.Order}] = true
-			if e, ok := j.orders[res.Order]; ok {
-				e.Result = &res
-				j.orders[res.Order] = e
-			}
-			return err
-		case evidence.KindNote:
-			n, err := unmarshal[note](rec)
-			if e := byID[n.Finding]; e != nil && n.What == orderRefused {
-				e.ordered = true // as far as it could be
-			}
-			return err
-		}
-		return nil
-	})
+	err := r.Read(from, 1<<63, func(rec *evidence.Record) error { return j.note(rec, byID) })
 	for _, e := range byID {
 		if !e.settled() && e.finding.VM != uuid.Nil {
 			j.open = append(j.open, e)
@@ -184,6 +139,54 @@ func (j *judge) remember(r *evidence.Reader, from uint64) error {
 	}
 	slices.SortFunc(j.open, func(a, b *earlier) int { return a.finding.At.Compare(b.finding.At) })
 	return err
+}
+
+// note takes one record. byID are the findings so far; j.mu is held.
+func (j *judge) note(rec *evidence.Record, byID map[string]*earlier) error {
+	switch rec.Kind {
+	case evidence.KindFinding:
+		f, err := unmarshal[engine.Finding](rec)
+		if err != nil {
+			return err
+		}
+		e := &earlier{finding: f}
+		byID[f.ID] = e
+		if p, ok := placeOf(&f); ok {
+			j.known[p] = e
+		}
+	case evidence.KindDecision:
+		d, err := unmarshal[decide.Decision](rec)
+		if err != nil {
+			return err
+		}
+		j.history.Note(d) // what acted once does not act again for a restart
+		if e := byID[d.Finding]; e != nil {
+			e.decision, e.ordered = &d, len(d.Steps) == 0 || j.ordered[d.Finding]
+		}
+	case evidence.KindOrder:
+		o, err := unmarshal[respond.Order](rec)
+		j.kept[keptID{rec.Kind, o.ID}] = true
+		j.orders[o.ID] = respond.Entry{Order: o}
+		if e := byID[o.Finding]; e != nil {
+			e.ordered = true // also where the journal had to begin anew
+		}
+		return err
+	case evidence.KindResult:
+		res, err := unmarshal[respond.Result](rec)
+		j.kept[keptID{rec.Kind, res.Order}] = true
+		if e, ok := j.orders[res.Order]; ok {
+			e.Result = &res
+			j.orders[res.Order] = e
+		}
+		return err
+	case evidence.KindNote:
+		n, err := unmarshal[note](rec)
+		if e := byID[n.Finding]; e != nil && n.What == orderRefused {
+			e.ordered = true // as far as it could be
+		}
+		return err
+	}
+	return nil
 }
 
 // settleEarlier comes to the end of what an earlier process had found and was

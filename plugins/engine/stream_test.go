@@ -253,3 +253,17 @@ func (e *eater) Judge(b *Batch, _ func(Finding)) error {
 	e.records = append(e.records, b.Records...)
 	return nil
 }
+
+// FuzzMessageHeader: a message's length is within the limit, whatever its bytes.
+func FuzzMessageHeader(f *testing.F) {
+	f.Add(AppendJudged(nil, 1, 2), MaxAnswer)
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 2, 1, 0, 0}, MaxAnswer)
+	f.Fuzz(func(t *testing.T, b []byte, limit int) {
+		if len(b) < MessageHeader {
+			return // the readers have that many
+		}
+		if _, n, err := ParseMessageHeader(b, limit); err == nil && (n < 0 || n > limit) {
+			t.Errorf("%d bytes, limit %d", n, limit)
+		}
+	})
+}

@@ -1,0 +1,23 @@
+package domain
+
+import "testing"
+
+// FuzzXML reads any text as what libvirt says of a domain and of itself.
+func FuzzXML(f *testing.F) {
+	f.Add(`<domain><devices><vsock model='virtio'><cid auto='yes' address='3'/></vsock></devices></domain>`)
+	f.Add(`<capabilities><host><secmodel><model>dac</model><baselabel>+64055:+109</baselabel></secmodel></host></capabilities>`)
+	f.Add(`<domain><devices><vsock><cid address='99999999999'/></vsock></devices></domain>`)
+	f.Add(`<!DOCTYPE a [<!ENTITY b "c">]><domain>&b;</domain>`)
+	f.Fuzz(func(t *testing.T, text string) {
+		if cid, err := parseCID(text); err != nil && cid != 0 {
+			t.Error("a CID beside an error")
+		}
+		caps, err := parseCapabilities(text)
+		if err == nil {
+			caps.confines("apparmor")
+		}
+		if got, err := parseQEMUIDs(text); err != nil && got != (ids{}) {
+			t.Error("ids beside an error")
+		}
+	})
+}
