@@ -381,6 +381,7 @@ func TestProductCannotBeToldToDie(t *testing.T) {
 	}
 }
 
+// aroundLibvirt are the steps that an order comes to only where libvirt answers.
 var aroundLibvirt = []failpoint.Point{failpoint.Asking, failpoint.Asked, failpoint.Settling, failpoint.Settled}
 
 // TestFilesCut cuts the monitor's own files while it is not there: they are set
