@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -14,48 +13,23 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// task has a guest whose kernel's command line says outguard.task=serve run one
-// of /etc/tasks, and waits until it has ended well.
-func (w *world) task(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) >= 2, "task NAME TASK [WAIT]")
-	g, begins, ended := w.known(ts, args[0]), "guest: task "+args[1]+" begins\n", "guest: task "+args[1]+" ended: "
-	before, err := g.Console()
-	ts.Check(err)
-	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/cgi-bin/outguard.cgi?%s", g.Port, args[1]))
-	ts.Check(err)
-	ts.Check(resp.Body.Close())
-	var said string
-	if !poll(wait(ts, args, 2), func() bool {
-		console, err := g.Console()
-		ts.Check(err)
-		said = strings.TrimPrefix(console, before)
-		_, code, _ := strings.Cut(said, ended)
-		return strings.Contains(code, "\n")
-	}) || !strings.Contains(said, ended+"0\n") {
-		_, said, _ = strings.Cut(said, begins)
-		ts.Fatalf("task %s did not end well:\n%s", args[1], said)
-	}
-}
-
-// digests holds the record against what vmtests/versions said on the console:
-// the uses of each file, in the order of the guest's clock, with their digests.
+// digests holds the record against what outguard-versions printed: the
+// uses of each file, in the order of the guest's clock, with their digests.
 func (w *world) digests(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && (len(args) == 2 || len(args) == 3 && args[2] == "absent"), "digests NAME TYPE [absent]")
-	g := w.known(ts, args[0])
-	console, err := g.Console()
-	ts.Check(err)
-	want := saidDigests(console, args[1], len(args) == 3)
+	usage(ts, !neg && (len(args) == 3 || len(args) == 4 && args[3] == "absent"), "digests NAME FILE TYPE [absent]")
+	g, event := w.known(ts, args[0]), args[2]
+	want := saidDigests(ts.ReadFile(args[1]), event, len(args) == 4)
 	if len(want) == 0 {
-		ts.Fatalf("no line of the console says digest %s", args[1])
+		ts.Fatalf("no line of %s says digest %s", args[1], event)
 	}
 	var wrong string
 	if !poll(30*time.Second, func() bool {
-		got, err := w.recorded(g.Name, args[1])
+		got, err := w.recorded(g.Name, event)
 		ts.Check(err)
 		wrong = compare(want, got)
 		return wrong == ""
 	}) {
-		ts.Fatalf("%s of %s:\n%s", args[1], g.Name, wrong)
+		ts.Fatalf("%s of %s:\n%s", event, g.Name, wrong)
 	}
 	uses := 0
 	for _, d := range want {
@@ -65,9 +39,9 @@ func (w *world) digests(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // saidDigests reads "digest TYPE PATH SHA256" lines.
-func saidDigests(console, event string, absent bool) map[string][]string {
+func saidDigests(text, event string, absent bool) map[string][]string {
 	said := map[string][]string{}
-	for line := range strings.Lines(console) {
+	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
 		if len(f) != 4 || f[0] != "digest" || f[1] != event {
 			continue

@@ -24,8 +24,7 @@
 //	attack NAME [called]            the exploit; called: it must have reached the attacker.
 //	                                Sets $ATTACK_PATH and $ATTACK_SHA256
 //	capture NAME [WAIT]             wait for a bundle not seen before; sets $BUNDLE
-//	task NAME TASK [WAIT]           have a guest with outguard.task=serve run /etc/tasks/TASK, as root
-//	digests NAME TYPE [absent]      hold the record's digests against what vmtests/versions said
+//	digests NAME FILE TYPE [absent] hold the record's digests against what outguard-versions printed
 //	until WAIT REGEXP PROGRAM [ARG...] run a program until its output matches
 //
 // $FILES holds the files that every guest's image has.

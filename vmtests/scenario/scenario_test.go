@@ -79,7 +79,6 @@ func (w *world) params(script string) testscript.Params {
 			"learn":   w.learn,
 			"attack":  w.attack,
 			"capture": w.capture,
-			"task":    w.task,
 			"digests": w.digests,
 			"until":   until,
 		},

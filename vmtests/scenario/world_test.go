@@ -79,41 +79,25 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// guestFiles are the agent, the programs that run inside a guest, and what
-// starts them.
+// guestFiles are the agent, and the programs that run inside a guest.
 func (w *world) guestFiles(t *testing.T) []image.File {
 	t.Helper()
 	agent, err := image.FromHost("/usr/sbin/outguard-agent", 0o755, filepath.Join(w.clone, "bin", "outguard-agent"))
 	if err != nil {
 		t.Fatalf("%v (make build makes it)", err)
 	}
-	listen := w.compiled(t, "/usr/lib/outguard-tests/listen.test", "test", "-c", "./host/listen")
-	versions := w.compiled(t, "/usr/lib/outguard-tests/versions", "build", "./vmtests/versions")
-	poke := w.compiled(t, "/usr/bin/outguard-poke", "build", "./vmtests/cmd/outguard-poke")
-	files := []image.File{agent, listen, versions, poke}
-	for path, text := range map[string]string{
-		"/etc/tasks/listen":             "cd /tmp && OUTGUARD_REQUIRE=vsock-loopback exec /usr/lib/outguard-tests/listen.test -test.v -test.run 'Vsock|VSOCK'",
-		"/etc/tasks/versions":           "exec /usr/lib/outguard-tests/versions /var/tmp/versions /tmp/versions overlay:/var/tmp/over overlay:/tmp/over",
-		"/etc/tasks/spoil":              "echo 'screw M4 0.05' >>/srv/data/parts.txt",
-		"/etc/tasks/serve":              serveTasks,
-		"/srv/www/cgi-bin/outguard.cgi": "printf 'Content-Type: text/plain\\r\\n\\r\\n'\necho \"$QUERY_STRING\" >/run/tasks",
-	} {
-		files = append(files, image.File{Path: path, Mode: 0o755, Data: []byte("#!/bin/sh\n" + text + "\n")})
+	task := "#!/bin/sh\ncd /tmp && OUTGUARD_REQUIRE=vsock-loopback exec /usr/lib/outguard-tests/listen.test -test.v -test.run 'Vsock|VSOCK'\n"
+	return []image.File{
+		agent,
+		w.compiled(t, "/usr/lib/outguard-tests/listen.test", "test", "-c", "./host/listen"),
+		w.compiled(t, "/usr/bin/outguard-poke", "build", "./vmtests/cmd/outguard-poke"),
+		w.compiled(t, "/usr/bin/outguard-versions", "build", "./vmtests/cmd/outguard-versions"),
+		{Path: "/etc/tasks/listen", Mode: 0o755, Data: []byte(task)},
 	}
-	return files
 }
 
-// serveTasks, run before the agent, leaves a shell behind that runs the tasks
-// that are asked for later, as root: the command `task` does.
-const serveTasks = `mkfifo -m 622 /run/tasks
-while read -r name </run/tasks; do
-	echo "guest: task $name begins"
-	"/etc/tasks/$name"
-	echo "guest: task $name ended: $?"
-done &`
-
 // compiled is a program of this module, static, to stand at path in the guest.
-func (w *world) compiled(t *testing.T, path string, verb string, args ...string) image.File {
+func (w *world) compiled(t *testing.T, path, verb string, args ...string) image.File {
 	t.Helper()
 	f, err := image.Compile(t.Context(), w.clone, path, verb, args...)
 	if err != nil {

@@ -19,7 +19,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var one unix.CPUSet
 	one.Set(0)
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
-		fmt.Fprintln(stderr, "versions: keep to one CPU:", err)
+		fmt.Fprintln(stderr, "outguard-versions: keep to one CPU:", err)
 		return 1
 	}
 	for _, arg := range args {
@@ -29,7 +29,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 			in = inOverlay
 		}
 		if err := in(dir, stdout); err != nil {
-			fmt.Fprintf(stderr, "versions: %s: %v\n", arg, err)
+			fmt.Fprintf(stderr, "outguard-versions: %s: %v\n", arg, err)
 			return 1
 		}
 	}
