@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -143,6 +144,9 @@ func TestExportReplaysAsLive(t *testing.T) {
 		return out.String()
 	}
 	run("--socket", socket, "export", "web", "-o", file)
+	if d := cmp.Diff(toSocket(t, run, socket), readFile(t, file)); d != "" {
+		t.Errorf("what went to a socket (-socket +file):\n%s", d)
+	}
 	want := live.Models()[0]
 	for _, dialect := range []string{"quixote", "json"} {
 		var final struct {
@@ -157,4 +161,41 @@ func TestExportReplaysAsLive(t *testing.T) {
 			t.Errorf("%s: %+v, the engine has %+v", dialect, final, want)
 		}
 	}
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// toSocket is what an export writes to a socket.
+func toSocket(t *testing.T, run func(...string) string, monitor string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "siem.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	got := make(chan []byte, 1)
+	go func() {
+		defer close(got)
+		c, err := l.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		b, err := io.ReadAll(c)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- b
+	}()
+	run("--socket", monitor, "export", "web", "--to", "unix:"+path)
+	return string(<-got)
 }
