@@ -290,17 +290,48 @@ func (l *limiter) renew(second int64) uint64 {
 
 // Models lists the models.
 func (e *Engine) Models() []engine.Model {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	all := make([]engine.Model, 0, len(e.vms))
-	for id, v := range e.vms {
-		all = append(all, v.describe(id))
+	all, later := e.describeAll()
+	for i, c := range later {
+		s := c.chain.state()
+		all[i].State = hexOf(s)
+		e.mu.Lock()
+		if c.chain.is(c.model) {
+			c.model.state, c.model.stateKnown = s, true
+		}
+		e.mu.Unlock()
 	}
 	slices.SortFunc(all, func(a, b engine.Model) int { return slices.Compare(a.VM[:], b.VM[:]) })
 	return all
 }
 
+// stateless is a model whose state has to be computed.
+type stateless struct {
+	model *Model
+	chain chain
+}
+
+// describeAll describes the models, and says which of them lack their state:
+// nothing is judged while it is computed by who holds the lock.
+func (e *Engine) describeAll() (all []engine.Model, later map[int]stateless) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	later = map[int]stateless{}
+	for id, v := range e.vms {
+		if !v.model.stateKnown {
+			later[len(all)] = stateless{v.model, v.model.chain()}
+		}
+		all = append(all, v.known(id))
+	}
+	return all, later
+}
+
 func (v *vm) describe(id uuid.UUID) engine.Model {
+	v.model.State()
+	return v.known(id)
+}
+
+// known describes the model without computing its state.
+func (v *vm) known(id uuid.UUID) engine.Model {
 	m := v.model
 	aggregate := ""
 	if a, has := m.Aggregate(); has {
@@ -311,7 +342,7 @@ func (v *vm) describe(id uuid.UUID) engine.Model {
 		SinceNew: v.rate.sinceNew, Quiet: v.rate.quiet(v.lastNew, v.seen), Hours: v.rate.list(),
 		VM: id, Mapping: m.Mapping().String(), Sealed: m.Sealed(), Points: m.Valid(),
 		Events: v.events, Violations: v.violations,
-		Measurement: hexOf(m.Measurement()), State: hexOf(m.State()), LastNew: v.lastNew,
+		Measurement: hexOf(m.Measurement()), State: hexOf(m.state), LastNew: v.lastNew,
 	}
 }
 

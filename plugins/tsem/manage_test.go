@@ -181,3 +181,34 @@ func TestSet(t *testing.T) {
 		}
 	}
 }
+
+// Models are described while others are judged, and the state that is told is
+// that of the points that are told.
+func TestModelsWhileJudging(t *testing.T) {
+	e, g := New(nil), enginetest.NewGuest(id)
+	server := g.Running("/usr/sbin/httpd")
+	judge(t, e, g.Batch())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 50 {
+			for _, m := range e.Models() {
+				if len(m.State) != 64 || len(m.Measurement) != 64 {
+					t.Errorf("%+v", m)
+				}
+			}
+		}
+	}()
+	for i := range 200 {
+		r := g.Event(server, vsockproto.FileOpen)
+		r.File, r.Path.Data = enginetest.File("/x"), []byte("/x")
+		r.File.Digest[0] = byte(i)
+		g.Add(&r)
+		judge(t, e, g.Batch())
+	}
+	<-done
+	m := e.Models()[0]
+	if again := e.Models()[0]; again.State != m.State || m.Points != 200 || m.State != hexOf(e.vms[id].model.State()) {
+		t.Errorf("%+v and %+v", m, again)
+	}
+}

@@ -66,9 +66,11 @@ func NewModelOf(mapping Mapping, limit int) *Model {
 func (m *Model) Mapping() Mapping { return m.mapping }
 
 // extend is SHA256(m || SHA256(base || v)).
-func (m *Model) extend(to, v ID) ID {
+func (m *Model) extend(to, v ID) ID { return extend(&m.base, to, v) }
+
+func extend(base *ID, to, v ID) ID {
 	var b [64]byte
-	copy(b[:], m.base[:])
+	copy(b[:], base[:])
 	copy(b[32:], v[:])
 	inner := sha256.Sum256(b[:])
 	copy(b[:], to[:])
@@ -216,26 +218,6 @@ func (m *Model) Valid() uint64 { return m.valid }
 func (m *Model) Trajectory() uint64 { return m.trajectory }
 func (m *Model) Forensics() uint64  { return m.forensics }
 func (m *Model) Overflow() uint64   { return m.overflow }
-
-// State is the hash chain over the aggregate and all points in the order of
-// their bytes: the same for every order in which they came.
-func (m *Model) State() ID {
-	if m.stateKnown {
-		return m.state
-	}
-	all := m.points.all
-	order := make([]uint32, len(all))
-	for i := range order {
-		order[i] = uint32(i)
-	}
-	slices.SortFunc(order, func(a, b uint32) int { return bytes.Compare(all[a].Value[:], all[b].Value[:]) })
-	s := m.aggregate
-	for _, i := range order {
-		s = m.extend(s, all[i].Value)
-	}
-	m.state, m.stateKnown = s, true
-	return s
-}
 
 // Pseudonym is the name under which a file may change its content.
 func Pseudonym(path []byte) ID {
