@@ -42,6 +42,9 @@ type Parser struct {
 	tree    tree
 	taskID  []byte
 	event   Event
+
+	coeText []byte // of the last COE, which the next event's often is
+	coe     tsem.COE
 }
 
 // Event is one exported event. Process, context and the like are in no model
@@ -86,13 +89,28 @@ func (p *Parser) parseText(line []byte) error {
 	p.head(&r, head)
 	coe, err := whole.extract("COE")
 	r.fail(err)
-	if readCOE(&r, coe, &p.event.COE); r.err != nil {
+	if p.textCOE(&r, coe); r.err != nil {
 		return fmt.Errorf("COE: %w", r.err)
 	}
 	if p.textBody(&r, whole); r.err != nil {
 		return fmt.Errorf("%s: %w", p.event.Name, r.err)
 	}
 	return nil
+}
+
+// textCOE reads a COE, unless it is the text that was read last.
+func (p *Parser) textCOE(r *reading, f field) {
+	if r.err != nil {
+		return
+	}
+	text := f.t.b[f.start:f.end]
+	if bytes.Equal(text, p.coeText) {
+		p.event.COE = p.coe
+		return
+	}
+	if readCOE(r, f, &p.event.COE); r.err == nil {
+		p.coeText, p.coe = append(p.coeText[:0], text...), p.event.COE
+	}
 }
 
 func (p *Parser) head(r *reading, head field) {
