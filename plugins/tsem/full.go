@@ -211,14 +211,19 @@ func cut(raw []byte, from, to int) []byte {
 	return b[:to-from]
 }
 
-// appendPort appends the port in network order. A listening socket's is the
-// kernel's choice from firstEphemeral on.
+// appendPort appends the port in network order. A listening socket's is in host
+// order, as TSEM's kernel has it, and the kernel's choice from firstEphemeral
+// on.
 func appendPort(b []byte, r *vsockproto.Event) []byte {
 	port := r.Address.Port
-	if r.Type == vsockproto.SocketAccept && binary.BigEndian.Uint16(port[:]) >= firstEphemeral {
-		port = [2]byte{}
+	if r.Type != vsockproto.SocketAccept {
+		return append(b, port[:]...)
 	}
-	return append(b, port[:]...)
+	n := binary.BigEndian.Uint16(port[:])
+	if n >= firstEphemeral {
+		n = 0
+	}
+	return le.AppendUint16(b, n)
 }
 
 // Kinds of af_unix addresses.
