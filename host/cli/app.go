@@ -17,6 +17,7 @@ import (
 
 	"github.com/outguard/outguard/host/api"
 	"github.com/outguard/outguard/host/api/apipb/apipbconnect"
+	"github.com/outguard/outguard/host/decide"
 )
 
 // app is one run of the program.
@@ -57,7 +58,11 @@ func (a *app) paths() (*paths, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	p := new(paths)
-	if err := yaml.Unmarshal(text, p); err != nil {
+	err = decide.Plain(text)
+	if err == nil {
+		err = yaml.Unmarshal(text, p)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("configuration %s: %w; `outguardd --check` validates it", file, err)
 	}
 	p.setDefaults()

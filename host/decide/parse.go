@@ -48,17 +48,8 @@ type file struct {
 // Parse reads and validates a playbook. Its errors say line:column; all the
 // bad values of a file that can be read are reported at once.
 func Parse(text []byte) (*Playbook, error) {
-	if len(text) > MaxBytes {
-		return nil, fmt.Errorf("playbook is larger than %d bytes", MaxBytes)
-	}
-	if !utf8.Valid(text) {
-		return nil, errors.New("playbook is not UTF-8")
-	}
-	tree, err := parser.ParseBytes(text, 0)
+	tree, err := parsePlain(text)
 	if err != nil {
-		return nil, syntax(err)
-	}
-	if err := plain(tree); err != nil {
 		return nil, err
 	}
 	var f file
@@ -71,6 +62,28 @@ func Parse(text []byte) (*Playbook, error) {
 		return nil, errors.Join(c.errs...)
 	}
 	return p, nil
+}
+
+// Plain refuses YAML of more than MaxBytes, that is not UTF-8, or that has
+// anchors, aliases, tags or several documents: what no file here has a use for,
+// and what the library that decodes it can panic over.
+func Plain(text []byte) error {
+	_, err := parsePlain(text)
+	return err
+}
+
+func parsePlain(text []byte) (*ast.File, error) {
+	if len(text) > MaxBytes {
+		return nil, fmt.Errorf("it is larger than %d bytes", MaxBytes)
+	}
+	if !utf8.Valid(text) {
+		return nil, errors.New("it is not UTF-8")
+	}
+	tree, err := parser.ParseBytes(text, 0)
+	if err != nil {
+		return nil, syntax(err)
+	}
+	return tree, plain(tree)
 }
 
 // plain refuses what a playbook has no use for and what makes small files

@@ -16,6 +16,8 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+
+	"github.com/outguard/outguard/host/decide"
 )
 
 // DefaultConfigPath is where outguardd and outguard look for the configuration.
@@ -139,6 +141,9 @@ func LoadConfig(path string) (*Config, error) {
 // line and column.
 func ParseConfig(text []byte) (*Config, error) {
 	c := new(Config)
+	if err := decide.Plain(text); err != nil {
+		return nil, err
+	}
 	if len(bytes.TrimSpace(text)) > 0 {
 		if err := yaml.UnmarshalWithOptions(text, c, yaml.Strict()); err != nil {
 			return nil, err

@@ -46,7 +46,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/bundle", "showJSON", "FuzzShow"},
 	{"host/cli", "parseSince", "FuzzSince"},
 	{"host/cli", "app.paths", "FuzzPaths"},
-	{"host/decide", "Parse", "FuzzParse"},
+	{"host/decide", "Parse parsePlain", "FuzzParse"},
 	{"host/domain", "parseCID parseCapabilities parseQEMUIDs", "FuzzXML"},
 	{"host/domain", "parseEnrolment Key.UnmarshalText", "FuzzParseEnrolment"},
 	{"host/engines", "parseSaved", "FuzzParseSaved"},
