@@ -55,7 +55,7 @@ func TestFloodDoesNotStopTheOthers(t *testing.T) {
 	if f := h.awaitRule(RuleFlood); f.VM != vmA || f.Detail["held"] == "" {
 		t.Errorf("%+v", f)
 	}
-	if n := len(h.reasons()); n > floodBurst+1 {
-		t.Errorf("%d findings", n)
+	if n := len(h.reasons()); n < floodBurst || n > 2*floodBurst { // and what the rate adds on a slow machine
+		t.Errorf("%d findings of 5120", n)
 	}
 }
