@@ -20,7 +20,7 @@ KERNELS     := 6.1 6.12 7.2
 PART        := TestScenarios/(10|15|20|30|60)-
 
 # Go's own cache of test results would answer for a guest that never booted.
-VMTEST      := $(GO) test -buildvcs=false -count=1 -timeout 15m
+VMTEST      := $(GO) test -buildvcs=false -count=1 -timeout 30m
 
 .PHONY: help
 help: ## print the targets
