@@ -256,6 +256,11 @@ func (r *run) finish(ctx context.Context) error {
 func (r *run) restartMonitor(ctx context.Context) error {
 	r.report.forget("outguardd")
 	r.report.forget("engine")
+	for end := time.Now().Add(calm); time.Now().Before(end); r.sleep(ctx, 50*time.Millisecond) {
+		if _, err := r.install.MonitorPID(); err != nil { // one that was killed takes a moment to be gone
+			break
+		}
+	}
 	return r.install.StartMonitor(ctx)
 }
 
