@@ -7,6 +7,11 @@
 // the agent credit for more. A Sink that is slow therefore slows its own VM's
 // agent and nothing else.
 //
+// Heartbeats are held against what the guest's kernel counts by itself, and at
+// random times a canary has the agent run every hook, so that hooks which fall
+// silent are found while the agent goes on. Of an agent that says nothing the
+// guest's kernel is asked, past it, and the finding names the cause.
+//
 // What a guest does wrong ends its session, with a Reject and a finding, and
 // nobody else's. What was received stays in the record.
 //
