@@ -19,7 +19,8 @@ var procedures = []string{
 	apipbconnect.OutguardStatusProcedure, apipbconnect.OutguardListVMsProcedure, apipbconnect.OutguardFindingsProcedure,
 	apipbconnect.OutguardEventsProcedure, apipbconnect.OutguardListOrdersProcedure, apipbconnect.OutguardPauseProcedure,
 	apipbconnect.OutguardResumeProcedure, apipbconnect.OutguardListModelsProcedure, apipbconnect.OutguardSealModelProcedure,
-	apipbconnect.OutguardLearnModelProcedure, apipbconnect.OutguardListBundlesProcedure,
+	apipbconnect.OutguardLearnModelProcedure, apipbconnect.OutguardListBundlesProcedure, apipbconnect.OutguardAcceptModelProcedure,
+	apipbconnect.OutguardSetModelProcedure, apipbconnect.OutguardImportModelProcedure, apipbconnect.OutguardExportModelProcedure,
 }
 
 // FuzzRequest sends any body to any call, as JSON and as protobuf, unary and

@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -91,6 +92,19 @@ func FuzzPaths(f *testing.F) {
 		p, err := (&app{config: file}).paths()
 		if err == nil && (p.State == "" || p.Run == "" || p.Listen.HybridDir == "") {
 			t.Errorf("%+v", p)
+		}
+	})
+}
+
+// FuzzDigest reads any text as a digest in hex: refused, or the same digest again.
+func FuzzDigest(f *testing.F) {
+	f.Add(strings.Repeat("0f", 32))
+	f.Add(strings.Repeat("0G", 32))
+	f.Add("00")
+	f.Fuzz(func(t *testing.T, s string) {
+		v, err := parseDigest(s)
+		if err == nil && hex.EncodeToString(v[:]) != strings.ToLower(s) {
+			t.Errorf("%q is %x", s, v[:])
 		}
 	})
 }
