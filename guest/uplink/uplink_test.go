@@ -160,7 +160,10 @@ func TestBulkIsWithheld(t *testing.T) {
 		l.run(t, func() {
 			l.src.put(100)
 			time.Sleep(5 * time.Second)
-			if got, beats := l.received(), len(l.beats); got != 0 || beats < 4 {
+			l.mu.Lock()
+			got, beats := l.events, len(l.beats)
+			l.mu.Unlock()
+			if got != 0 || beats < 4 {
 				t.Errorf("%d records, %d heartbeats", got, beats)
 			}
 			l.host.Withhold(false)

@@ -105,6 +105,9 @@ func (h *host) named(what string) (path string) {
 // opens, and each of that is a finding. Of one that floods so much is kept as can
 // be. tsem judges every event meanwhile.
 func TestHostileEngines(t *testing.T) {
+	if underRace {
+		t.Skip("under the race detector: it takes more memory than an engine may have; make vm tests this without it")
+	}
 	for what, rules := range map[string][]string{
 		"killed":   {"engine/ended", "engine/poison", "engine/circuit"},
 		"hung":     {"engine/silent"}, // its circuit takes six deadlines of 5 s

@@ -104,10 +104,17 @@ func startTime(pid int) (string, error) {
 	}
 	_, rest, ok := strings.Cut(string(b), ") ") // the name before may hold anything
 	fields := strings.Fields(rest)
-	if !ok || len(fields) < 20 || fields[0] == "Z" {
+	if !ok || len(fields) < 20 || fields[0] == "Z" && !threads(pid) {
 		return "", fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
 	}
 	return fields[19], nil
+}
+
+// threads reports whether a process whose first thread has ended has others, that
+// still hold its files.
+func threads(pid int) bool {
+	all, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err == nil && len(all) > 1
 }
 
 // stop ends a process that may not be a child: it is asked, and after some
