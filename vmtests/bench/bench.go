@@ -61,7 +61,7 @@ func split(unit string) (what, of string) {
 		return "", unit
 	}
 	switch unit[i+1:] {
-	case "ns", "us", "ms", "s":
+	case "ns", "us", "ms", "s", "KiB":
 		return "/" + unit[:i], unit[i+1:]
 	case "ratio":
 		return "/" + unit, "x"

@@ -20,17 +20,22 @@ type Frame struct {
 
 // frameReader cuts a stream into frames, in one buffer that is used again. The
 // buffer grows to the largest frame seen, and a frame's length is checked
-// against the limit before it does.
+// against the limit before it does. After a run of small frames it is small
+// again: of thousands of sessions most send nothing but heartbeats.
 type frameReader struct {
 	src        io.Reader
 	buf        []byte
 	start, end int          // unread bytes
 	at         time.Time    // when the last of them arrived
 	unread     atomic.Int64 // end - start, for others than the reader
+	small      int          // frames since one that a first buffer has no room for
 	tap        func(b []byte, whole bool) error
 }
 
-const firstBuffer = 16 << 10
+const (
+	firstBuffer = 4 << 10
+	smallRun    = 64 // frames that a first buffer has room for
+)
 
 // next returns the next frame, at most limit bytes long. A stream that ends
 // between frames is io.EOF, inside one io.ErrUnexpectedEOF. The tap has every
@@ -46,6 +51,9 @@ func (r *frameReader) next(limit int) (Frame, error) {
 	raw := r.buf[r.start : r.start+int(h.Length)]
 	r.start += int(h.Length)
 	r.unread.Store(int64(r.end - r.start))
+	if r.small++; len(raw) > firstBuffer {
+		r.small = 0
+	}
 	if r.tap != nil {
 		if err := r.tap(raw, true); err != nil {
 			return Frame{}, err
@@ -108,6 +116,9 @@ func (r *frameReader) fill(n int) error {
 func (r *frameReader) makeRoom(n int) {
 	if r.start == r.end {
 		r.start, r.end = 0, 0
+		if r.small >= smallRun && len(r.buf) > firstBuffer {
+			r.buf = nil
+		}
 	}
 	if n <= len(r.buf)-r.start {
 		return
