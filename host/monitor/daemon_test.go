@@ -121,6 +121,16 @@ session: {heartbeat: 200ms, canary: 1h}
 	return h
 }
 
+// beat sets another heartbeat. It belongs before start.
+func (h *host) beat(every string) {
+	h.t.Helper()
+	text, err := os.ReadFile(h.config)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.write(h.config, strings.Replace(string(text), "heartbeat: 200ms", "heartbeat: "+every, 1))
+}
+
 // enrol makes a domain known, as `outguard enroll` does.
 func (h *host) enrol(vm uuid.UUID, name string) {
 	h.t.Helper()

@@ -20,6 +20,11 @@ type AgentOptions struct {
 	Frames    int           // frames held until recorded; default any number
 	Handshake time.Duration // how long the handshake may take; default 10 s
 	Journal   Journal       // default none: a process that ends takes with it what it holds
+
+	// Patience is how long a host may leave frames unanswered, and say nothing at
+	// all, until the connection is given up as dead: not every transport tells
+	// that its other end has gone. It is five heartbeats at least. Default: for ever.
+	Patience time.Duration
 }
 
 // Journal remembers, beyond the process, what is in each frame that is held, so
@@ -82,6 +87,9 @@ type Agent struct {
 	base      uint64 // offset at which this connection's credit counts from
 	limit     uint64 // offset up to which credit reaches
 	withheld  bool   // the host wants no bulk
+	patience  time.Duration
+	beat      time.Duration // between heartbeats, as the host asked
+	heard     time.Time     // when the last frame of this connection came
 	scratch   []byte
 }
 
@@ -96,6 +104,7 @@ func NewAgent(key [vsockproto.KeySize]byte, o *AgentOptions) *Agent {
 		frames:    orDefault(o.Frames, math.MaxInt),
 		hold:      newHold(max(orDefault(o.Hold, 1<<20), vsockproto.MaxFrame)),
 		journal:   o.Journal,
+		patience:  o.Patience,
 	}
 	if a.journal == nil {
 		a.journal = noJournal{}
@@ -139,7 +148,11 @@ func (a *Agent) Run(ctx context.Context, conn net.Conn, h *vsockproto.Hello, to 
 			conn.Close()
 		}
 	})
+	watch := a.watch(conn)
 	err := a.receive(r, to)
+	if watch() {
+		err = ErrUnanswered
+	}
 	a.disconnect()
 	conn.Close()
 	wg.Wait()
@@ -148,6 +161,48 @@ func (a *Agent) Run(ctx context.Context, conn net.Conn, h *vsockproto.Hello, to 
 		err = werr
 	}
 	return a.because(ctx, err)
+}
+
+// watch closes conn when the host has left frames unanswered for too long. The
+// function that it returns ends the watch and tells whether it has done so.
+func (a *Agent) watch(conn net.Conn) (stop func() bool) {
+	a.mu.Lock()
+	patience := max(a.patience, 5*a.beat)
+	a.heard = time.Now()
+	a.mu.Unlock()
+	if a.patience == 0 {
+		return func() bool { return false }
+	}
+	ended, dead := make(chan struct{}), make(chan bool)
+	go func() {
+		tick := time.NewTicker(patience / 4)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ended:
+				dead <- false
+				return
+			case <-tick.C:
+			}
+			if a.unanswered() > patience {
+				conn.Close()
+				<-ended
+				dead <- true
+				return
+			}
+		}
+	}()
+	return func() bool { close(ended); return <-dead }
+}
+
+// unanswered is how long nothing has come from the host, if it owes an answer.
+func (a *Agent) unanswered() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.hold.count == 0 {
+		a.heard = time.Now()
+	}
+	return time.Since(a.heard)
 }
 
 func (a *Agent) because(ctx context.Context, err error) error {
@@ -257,6 +312,7 @@ func (a *Agent) begin(s State, ack *vsockproto.HelloAck, resumed bool) error {
 	a.written, a.base = h.first, h.first
 	a.limit = a.base + min(ack.Credit, 1<<62)
 	a.withheld = ack.Withheld
+	a.beat = time.Duration(ack.HeartbeatMs) * time.Millisecond
 	return nil
 }
 
@@ -344,6 +400,9 @@ func (a *Agent) receive(r *frameReader, to Handler) error {
 		if err != nil {
 			return err
 		}
+		a.mu.Lock()
+		a.heard = time.Now()
+		a.mu.Unlock()
 		if f.Sequence != want {
 			return &OrderError{Want: want, Got: f.Sequence}
 		}

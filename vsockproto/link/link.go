@@ -24,6 +24,7 @@ var (
 	ErrUnexpected = errors.New("frame out of place")   // a type that does not belong here
 	ErrResume     = errors.New("session cannot go on") // the host expects a frame that is no longer held
 	ErrCredit     = errors.New("more than the credit") // the agent sent what it had no credit for
+	ErrUnanswered = errors.New("no answer")            // the host has said nothing for too long
 	ErrBackwards  = errors.New("goes back")            // a cumulative number that shrank
 )
 

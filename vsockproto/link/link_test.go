@@ -336,3 +336,49 @@ func TestFramesAreBounded(t *testing.T) {
 		<-end
 	})
 }
+
+// TestDeadHostIsGivenUp: a host that owes an answer and says nothing is no host;
+// one that owes nothing may be silent.
+func TestDeadHostIsGivenUp(t *testing.T) {
+	for _, owes := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			ac, hc := prototest.Pipe()
+			a := prototest.NewAgent(&prototest.AgentOptions{Silent: true, Link: &link.AgentOptions{Patience: 15 * time.Second}})
+			end := make(chan error, 1)
+			go func() { end <- a.Run(t.Context(), ac) }()
+			l := link.NewHost(hc, nil)
+			if _, err := l.ReadHello(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Challenge([16]byte{1}, vsockproto.SecretKey, &prototest.Key); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Accept(&vsockproto.HelloAck{HeartbeatMs: 5000, Next: 1, Credit: 1 << 20}); err != nil {
+				t.Fatal(err)
+			}
+			<-a.Up()
+			go io.Copy(io.Discard, hc)
+			time.Sleep(10 * time.Minute)
+			began := time.Now()
+			if owes {
+				if err := a.Heartbeat(); err != nil {
+					t.Fatal(err)
+				}
+				if err := <-end; !errors.Is(err, link.ErrUnanswered) {
+					t.Errorf("it ends with %v", err)
+				}
+				if after := time.Since(began); after < 25*time.Second || after > 40*time.Second {
+					t.Errorf("given up after %s, want five heartbeats and a bit", after)
+				}
+				return
+			}
+			select {
+			case err := <-end:
+				t.Errorf("given up: %v", err)
+			default:
+			}
+			hc.Close()
+			<-end
+		})
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -92,6 +93,9 @@ func serve(ctx context.Context, keyFile string, dial uplink.DialFunc, log *slog.
 		Hold:    512 << 10, // two frames of the largest size, several of ours
 		Frames:  sensor.MaxFrames,
 		Journal: s.Journal(),
+		// vhost-device-vsock 0.3.0 does not always tell a guest that the other end
+		// of a connection has gone.
+		Patience: 15 * time.Second,
 	})
 	if err := restore(agent, s); err != nil {
 		return err
