@@ -74,6 +74,9 @@ func appendAccount(b []byte, h *Heartbeat) []byte {
 func (r *reader) account(h *Heartbeat) {
 	h.BootNs, h.RealNs = r.u64(), r.u64()
 	h.Totals = Totals{MarkedNs: r.u64(), Starts: r.u64(), Unrecorded: r.u64(), Unhooked: r.u64()}
+	if r.err == nil && h.MarkedNs > h.BootNs {
+		r.err = fmt.Errorf("marked at %d ns, sent at %d: %w", h.MarkedNs, h.BootNs, ErrInvalid)
+	}
 	n := r.u32()
 	r.zero(4)
 	h.Counters = h.Counters[:0]

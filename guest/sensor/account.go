@@ -50,6 +50,9 @@ func (a *account) mark(b *batcher, t vsockproto.Totals) error {
 	}
 	a.marked = t
 	a.pending, a.critical, a.bulk = true, b.critical.end(), b.bulk.end()
+	// What is numbered behind the mark may be far ahead of what is before it, if
+	// much was lost in between: it has to wait until the host knows of that.
+	b.fence = &position{a.critical, a.bulk}
 	return nil
 }
 
@@ -92,7 +95,7 @@ func (a *account) settle(b *batcher) bool {
 		s.watermark, s.lost = s.mark, s.markLost
 	}
 	a.totals = a.marked
-	a.pending = false
+	a.pending, b.fence = false, nil
 	return true
 }
 

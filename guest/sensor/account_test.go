@@ -175,3 +175,32 @@ func TestWithheldBulk(t *testing.T) {
 		t.Errorf("%d records, counters %+v", got, a.append(nil))
 	}
 }
+
+// TestMarkIsAFence: what comes behind a mark waits until it is settled, since its
+// numbers may be as far ahead as what was lost in between.
+func TestMarkIsAFence(t *testing.T) {
+	k := newKernel()
+	b := k.batcher()
+	a := newAccount(script{0: {count(2, 2, 0)}, 1: {count(2, 2, 0)}}, 1)
+	write := func() {
+		for _, c := range []vsockproto.Class{vsockproto.Critical, vsockproto.Bulk} {
+			k.write(t, c, 10)
+			k.write(t, c, 10)
+		}
+	}
+	write()
+	if err := a.mark(b, vsockproto.Totals{MarkedNs: 1}); err != nil {
+		t.Fatal(err)
+	}
+	write()
+	out := make([]byte, 0, 64<<10)
+	if n := len(take(t, b, out)); n != 4 || b.pending() {
+		t.Errorf("%d records before the mark is settled, want 4; more pending: %v", n, b.pending())
+	}
+	if !a.settle(b) || !b.pending() {
+		t.Error("not settled, or nothing behind it")
+	}
+	if n := len(take(t, b, out)); n != 4 {
+		t.Errorf("%d records behind it, want 4", n)
+	}
+}

@@ -23,10 +23,11 @@ type batcher struct {
 
 	held      []byte // bulk, waiting for the critical records before it
 	heldCount int
-	heldRead  uint64 // bulk.read behind what held begins with
-	due       uint64 // how far critical must be read before held may go
-	withheld  bool   // bulk stays where it is
-	stalled   bool   // next stopped before a record that is not there as a whole
+	heldRead  uint64    // bulk.read behind what held begins with
+	due       uint64    // how far critical must be read before held may go
+	withheld  bool      // bulk stays where it is
+	fence     *position // nothing behind it is handed over; nil: no bound
+	stalled   bool      // next stopped before a record that is not there as a whole
 }
 
 func newBatcher(critical, bulk *ring) *batcher {
@@ -47,7 +48,17 @@ func (b *batcher) handed() position {
 
 // pending reports whether there is anything to hand over.
 func (b *batcher) pending() bool {
-	return b.critical.read != b.critical.end() || !b.withheld && (b.heldCount > 0 || b.bulk.read != b.bulk.end())
+	critical, bulk := b.ends()
+	return b.critical.read < critical || !b.withheld && (b.heldCount > 0 || b.bulk.read < bulk)
+}
+
+// ends is how far each ring may be read.
+func (b *batcher) ends() (critical, bulk uint64) {
+	critical, bulk = b.critical.end(), b.bulk.end()
+	if b.fence != nil {
+		critical, bulk = min(critical, b.fence.critical), min(bulk, b.fence.bulk)
+	}
+	return critical, bulk
 }
 
 // next appends records to out, never beyond its capacity, and counts them. An
@@ -56,7 +67,7 @@ func (b *batcher) next(out []byte) ([]byte, int, error) {
 	b.stalled = false
 	switch {
 	case b.withheld:
-		b.due = b.critical.end()
+		b.due, _ = b.ends()
 	case b.heldCount == 0:
 		if err := b.hold(); err != nil {
 			return out, 0, err
@@ -87,7 +98,7 @@ func (b *batcher) next(out []byte) ([]byte, int, error) {
 // critical ring goes.
 func (b *batcher) hold() error {
 	b.heldRead = b.bulk.read
-	for end := b.bulk.end(); b.bulk.read < end && cap(b.held)-len(b.held) >= vsockproto.MaxRecord; {
+	for _, end := b.ends(); b.bulk.read < end && cap(b.held)-len(b.held) >= vsockproto.MaxRecord; {
 		var ok bool
 		var err error
 		if b.held, ok, err = b.bulk.next(b.held); err != nil {
@@ -99,6 +110,6 @@ func (b *batcher) hold() error {
 		}
 		b.heldCount++
 	}
-	b.due = b.critical.end()
+	b.due, _ = b.ends()
 	return nil
 }

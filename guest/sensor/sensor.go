@@ -117,6 +117,9 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 			return err
 		}
 	}
+	if err := s.SetCanary(0); err != nil { // an agent that was killed may have left one
+		return err
+	}
 	if s.hooks, err = l.describe(s); err != nil {
 		return err
 	}

@@ -75,10 +75,9 @@ func (u *Uplink) pulse() error {
 		if now.Before(u.nextBeat()) {
 			return nil
 		}
-		if err := u.Source.Mark(); err != nil {
-			return fmt.Errorf("take counters: %w", err)
+		if err := u.mark(now); err != nil {
+			return err
 		}
-		u.marked = now
 	}
 	settled := u.count == 0 && u.Source.Settled()
 	if !settled && now.Sub(u.marked) < u.interval() {
@@ -91,12 +90,25 @@ func (u *Uplink) pulse() error {
 	if err != nil {
 		return fmt.Errorf("send heartbeat: %w", err)
 	}
-	u.marked = now
-	if settled {
-		u.marked = time.Time{}
-	}
-	u.beaten(now)
 	u.tally()
+	if !settled {
+		u.marked = now
+		u.beaten(now)
+		return nil
+	}
+	u.marked = time.Time{}
+	u.beaten(u.took)
+	if now.Before(u.nextBeat()) {
+		return nil
+	}
+	return u.mark(now) // this one was late, and much may have come since
+}
+
+func (u *Uplink) mark(now time.Time) error {
+	if err := u.Source.Mark(); err != nil {
+		return fmt.Errorf("take counters: %w", err)
+	}
+	u.marked, u.took = now, now
 	return nil
 }
 

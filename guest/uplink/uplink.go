@@ -86,7 +86,9 @@ type Uplink struct {
 
 	buf      []byte // a batch that was read and not yet sent
 	count    int
-	marked   time.Time // when the mark for the next heartbeat was taken; zero: not yet
+	marked   time.Time // when the mark for the next heartbeat was taken, or the last one before it is settled went; zero: not yet
+	took     time.Time // when the mark was taken
+	withheld bool      // the source hands over no bulk
 	lastBeat time.Time
 	counters []vsockproto.Counter
 	lost     uint64 // critical records, at the last heartbeat
@@ -156,6 +158,7 @@ func (u *Uplink) carry(ctx context.Context) error {
 		if err := u.answer(); err != nil {
 			return err
 		}
+		u.follow()
 		if err := u.pulse(); err != nil {
 			return err
 		}
@@ -192,10 +195,23 @@ func (u *Uplink) rest(ctx context.Context) error {
 	return nil
 }
 
+// follow takes over whether bulk is wanted. When it is again a mark comes first:
+// what was lost meanwhile is to be known before what comes behind it.
+func (u *Uplink) follow() {
+	withheld := u.Link.Withheld()
+	if withheld == u.withheld {
+		return
+	}
+	u.withheld = withheld
+	u.Source.Withhold(withheld)
+	u.mu.Lock()
+	u.fresh = true
+	u.mu.Unlock()
+}
+
 // move sends one batch. It reads one only if there is room for it, so that
 // what cannot go yet stays in the rings.
 func (u *Uplink) move() (bool, error) {
-	u.Source.Withhold(u.Link.Withheld())
 	if u.count == 0 {
 		if u.Link.Room() < minRoom {
 			return false, nil

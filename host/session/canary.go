@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
@@ -17,13 +19,16 @@ import (
 // and no record of it: everything from before a mark stands before its
 // heartbeat, or is declared lost.
 type canary struct {
-	nonce [16]byte
-	want  typeSet
-	seen  typeSet
-	sock  uint64 // cookie of the socket that was bound to the nonce's name
-	beats int    // heartbeats since it was sent
-	done  uint64 // boot time of the agent's answer; 0: none yet
-	lost  uint64 // declared lost when it was sent
+	nonce  [16]byte
+	sent   time.Time
+	policy uint64 // its number then
+	failed bool   // the agent could not do all of it
+	want   typeSet
+	seen   typeSet
+	sock   uint64 // cookie of the socket that was bound to the nonce's name
+	beats  int    // heartbeats since it was sent
+	done   uint64 // boot time of the agent's answer; 0: none yet
+	lost   uint64 // declared lost when it was sent
 }
 
 // typeSet is a set of record types, all below 64.
@@ -58,6 +63,7 @@ func (c *conn) sing() error {
 	v.mu.Lock()
 	ready := !c.at.Before(v.canary) && v.sess.PolicyAcked == v.policy.Number
 	if ready {
+		q.policy = v.policy.Number
 		q.want, q.lost = expected(v.policy.Hooks, v.sess.Hooks, v.withheld), v.ledger.Lost()
 	}
 	v.mu.Unlock()
@@ -68,6 +74,7 @@ func (c *conn) sing() error {
 		return fmt.Errorf("canary: %w: %w", errOurs, err)
 	}
 	c.canary = &q
+	q.sent = time.Now()
 	return c.link.Canary(&vsockproto.Canary{Nonce: q.nonce})
 }
 
@@ -87,6 +94,9 @@ func expected(policy []vsockproto.EventType, hooks []vsockproto.Hook, withheld b
 		if asked.has(t) && attached.has(t) && !(withheld && t.Class() == vsockproto.Bulk) {
 			s.add(t)
 		}
+	}
+	if !s.has(vsockproto.SocketBind) { // it is told by the socket that was bound
+		s &^= 1 << vsockproto.SocketListen
 	}
 	return s
 }
@@ -122,7 +132,7 @@ func (c *conn) canaryAck(payload []byte) error {
 		return nil // an earlier monitor's
 	}
 	q.done = max(a.BootNs, 1)
-	if a.Reason != "" {
+	if q.failed = a.Reason != ""; q.failed {
 		c.report(finding(RuleCanary, fmt.Sprintf("The agent could not do all that a canary asks for: %q.", a.Reason)))
 	}
 	return nil
@@ -136,21 +146,25 @@ func (c *conn) listenForCanary(h *vsockproto.Heartbeat) {
 	}
 	q.beats++
 	settled := q.done != 0 && h.MarkedNs > q.done
-	if !settled && q.beats <= c.m.o.Silence+1 { // the first may have been on its way
+	// The first heartbeats may have been on their way, and several at a time.
+	patience := time.Duration(c.m.o.Silence+1) * c.m.o.Heartbeat
+	if !settled && (q.beats <= c.m.o.Silence+1 || c.at.Sub(q.sent) <= patience) {
 		return
 	}
 	c.canary = nil
 	silent := q.want &^ q.seen
 	c.v.mu.Lock()
 	lost := c.v.ledger.Lost() - q.lost
-	drowns := silent != 0 && (lost > 0 || !settled && q.done != 0)
+	changed := c.v.policy.Number != q.policy
+	drowns := silent != 0 && !changed && (lost > 0 || !settled && q.done != 0)
 	if !drowns { // else the next comes at once
 		c.v.canary = c.at.Add(c.m.o.Canary/2 + mrand.N(c.m.o.Canary))
 	}
 	c.v.mu.Unlock()
 	switch {
-	case silent == 0:
+	case silent == 0, changed:
 		c.drowned = 0
+	case q.failed: // and so it was said
 	case drowns:
 		if c.drowned++; c.drowned >= drowned {
 			c.drowned = 0
@@ -186,14 +200,17 @@ func (v *vm) totals(t *vsockproto.Totals) (found []engine.Finding, err error) {
 	err = v.starts.Settle(t)
 	var wrong *link.StartsError
 	if errors.As(err, &wrong) {
+		err = nil
+	}
+	if wrong != nil && v.attached(vsockproto.TaskNewtask) {
 		f := finding(RuleStarts, "The guest's kernel and its records differ: "+wrong.Error()+".")
 		f.Detail["missing"], f.Detail["excess"] = fmt.Sprint(wrong.Missing), fmt.Sprint(wrong.Excess)
-		found, err = append(found, f), nil
+		found = append(found, f)
 	}
 	if err != nil || !fresh {
 		return found, err
 	}
-	if n := t.Unhooked - v.unhooked; v.counting && t.Unhooked > v.unhooked {
+	if n := t.Unhooked - v.unhooked; v.counting && t.Unhooked > v.unhooked && v.attached(vsockproto.BprmCommittedCreds) {
 		f := finding(RuleUnhooked, fmt.Sprintf("The guest's kernel has run %d programs or opens past the LSM hooks that are attached. "+
 			"kernel.ftrace_enabled is 0, or a program is detached.", n))
 		f.Detail["unhooked"] = fmt.Sprint(n)
@@ -201,6 +218,22 @@ func (v *vm) totals(t *vsockproto.Totals) (found []engine.Finding, err error) {
 	}
 	v.unhooked, v.counting = t.Unhooked, true
 	return found, nil
+}
+
+// attached reports whether the agent said that a hook's program is: of one that
+// is not there session/hooks has told already. Called with v.mu held.
+func (v *vm) attached(t vsockproto.EventType) bool {
+	return slices.ContainsFunc(v.sess.Hooks, func(h vsockproto.Hook) bool { return h.Type == t && h.Attached })
+}
+
+// reprogrammed begins the proofs of the kernel's totals anew where the agent's
+// programs are others than before: while both were attached each start had two
+// records. Called with v.mu held.
+func (v *vm) reprogrammed(before, now []vsockproto.Hook) {
+	if slices.Equal(before, now) {
+		return
+	}
+	v.starts.Bound, v.starts.Marked, v.counting = false, 0, false
 }
 
 // losses is the finding of what a heartbeat declares lost beyond the one

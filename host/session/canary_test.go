@@ -214,3 +214,66 @@ func TestBulkIsWithheld(t *testing.T) {
 		want(t, "findings", w.rules(), "quota unhooked! quota")
 	})
 }
+
+// TestCanaryThatCannotBeDone: where the guest refuses what a canary asks for, no
+// hook is accused of silence.
+func TestCanaryThatCannotBeDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a := prototest.NewAgent(&prototest.AgentOptions{Deaf: vsockproto.CanaryTypes(), Cannot: "memfd_create: operation not permitted"})
+		x := dial(t.Context(), w.manager(&Options{Canary: time.Nanosecond}), a)
+		time.Sleep(8 * time.Second)
+		x.hangUp()
+		want(t, "findings", w.rules(), "canary")
+	})
+}
+
+// TestAgentReplaced: while the programs of two builds are attached a start has
+// two records, and an agent of another build is not accused of it.
+func TestAgentReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		x := dial(t.Context(), m, a)
+		time.Sleep(5 * time.Second)
+		x.hangUp()
+		a.Doubled(3)
+		a.Reload()
+		x = dial(t.Context(), m, a)
+		time.Sleep(5 * time.Second)
+		a.Starts(1, false)
+		time.Sleep(5 * time.Second)
+		x.hangUp()
+		want(t, "findings", w.rules(), "starts!")
+		if f := w.findings[0]; f.Detail["missing"] != "1" {
+			t.Errorf("%+v", f)
+		}
+	})
+}
+
+// TestHostThatStoodStill: heartbeats that waited for the host come at once, and
+// the agent is not accused of not having answered in between.
+func TestHostThatStoodStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(&Options{Canary: time.Nanosecond})
+		a := prototest.NewAgent(nil)
+		x := dial(t.Context(), m, a)
+		<-a.Up()
+		synctest.Wait()
+		gate := make(chan struct{})
+		w.mu.Lock()
+		w.gate = gate
+		w.mu.Unlock()
+		send(t, a, vsockproto.FileOpen)
+		time.Sleep(20 * time.Second)
+		w.mu.Lock()
+		w.gate = nil
+		w.mu.Unlock()
+		close(gate)
+		time.Sleep(20 * time.Second)
+		x.hangUp()
+		want(t, "findings", w.rules(), "")
+	})
+}

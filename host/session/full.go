@@ -15,7 +15,7 @@ const fullBackoff = time.Second
 // and its kernel counts what finds no room there. Nothing of it is lost unseen.
 func (c *conn) record() (uint64, error) {
 	index, err := c.m.p.Recorder.Record(&c.got)
-	if !errors.Is(err, ErrFull) || !c.got.Proven() {
+	if !errors.Is(err, ErrFull) || !c.got.Whole || !c.in { // what is no frame of its session is never judged
 		return index, err
 	}
 	began := time.Now()

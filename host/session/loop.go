@@ -225,10 +225,11 @@ func (c *conn) settle(h *vsockproto.Heartbeat) error {
 	for _, f := range found {
 		c.report(f)
 	}
-	if save {
+	err = c.gaps(err)
+	if save && err == nil { // else what is wrong is reported first, and then saved
 		c.m.save(v)
 	}
-	return c.gaps(err)
+	return err
 }
 
 // account settles what a heartbeat says, and returns what is to be reported

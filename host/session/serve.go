@@ -309,6 +309,7 @@ func (c *conn) goOn(h *vsockproto.Hello) error {
 	}
 	v.mu.Lock()
 	v.sess.Resumed++
+	v.reprogrammed(v.sess.Hooks, h.Hooks)
 	v.sess.Hooks = h.Hooks
 	v.mu.Unlock()
 	return nil
@@ -344,6 +345,8 @@ func (c *conn) begin(h *vsockproto.Hello, came time.Time, secret [vsockproto.Key
 		v.starts, v.unhooked, v.counting, v.lost = link.Starts{}, 0, false, [2]uint64{}
 		v.joining = join
 		v.clock.reset()
+	} else {
+		v.reprogrammed(v.sess.Hooks, h.Hooks)
 	}
 	v.sess = &kept{
 		ID: c.session, Secret: secret[:], BootID: h.BootID, Next: 1, Since: came,

@@ -52,7 +52,9 @@ func (s *Starts) Settle(t *vsockproto.Totals) error {
 		return nil
 	}
 	if s.Marked > 0 && (t.Starts < s.Counted || t.Unrecorded < s.Declared) {
-		return fmt.Errorf("starts %d after %d, unrecorded %d after %d: %w", t.Starts, s.Counted, t.Unrecorded, s.Declared, ErrBackwards)
+		was := *s
+		s.Bound, s.Marked, s.Counted, s.Declared, s.Said = false, t.MarkedNs, t.Starts, t.Unrecorded, s.Received+t.Unrecorded
+		return fmt.Errorf("starts %d after %d, unrecorded %d after %d: %w", t.Starts, was.Counted, t.Unrecorded, was.Declared, ErrBackwards)
 	}
 	said := s.Received + t.Unrecorded
 	var err error

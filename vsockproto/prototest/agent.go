@@ -24,7 +24,8 @@ type AgentOptions struct {
 	Silent bool // no heartbeats but those that are asked for
 
 	// Deaf hooks do not run when a Canary makes the agent do something.
-	Deaf []vsockproto.EventType
+	Deaf   []vsockproto.EventType
+	Cannot string // what the guest refuses of a Canary; its answer says so
 }
 
 // Agent is a guest's agent without a guest: it sends the events that it is
@@ -169,7 +170,7 @@ func (a *Agent) canary(ctx context.Context, c vsockproto.Canary) {
 	a.sung += uint64(len(events))
 	a.mu.Unlock()
 	boot, _ := clocks()
-	_ = a.link.SendCanaryAck(&vsockproto.CanaryAck{Nonce: c.Nonce, BootNs: boot})
+	_ = a.link.SendCanaryAck(&vsockproto.CanaryAck{Nonce: c.Nonce, BootNs: boot, Reason: a.o.Cannot})
 }
 
 // Sung counts the records that canaries made the agent send.
@@ -301,6 +302,23 @@ func (a *Agent) Starts(n uint64, declared bool) {
 	a.sums.Starts += n
 	if declared {
 		a.sums.Unrecorded += n
+	}
+}
+
+// Doubled announces n starts of tasks that the kernel has not counted beside what
+// it has
+// announced already, as while the programs of two builds are attached.
+func (a *Agent) Doubled(n uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sums.Unrecorded += n
+}
+
+// Reload makes the programs those of another build.
+func (a *Agent) Reload() {
+	a.o.Hooks = slices.Clone(a.o.Hooks)
+	for i := range a.o.Hooks {
+		a.o.Hooks[i].Tag[7]++
 	}
 }
 
