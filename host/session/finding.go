@@ -25,6 +25,7 @@ const (
 	RuleRestarted    = "session/restarted"     // a new session in a boot that had one
 	RuleRestless     = "session/restless"      // it connects again and again
 	RuleFlood        = "session/flood"         // records, or control frames, come far faster than they may
+	RuleMisplaced    = "session/misplaced"     // an agent speaks for a VM that does not run
 	RuleSlow         = "session/slow"          // a handshake or a frame that does not come to its end
 	RuleDeaf         = "session/deaf"          // the agent takes nothing of what it is sent
 	RuleNoise        = "session/noise"         // others send more than is kept
@@ -53,7 +54,7 @@ var severities = map[string]engine.Severity{
 	RuleProof: engine.High, RuleImpostor: engine.High, RuleRestarted: engine.Medium, RuleUnenrolled: engine.Medium,
 	RuleSilent: engine.High, RuleAbsent: engine.Medium, RuleBye: engine.Low, RuleUnknownEvent: engine.Low,
 	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleRestless: engine.Medium,
-	RuleNoise: engine.Medium, RuleFlood: engine.Medium, RuleSlow: engine.Medium, RuleDeaf: engine.Medium,
+	RuleNoise: engine.Medium, RuleFlood: engine.Medium, RuleSlow: engine.Medium, RuleMisplaced: engine.High, RuleDeaf: engine.Medium,
 	RuleFull: engine.High, RuleRoom: engine.Info,
 	RuleUnsettled: engine.High, RuleVersion: engine.Medium, RuleLoss: engine.Low, RuleStarts: engine.Severest,
 	RuleUnhooked: engine.Severest, RuleCanary: engine.High, RuleDrowned: engine.High,

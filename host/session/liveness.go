@@ -21,15 +21,17 @@ func (m *Manager) listenTo(ctx context.Context, v *vm) {
 	now := time.Now()
 	v.mu.Lock()
 	v.follow(state, now, m.o.Grace)
-	f := m.quiet(v, now)
+	f, elsewhere := m.quiet(v, now), m.misplaced(v, now)
 	connected := v.live != nil
 	v.mu.Unlock()
-	switch {
-	case f == nil:
-	case f.Rule == RuleSilent && m.p.Examiner != nil:
-		m.running.Go(func() { m.diagnose(ctx, v, *f, connected) })
-	default:
-		m.report(v, *f)
+	for _, f := range []*engine.Finding{f, elsewhere} {
+		switch {
+		case f == nil:
+		case f.Rule == RuleSilent && m.p.Examiner != nil:
+			m.running.Go(func() { m.diagnose(ctx, v, *f, connected) })
+		default:
+			m.report(v, *f)
+		}
 	}
 }
 

@@ -27,6 +27,8 @@ type Manager struct {
 
 	mu  sync.Mutex // guards vms
 	vms map[uuid.UUID]*vm
+
+	looked time.Time // Run's: when it last listened
 }
 
 // vm is what is known of one VM. Lock order: turn, mu; mu is never held while
@@ -67,9 +69,10 @@ type vm struct {
 	seen     time.Time // last frame
 	due      time.Time // silence counts from here
 	domain   DomainState
-	halted   bool // its frames wait for room on the host
-	silent   bool // found so
-	worse    bool // and found so with the highest severity
+	offSince time.Time // since when libvirt has said that it is off; zero: it does not
+	halted   bool      // its frames wait for room on the host
+	silent   bool      // found so
+	worse    bool      // and found so with the highest severity
 }
 
 // New makes a manager. It starts nothing.
@@ -217,6 +220,11 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+			now := time.Now()
+			if !m.looked.IsZero() && leapt(now.Round(0).Sub(m.looked.Round(0)), now.Sub(m.looked)) {
+				m.woke(now)
+			}
+			m.looked = now
 			m.listen(ctx)
 		}
 	}

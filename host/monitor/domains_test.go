@@ -1,0 +1,41 @@
+package monitor
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/session"
+)
+
+// A domain is its UUID. Renamed it keeps its enrolment; with another UUID it is
+// another domain, which is not enrolled, and the one that it was is off.
+func TestADomainIsItsUUID(t *testing.T) {
+	a, b := uuid.UUID{1}, uuid.UUID{2}
+	d := newDomains()
+	states := domainStates{d}
+	d.setEnrolments([]domain.Enrolment{{UUID: a, Name: "web", Key: [32]byte{1}}})
+	if s := states.DomainState(a); s != session.DomainUnknown {
+		t.Errorf("before libvirt was heard: %v", s)
+	}
+	d.setDomains([]domain.Domain{{UUID: a, Name: "web", ID: 1, State: domain.Running}}, time.Now())
+	if !d.apply(domain.Event{VM: a, Name: "shop", Kind: domain.Defined}) {
+		t.Error("a rename does not have the list read again")
+	}
+	d.setDomains([]domain.Domain{{UUID: a, Name: "shop", ID: 1, State: domain.Running}}, time.Now())
+	if w, ok := d.get(a); !ok || w.Name != "shop" || w.Enrolment == nil || states.DomainState(a) != session.DomainRunning {
+		t.Errorf("renamed: %+v", w)
+	}
+	if k, err := (keys{d}).Key(a); err != nil || k != [32]byte{1} {
+		t.Errorf("its key: %v, %v", k, err)
+	}
+	d.setDomains([]domain.Domain{{UUID: b, Name: "shop", ID: 2, State: domain.Running}}, time.Now())
+	if s := states.DomainState(a); s != session.DomainOff {
+		t.Errorf("who it was: %v", s)
+	}
+	if _, err := (keys{d}).Key(b); err == nil {
+		t.Error("who it is now has a key")
+	}
+}
