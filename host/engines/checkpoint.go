@@ -1,9 +1,11 @@
 package engines
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -54,21 +56,50 @@ func (s *Supervisor) failing(vm uuid.UUID, err error) bool {
 	return q.failing && !before
 }
 
+// A checkpoint costs as much as judging some thousand events, whatever it
+// covers. So of those that are only old, the oldest are covered, so many at a
+// time: with thousands of VMs they wait longer, and no memory is the price,
+// since of all that is kept there is never more than half of what may be: then
+// those are covered that keep most.
 func (s *Supervisor) dirty(age time.Duration) []uuid.UUID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	full := s.total > s.opts.TotalBytes/2
-	var vms []uuid.UUID
-	for id, q := range s.vms {
-		if len(q.items) == 0 || !q.items[0].answered {
-			continue
+	var due, old, most []*vmQueue
+	for _, q := range s.vms {
+		switch {
+		case len(q.items) == 0 || !q.items[0].answered:
+		case q.kept > s.opts.ReplayBytes/2:
+			due = append(due, q)
+		case time.Since(q.dirtySince) >= age:
+			old = append(old, q)
+		default:
+			most = append(most, q)
 		}
-		if full || q.kept > s.opts.ReplayBytes/2 || time.Since(q.dirtySince) >= age {
-			vms = append(vms, id)
+	}
+	slices.SortFunc(old, func(a, b *vmQueue) int { return a.dirtySince.Compare(b.dirtySince) })
+	if age > 0 && len(old) > oldAtOnce {
+		most, old = append(most, old[oldAtOnce:]...), old[:oldAtOnce]
+	}
+	due = append(due, old...)
+	if excess := s.total - s.opts.TotalBytes/4; s.total > s.opts.TotalBytes/2 {
+		slices.SortFunc(most, func(a, b *vmQueue) int { return cmp.Compare(b.kept, a.kept) })
+		for _, q := range due {
+			excess -= q.kept
 		}
+		for i := 0; i < len(most) && excess > 0; i++ {
+			due, excess = append(due, most[i]), excess-most[i].kept
+		}
+	}
+	vms := make([]uuid.UUID, len(due))
+	for i, q := range due {
+		vms[i] = q.id
 	}
 	return vms
 }
+
+// oldAtOnce is how many VMs get a checkpoint, for its age alone, each time that
+// the checkpointer is woken, at the latest every quarter of Options.Deadline.
+const oldAtOnce = 16
 
 func (s *Supervisor) process() (*process.Process, error) {
 	s.mu.Lock()

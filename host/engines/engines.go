@@ -47,7 +47,7 @@ type Options struct {
 	SocketDir string // parent of the control socket's directory; default os.TempDir
 
 	Deadline        time.Duration // of an answer; default 5 s
-	CheckpointEvery time.Duration // while there is something new; default 10 s
+	CheckpointEvery time.Duration // of a VM with something new, at the soonest; default 10 s
 	QueueBytes      int           // unanswered records of one VM; default 2 MiB
 	ReplayBytes     int           // records of one VM kept for a restart; default 64 MiB
 	TotalBytes      int           // records of all VMs kept; default 512 MiB

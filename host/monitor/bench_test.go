@@ -54,16 +54,23 @@ func (c *bencher) took() []time.Duration {
 	return c.verdicts
 }
 
-func newBencher(b *testing.B) *bencher {
+func newBencher(b *testing.B) *bencher { return newBencherWith(b, func(*Config) {}) }
+
+// newBencherWith lets change change the configuration, and enrol more.
+func newBencherWith(b *testing.B, change func(*Config)) *bencher {
 	b.Helper()
 	dir := b.TempDir()
 	vm := uuid.New()
 	cfg := benchConfig(b, dir, vm)
+	change(cfg)
 	m := New(cfg, "bench", slog.New(slog.DiscardHandler))
 	c := &bencher{b: b, m: m, vm: vm}
 	c.watch = &watch{at: map[uint64]*moments{}}
 	m.watch = c.watch.around
 	m.observe = func(b *engine.Batch, verdict time.Time) {
+		if b.VM != vm {
+			return
+		}
 		c.watch.judged(b, verdict)
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -111,9 +118,16 @@ func benchConfig(b *testing.B, dir string, vm uuid.UUID) *Config {
 	}
 	cfg.setDefaults()
 	cfg.Session.Flood = 1 << 30
+	enrol(b, cfg, vm, "web")
+	return cfg
+}
+
+func enrol(b *testing.B, cfg *Config, vm uuid.UUID, name string) {
+	b.Helper()
+	socket := filepath.Join(cfg.Listen.HybridDir, name)
 	e := domain.Enrolment{
-		Version: 1, UUID: vm, Name: "web", Transport: domain.VhostUser, CID: 42, Vhost: run + "/vsock/web.vhost",
-		Socket: run + "/vsock/web.sock", KeyFile: "/none", Key: prototest.Key, Enrolled: time.Now(),
+		Version: 1, UUID: vm, Name: name, Transport: domain.VhostUser, CID: 42, Vhost: socket + ".vhost",
+		Socket: socket + ".sock", KeyFile: "/none", Key: prototest.Key, Enrolled: time.Now(),
 	}
 	text, err := json.Marshal(e)
 	if err != nil {
@@ -123,7 +137,6 @@ func benchConfig(b *testing.B, dir string, vm uuid.UUID) *Config {
 	if err := errors.Join(os.MkdirAll(enroll, 0o755), os.WriteFile(filepath.Join(enroll, vm.String()+".json"), text, 0o600)); err != nil {
 		b.Fatal(err)
 	}
-	return cfg
 }
 
 func dialRetry(b *testing.B, path string) net.Conn {

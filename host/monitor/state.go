@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"go.etcd.io/bbolt"
@@ -23,6 +24,7 @@ func openState(path string) (*state, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
+	db.MaxBatchDelay = savesTogether
 	return &state{db, cut}, nil
 }
 
@@ -47,9 +49,13 @@ func walkState(db *bbolt.DB) error {
 
 func (s *state) Close() error { return s.db.Close() }
 
+// savesTogether is how long a save waits for others to go to disk with: when
+// thousands of sessions save, or resume, most of their cost is the sync.
+const savesTogether = 2 * time.Millisecond
+
 // Save keeps a session's state, nil to forget it; it is on disk when Save returns.
 func (s *state) Save(vm uuid.UUID, b []byte) error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
+	return s.db.Batch(func(tx *bbolt.Tx) error {
 		if b == nil {
 			return tx.Bucket(sessionBucket).Delete(vm[:])
 		}
