@@ -155,3 +155,41 @@ func BenchmarkSeal(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkAppendAgainstPlain appends frames and writes the same bytes to a
+// plain file, in turns and under the same sync policy: every 64 MiB.
+func BenchmarkAppendAgainstPlain(b *testing.B) {
+	const turn = 64 << 20
+	for _, size := range []int{benchFrame, 64 << 10} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			s := testStore(b, b.TempDir(), testKey(b), Options{Quota: 1 << 50})
+			st := testStream(b, s)
+			f, err := os.Create(filepath.Join(b.TempDir(), "plain"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			frame := make([]byte, size)
+			var kept, plain time.Duration
+			took := func(write, sync func() error) time.Duration {
+				start := time.Now()
+				for range turn / size {
+					if err := write(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := sync(); err != nil {
+					b.Fatal(err)
+				}
+				return time.Since(start)
+			}
+			for range b.N {
+				kept += took(func() error { _, err := st.Append(KindFrame, at0, frame); return err }, st.Sync)
+				plain += took(func() error { _, err := f.Write(frame); return err }, f.Sync)
+			}
+			b.ReportMetric(float64(b.N)*turn/1e6/kept.Seconds(), "MB/s")
+			b.ReportMetric(plain.Seconds()/kept.Seconds(), "plain-ratio")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
