@@ -36,7 +36,7 @@ func CanaryProtocol(nonce [nonceBytes]byte) uint32 {
 	return le.Uint32(nonce[:])&0x7fffffff | 0x40000000
 }
 
-// Canary is what one flagged record says.
+// CanaryRecord is what one flagged record says.
 type CanaryRecord struct {
 	Nonce  [nonceBytes]byte // where Named
 	Named  bool             // the record has the whole nonce

@@ -211,7 +211,7 @@ func ParsePolicyAck(b []byte) (PolicyAck, error) {
 }
 
 // Canary asks the agent to do what its hooks report, under a name that nobody
-// can know before: see PROTOCOL.md, section 9.
+// can know before: see PROTOCOL.md, section 7.
 type Canary struct {
 	Nonce [16]byte
 }

@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// TestSoak is the short form of `make soak`: each fault once.
+// TestSoak is the short form of `make soak`: the first hundred seconds of faults.
 func TestSoak(t *testing.T) {
 	if !slices.Contains(strings.Split(os.Getenv("OUTGUARD_REQUIRE"), ","), "libvirt") {
-		t.Skip("boots a guest: set OUTGUARD_REQUIRE=libvirt (make test does)")
+		t.Skip("boots a guest: set OUTGUARD_REQUIRE=libvirt, after make build")
 	}
 	clone, err := filepath.Abs("../..")
 	if err != nil {
