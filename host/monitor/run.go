@@ -25,7 +25,7 @@ func (m *Monitor) stages() stages {
 		{name: "evidence", run: m.store.Run},
 		{name: "owed", run: m.payOwed},
 		{name: "recall", ready: m.recall},
-		{name: "responder", run: m.responder.Run},
+		{name: "responder", ready: m.responder.Recover, run: m.responder.Run},
 	}
 	for _, e := range m.engines {
 		s = append(s, stage{name: "engine " + e.Name(), run: e.Run})

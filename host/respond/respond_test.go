@@ -746,6 +746,9 @@ func TestResultsReachTheRecord(t *testing.T) {
 	said := pruned()
 	for range 2 {
 		r = New(j, b, b, b, nil)
+		if err := r.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		run(t, r)()
 	}
 	want := said + "; order log; log done; order resume; resume done"

@@ -148,13 +148,10 @@ func New(j *Journal, m machine, capture capturer, record recorder, opts *Options
 	return r
 }
 
-// Run settles what an earlier process left and carries out orders until ctx
+// Run carries out orders, what an earlier process left of them first, until ctx
 // ends; then it returns once no order is under way. An order that ctx's end
 // interrupted keeps no result and is found again by the next Run of a process.
 func (r *Responder) Run(ctx context.Context) error {
-	if err := r.retell(); err != nil {
-		return err
-	}
 	var workers sync.WaitGroup
 	if err := r.open(func(q *queue) { workers.Go(func() { r.work(ctx, q) }) }); err != nil {
 		return err
@@ -467,8 +464,10 @@ func (r *Responder) told(ids ...uuid.UUID) {
 	}
 }
 
-// retell puts on record what a process had journaled that was killed then.
-func (r *Responder) retell() error {
+// Recover puts on record what a process had journaled that was killed then. It
+// comes before the first Submit: an order of this process that is journaled and
+// not yet on record looks the same, and would be put there twice.
+func (r *Responder) Recover(context.Context) error {
 	entries, err := r.journal.Untold()
 	if err != nil || len(entries) == 0 {
 		return err
