@@ -283,7 +283,7 @@ func (r *run) say(format string, args ...any) { fmt.Fprintf(r.o.Out, format+"\n"
 
 // keep shows the end of the logs.
 func (r *run) keep() error {
-	for _, path := range []string{r.install.LogFile(), filepath.Join(r.guest.Dir(), "console.log")} {
+	for _, path := range []string{r.install.LogFile(), filepath.Join(r.guest.Dir(), "console.log"), filepath.Join(r.guest.Dir(), "vsock.log")} {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			return err
