@@ -45,6 +45,13 @@ type HybridListener struct {
 type socket struct {
 	name, path string
 	ln         net.Listener
+	asking     chan struct{} // holds one token while no request to the guest is under way; see Probe
+}
+
+func newSocket(name, path string, ln net.Listener) *socket {
+	s := &socket{name: name, path: path, ln: ln, asking: make(chan struct{}, 1)}
+	s.asking <- struct{}{}
+	return s
 }
 
 // NewHybrid makes a listener whose sockets are in dir. It starts nothing.
@@ -94,7 +101,7 @@ func (h *HybridListener) Add(vm uuid.UUID, name string) error {
 	if err != nil {
 		return fmt.Errorf("socket for domain %q: %w", name, err)
 	}
-	h.at[vm] = &socket{name: name, path: h.Path(name), ln: ln}
+	h.at[vm] = newSocket(name, h.Path(name), ln)
 	if h.run != nil {
 		h.start(vm, h.at[vm])
 	}

@@ -50,18 +50,69 @@ func (h *HybridListener) Probe(ctx context.Context, vm uuid.UUID) Answer {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
+	if !s.free(ctx) {
+		return Mute // not even the request before was taken
+	}
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(h.dir, s.name+".sock"))
 	if err != nil {
+		s.asking <- struct{}{}
 		return undialled(err)
 	}
-	defer conn.Close()
+	return s.ask(ctx, conn.(*net.UnixConn))
+}
+
+// free takes the one place that a socket has for a request.
+func (s *socket) free(ctx context.Context) bool {
+	select {
+	case <-s.asking:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// ask sends the request and closes conn, now or, in a goroutine of its own, when
+// the other side has taken it: vhost-device-vsock 0.3.0 never lets go of a
+// connection that was closed before it had read the request. It spins on it,
+// and that ends the device's only worker when QEMU stops the rings, at a pause.
+func (s *socket) ask(ctx context.Context, conn *net.UnixConn) Answer {
 	deadline, _ := ctx.Deadline()
 	_ = conn.SetDeadline(deadline)
-	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", vsockproto.Port); err != nil {
-		return read(err)
+	_, err := fmt.Fprintf(conn, "CONNECT %d\n", vsockproto.Port)
+	if err == nil {
+		_, err = conn.Read(make([]byte, 1))
 	}
-	_, err = conn.Read(make([]byte, 1))
+	if errors.Is(err, os.ErrDeadlineExceeded) && unread(conn) {
+		go s.leave(conn)
+		return Mute
+	}
+	conn.Close()
+	s.asking <- struct{}{}
 	return read(err)
+}
+
+// leave closes conn once the other side has read all or is gone.
+func (s *socket) leave(conn *net.UnixConn) {
+	for {
+		_ = conn.SetReadDeadline(time.Now().Add(probeTime))
+		_, err := conn.Read(make([]byte, 1))
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !unread(conn) {
+			break
+		}
+	}
+	conn.Close()
+	s.asking <- struct{}{}
+}
+
+// unread reports whether the other side has not read all yet.
+func unread(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	queued := 0
+	err = raw.Control(func(fd uintptr) { queued, _ = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) })
+	return err == nil && queued > 0
 }
 
 func undialled(err error) Answer {

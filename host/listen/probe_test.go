@@ -59,6 +59,62 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// TestProbeLetsItBeRead: a request that the other side is too late for stays
+// there until it is taken, and one at a time.
+func TestProbeLetsItBeRead(t *testing.T) {
+	dir, vm := t.TempDir(), uuid.New()
+	h := NewHybrid(dir, func(context.Context, net.Conn, uuid.UUID, string) {}, nil)
+	if err := h.Add(vm, "web"); err != nil {
+		t.Fatal(err)
+	}
+	defer h.Remove(vm)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "web.sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	for range 2 {
+		if got := h.Probe(t.Context(), vm); got != Mute {
+			t.Fatalf("nobody accepts: %s", got)
+		}
+	}
+	conn, err := ln.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds := []unix.PollFd{{Events: unix.POLLIN}}
+	raw, _ := conn.SyscallConn()
+	_ = raw.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		_, err = unix.Poll(fds, 0)
+	})
+	if err != nil || fds[0].Revents != unix.POLLIN {
+		t.Errorf("the request that nobody took: events %#x, %v; want it there, and its sender, too", fds[0].Revents, err)
+	}
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || line != "CONNECT 6820\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil { // its sender goes once it is taken
+		t.Error("more than one request")
+	}
+	conn.Close()
+	ln.SetDeadline(time.Now().Add(50 * time.Millisecond))
+	if _, err := ln.Accept(); err == nil {
+		t.Error("a second request while the first was not taken")
+	}
+	ln.SetDeadline(time.Time{})
+	go func() {
+		if c, err := ln.AcceptUnix(); err == nil {
+			waitReadable(c)
+			bufio.NewReader(c).ReadString('\n')
+			c.Close()
+		}
+	}()
+	if got := h.Probe(t.Context(), vm); got != Lives {
+		t.Errorf("afterwards: %s", got)
+	}
+}
+
 // waitReadable returns when the request is there, unread.
 func waitReadable(c *net.UnixConn) {
 	raw, err := c.SyscallConn()

@@ -78,6 +78,21 @@ var faults = []fault{
 	}},
 }
 
+// chosen are the faults to inject: the one of that name, or all.
+func chosen(only string) ([]fault, error) {
+	if only == "" {
+		return faults, nil
+	}
+	var names []string
+	for _, f := range faults {
+		if f.name == only {
+			return []fault{f}, nil
+		}
+		names = append(names, f.name)
+	}
+	return nil, fmt.Errorf("no fault %q: there are %s", only, strings.Join(names, ", "))
+}
+
 // engine finds the tsem engine's process among the monitor's children.
 func (r *run) engine() (int, error) {
 	parent, err := r.install.MonitorPID()

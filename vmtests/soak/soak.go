@@ -22,6 +22,7 @@ type Options struct {
 	Clone string        // directory of the project, with bin/ built
 	For   time.Duration // how long faults are injected
 	Seed  uint64        // 0: one from the clock
+	Only  string        // the one kind of fault; "": all
 	Out   io.Writer     // progress, and the table at the end
 }
 
@@ -34,6 +35,7 @@ const calm = 60 * time.Second
 type run struct {
 	o         Options
 	rand      *rand.Rand
+	faults    []fault
 	heartbeat time.Duration
 	dir       string       // of the site
 	release   func() error // of it
@@ -50,7 +52,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Seed == 0 {
 		o.Seed = uint64(time.Now().UnixNano())
 	}
+	kinds, err := chosen(o.Only)
+	if err != nil {
+		return err
+	}
 	r := newRun(o)
+	r.faults = kinds
 	defer func() { err = errors.Join(err, r.clean(context.WithoutCancel(ctx))) }()
 	if err := r.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare: %w", err)
@@ -149,12 +156,12 @@ func (r *run) soak(ctx context.Context) error {
 	}
 	end := time.Now().Add(r.o.For)
 	for time.Now().Before(end) {
-		for _, i := range r.rand.Perm(len(faults)) {
+		for _, i := range r.rand.Perm(len(r.faults)) {
 			if !time.Now().Before(end) {
 				break
 			}
-			if err := r.inject(ctx, &faults[i]); err != nil {
-				return fmt.Errorf("%s: %w", faults[i].name, err)
+			if err := r.inject(ctx, &r.faults[i]); err != nil {
+				return fmt.Errorf("%s: %w", r.faults[i].name, err)
 			}
 		}
 	}
