@@ -21,14 +21,21 @@ func (m *Manager) listenTo(ctx context.Context, v *vm) {
 	now := time.Now()
 	v.mu.Lock()
 	v.follow(state, now, m.o.Grace)
+	m.lookAhead(ctx, v, now)
 	f, elsewhere := m.quiet(v, now), m.misplaced(v, now)
-	connected := v.live != nil
+	connected, l := v.live != nil, v.look
+	if f != nil && l == nil && m.p.Examiner != nil {
+		l = m.examine(ctx, v) // this VM was not looked at for a while
+	}
+	if f != nil {
+		v.look = nil
+	}
 	v.mu.Unlock()
 	for _, f := range []*engine.Finding{f, elsewhere} {
 		switch {
 		case f == nil:
 		case f.Rule == RuleSilent && m.p.Examiner != nil:
-			m.running.Go(func() { m.diagnose(ctx, v, *f, connected) })
+			m.running.Go(func() { m.diagnose(v, *f, connected, l) })
 		default:
 			m.report(v, *f)
 		}
@@ -52,12 +59,44 @@ func (v *vm) follow(state DomainState, now time.Time, grace time.Duration) {
 	}
 }
 
-// quiet returns the finding that is due, if one is. Called with v.mu held.
-func (m *Manager) quiet(v *vm, now time.Time) *engine.Finding {
+// mayBeSilent reports whether a VM's silence means anything. Called with v.mu held.
+func (v *vm) mayBeSilent() bool {
 	switch {
 	case v.domain == DomainPaused, v.domain == DomainOff, v.sess == nil && !v.expected:
-		return nil
+		return false
 	case v.domain == DomainUnknown && v.live == nil: // found when libvirt says that it runs
+		return false
+	}
+	return true
+}
+
+// lookAhead has a VM examined whose agent is overdue, so that its silence has a
+// cause by the time it is one. Called with v.mu held.
+func (m *Manager) lookAhead(ctx context.Context, v *vm, now time.Time) {
+	beats := m.o.Silence
+	if v.silent {
+		beats = m.o.Escalate
+	}
+	switch {
+	case now.Sub(v.due) < m.silence(beats)-m.o.Heartbeat*3/4:
+		v.look = nil // of an earlier silence that was none
+	case m.p.Examiner == nil, v.look != nil, v.worse, !v.mayBeSilent(), v.seen.IsZero() && v.sess == nil:
+	default:
+		v.look = m.examine(ctx, v)
+	}
+}
+
+// silence is how long the agent has said nothing when it is found silent: at the
+// last look within that many heartbeats.
+func (m *Manager) silence(beats int) time.Duration {
+	return time.Duration(beats)*m.o.Heartbeat - m.lookEvery()
+}
+
+func (m *Manager) lookEvery() time.Duration { return m.o.Heartbeat / 4 }
+
+// quiet returns the finding that is due, if one is. Called with v.mu held.
+func (m *Manager) quiet(v *vm, now time.Time) *engine.Finding {
+	if !v.mayBeSilent() {
 		return nil
 	}
 	for _, step := range []struct {
@@ -65,7 +104,7 @@ func (m *Manager) quiet(v *vm, now time.Time) *engine.Finding {
 		done     *bool
 		severity engine.Severity
 	}{{m.o.Silence, &v.silent, engine.High}, {m.o.Escalate, &v.worse, engine.Severest}} {
-		if *step.done || now.Sub(v.due) < time.Duration(step.beats)*m.o.Heartbeat {
+		if *step.done || now.Sub(v.due) < m.silence(step.beats) {
 			continue
 		}
 		*step.done = true
@@ -87,7 +126,7 @@ func (m *Manager) quiet(v *vm, now time.Time) *engine.Finding {
 // heard takes note of a frame. Called with v.mu held.
 func (v *vm) heard(at time.Time) {
 	v.seen, v.due = at, at
-	v.silent, v.worse = false, false
+	v.silent, v.worse, v.look = false, false, nil
 }
 
 func latest(a, b time.Time) time.Time {

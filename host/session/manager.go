@@ -73,6 +73,7 @@ type vm struct {
 	halted   bool      // its frames wait for room on the host
 	silent   bool      // found so
 	worse    bool      // and found so with the highest severity
+	look     *look     // of an agent that is overdue
 }
 
 // New makes a manager. It starts nothing.
@@ -213,7 +214,7 @@ func (m *Manager) StatusOf(id uuid.UUID) (Status, bool) {
 // Run watches for silence until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
 	defer m.running.Wait()
-	tick := time.NewTicker(m.o.Heartbeat / 4)
+	tick := time.NewTicker(m.lookEvery())
 	defer tick.Stop()
 	for {
 		select {

@@ -599,10 +599,10 @@ func TestSilence(t *testing.T) {
 		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
 		c := dial(t.Context(), m, a)
 		<-a.Up()
-		time.Sleep(1900 * time.Millisecond)
-		want(t, "before two heartbeats", w.rules(), "")
-		time.Sleep(400 * time.Millisecond)
-		want(t, "after two", w.rules(), "silent")
+		time.Sleep(1700 * time.Millisecond)
+		want(t, "not silent yet", w.rules(), "")
+		time.Sleep(300 * time.Millisecond)
+		want(t, "within two heartbeats", w.rules(), "silent")
 		if s, _ := m.StatusOf(vmID); s.State != Silent {
 			t.Errorf("state %s", s.State)
 		}
@@ -619,7 +619,7 @@ func TestSilence(t *testing.T) {
 		time.Sleep(time.Minute)
 		want(t, "paused", w.rules(), "silent silent!")
 		w.setState(DomainRunning)
-		time.Sleep(1900 * time.Millisecond)
+		time.Sleep(1400 * time.Millisecond)
 		want(t, "just resumed", w.rules(), "silent silent!")
 		c.hangUp()
 		time.Sleep(time.Second)

@@ -83,24 +83,40 @@ func causeOf(v Vitals, connected bool) Cause {
 // what stands still is the host, and for those no cause is named.
 const examinations = 32
 
-// diagnose completes a finding of silence and reports it.
-func (m *Manager) diagnose(ctx context.Context, v *vm, f engine.Finding, connected bool) {
-	vitals := Vitals{CPU: -1}
+// look is an examination of a VM; vitals are there when done is closed.
+type look struct {
+	began  time.Time
+	vitals Vitals
+	done   chan struct{}
+}
+
+// examine has a VM looked at, unless too many are.
+func (m *Manager) examine(ctx context.Context, v *vm) *look {
+	l := &look{began: time.Now(), vitals: Vitals{CPU: -1}, done: make(chan struct{})}
 	select {
 	case m.examining <- struct{}{}:
-		began := time.Now()
-		vitals = m.p.Examiner.Examine(ctx, v.id)
-		<-m.examining
-		if m.spoke(v, began) {
-			return // it was late, and is there
-		}
+		m.running.Go(func() {
+			l.vitals = m.p.Examiner.Examine(ctx, v.id)
+			<-m.examining
+			close(l.done)
+		})
 	default:
+		close(l.done)
 	}
-	cause := causeOf(vitals, connected)
+	return l
+}
+
+// diagnose completes a finding of silence and reports it.
+func (m *Manager) diagnose(v *vm, f engine.Finding, connected bool, l *look) {
+	<-l.done
+	if m.spoke(v, l.began) {
+		return // it was late, and is there
+	}
+	cause := causeOf(l.vitals, connected)
 	f.Reason += " " + causeSentences[cause]
 	f.Detail["cause"] = string(cause)
-	if vitals.CPU >= 0 {
-		f.Detail["vcpu_seconds_per_second"] = fmt.Sprintf("%.2f", vitals.CPU)
+	if l.vitals.CPU >= 0 {
+		f.Detail["vcpu_seconds_per_second"] = fmt.Sprintf("%.2f", l.vitals.CPU)
 	}
 	m.report(v, f)
 }

@@ -26,7 +26,7 @@ func (l looked) Examine(context.Context, uuid.UUID) Vitals {
 }
 
 // TestCauseOfSilence: what the guest's kernel answers, and whether the agent is
-// connected, tell one silence from another; it is found after two heartbeats.
+// connected, tell one silence from another; it is found within two heartbeats.
 func TestCauseOfSilence(t *testing.T) {
 	for _, c := range []struct {
 		cause     Cause
@@ -57,7 +57,7 @@ func TestCauseOfSilence(t *testing.T) {
 				if !c.connected {
 					x.hangUp()
 				}
-				time.Sleep(3 * time.Second)
+				time.Sleep(1500 * time.Millisecond)
 				want(t, "findings", w.rules(), "silent")
 				time.Sleep(time.Minute)
 				want(t, "findings in the end", w.rules(), "silent silent!")
@@ -89,7 +89,7 @@ func TestLateIsNotSilent(t *testing.T) {
 		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
 		x := dial(ctx, m, a)
 		<-a.Up()
-		time.Sleep(2400 * time.Millisecond)
+		time.Sleep(1600 * time.Millisecond)
 		settle(t, a)
 		time.Sleep(time.Second)
 		want(t, "findings", w.rules(), "")
