@@ -215,7 +215,11 @@ func (c *conn) settle(h *vsockproto.Heartbeat) error {
 		return err
 	}
 	v.clock.sample(c.at, h.BootNs)
+	marked := v.starts.Marked
 	found, err := v.account(h)
+	if f := v.unmarked(v.starts.Marked > marked, c.at, overdueBeats*c.m.o.Heartbeat); f != nil {
+		found = append(found, *f)
+	}
 	save := c.at.Sub(v.savedAt) >= c.m.o.Save
 	cpu, class, overdue := v.ledger.Overdue(overdueBeats, v.withheld)
 	v.mu.Unlock()
@@ -241,6 +245,22 @@ func (v *vm) account(h *vsockproto.Heartbeat) (found []engine.Finding, err error
 		found = append(found, *lost)
 	}
 	return found, errors.Join(append(all, err)...)
+}
+
+// unmarked finds an agent whose heartbeats say the same of the guest's kernel
+// for so long. Those that waited and came at once are none. Called with v.mu held.
+func (v *vm) unmarked(fresh bool, at time.Time, limit time.Duration) *engine.Finding {
+	switch {
+	case fresh:
+		v.stale = time.Time{}
+	case v.stale.IsZero():
+		v.stale = at
+	case at.Sub(v.stale) >= limit:
+		v.stale = at
+		f := finding(RuleUnsettled, fmt.Sprintf("The guest's heartbeats have said nothing new of what its kernel counts for %s.", limit))
+		return &f
+	}
+	return nil
 }
 
 // bounded refuses more counters than there can be. Called with v.mu held.

@@ -45,6 +45,7 @@ type vm struct {
 	starts    link.Starts
 	unhooked  uint64    // Totals.Unhooked of the last mark
 	counting  bool      // and there was one
+	stale     time.Time // since when no heartbeat has said anew what the guest's kernel counts; zero: the last did
 	lost      [2]uint64 // declared lost, by class, at the last heartbeat
 	withheld  bool      // no bulk is wanted
 	joining   bool      // what was lost before we heard of it is nothing new

@@ -281,7 +281,7 @@ func (c *conn) takeOver(h *vsockproto.Hello, came time.Time, resume bool, secret
 		return nil, err
 	}
 	v.mu.Lock()
-	v.live, v.transport, v.reason = c, transport, ""
+	v.live, v.transport, v.reason, v.stale = c, transport, "", time.Time{}
 	v.heard(came)
 	v.clock.sample(came, h.BootNs)
 	v.mu.Unlock()

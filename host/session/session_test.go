@@ -490,6 +490,26 @@ func TestGapIsFoundAndTheSessionGoesOn(t *testing.T) {
 	})
 }
 
+// TestWhoNeverCountsIsFound: heartbeats that never say anew what the guest's
+// kernel counts would keep its totals from ever being compared.
+func TestWhoNeverCountsIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+		c := dial(t.Context(), w.manager(nil), a)
+		settle(t, a)
+		for i := range 31 {
+			want(t, fmt.Sprintf("after %d heartbeats", i), w.rules(), "")
+			if err := a.Link().SendHeartbeat(&vsockproto.Heartbeat{}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		c.hangUp()
+		want(t, "findings", w.rules(), "unsettled")
+	})
+}
+
 func TestWhoNeverSettlesIsFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
