@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,7 +19,6 @@ import (
 	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/host/evidence"
 	"github.com/outguard/outguard/host/session"
-	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/prototest"
 )
 
@@ -203,14 +201,9 @@ func TestDaemonRestartsUnder200Sessions(t *testing.T) {
 	}
 }
 
-// Who abuses the monitor, by place in the fleet.
-const (
-	flooder = iota
-	dripper
-	deaf
-	crowd
-	abusers
-)
+// found is what each of prototest's abusers, which come first in the fleet, is
+// found to do.
+var found = []string{session.RuleFlood, session.RuleSlow, session.RuleDeaf, "listen/crowd"}
 
 // memoryBound is what outguardd may take with 200 sessions, one of which
 // floods; docs/CONFIG.md says what it is made of.
@@ -222,12 +215,13 @@ const memoryBound = 64<<20 + 200*64<<10 + 2*(64+16)<<20
 // the monitor's memory stays under its bound.
 func TestDaemonHoldsAbusers(t *testing.T) {
 	const agents = 200
+	abusers := len(found)
 	h := newHost(t)
 	config, err := os.ReadFile(h.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.write(h.config, strings.Replace(string(config), "heartbeat: 200ms", "heartbeat: 200ms, flood: 20000", 1))
+	h.write(h.config, strings.Replace(string(config), "heartbeat: 200ms", "heartbeat: 600ms, flood: 20000", 1))
 	f := newFleet(h, agents, nil)
 	h.start()
 	f.connect(abusers)
@@ -250,12 +244,14 @@ func TestDaemonHoldsAbusers(t *testing.T) {
 			}
 		})
 	}
-	for i, abuse := range []func(context.Context, *testing.T, *fleet){flooder: flood, dripper: dripByte, deaf: stopReading, crowd: openThousand} {
-		busy.Go(func() { _ = i; abuse(ctx, t, f) })
-	}
-	want := map[string]string{
-		f.name(flooder): session.RuleFlood, f.name(dripper): session.RuleSlow,
-		f.name(deaf): session.RuleDeaf, f.name(crowd): "listen/crowd",
+	want := map[string]string{}
+	for i, abuse := range prototest.Abuses() {
+		want[f.name(i)] = found[i]
+		busy.Go(func() {
+			if err := abuse.Do(ctx, func() (net.Conn, error) { return f.dial(i) }); err != nil {
+				t.Errorf("%s: %v", abuse.Name, err)
+			}
+		})
 	}
 	h.eventually("a finding of each", func() error {
 		have := f.rules()
@@ -294,87 +290,4 @@ func memory(t testing.TB, pid int, line string) int {
 		t.Fatal(err)
 	}
 	return kib << 10
-}
-
-// flood sends as fast as it is let.
-func flood(ctx context.Context, t *testing.T, f *fleet) {
-	var batch []*vsockproto.Event
-	for i := range 200 {
-		batch = append(batch, opened(fmt.Sprintf("/srv/%d", i)))
-	}
-	a := f.Agents[flooder]
-	go func() {
-		for ctx.Err() == nil {
-			_ = a.Send(ctx, batch...) // its end is ctx's
-		}
-	}()
-	conn, err := f.dial(flooder)
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	_ = a.Run(ctx, conn)
-}
-
-// raw is a connection of a VM's that has proven the key.
-func (f *fleet) raw(t *testing.T, i int) net.Conn {
-	conn, err := f.dial(i)
-	if err == nil {
-		err = prototest.ShakeHands(conn)
-	}
-	if err != nil {
-		t.Error(err)
-	}
-	return conn
-}
-
-// dripByte sends a frame a byte a second.
-func dripByte(ctx context.Context, t *testing.T, f *fleet) {
-	conn := f.raw(t, dripper)
-	defer conn.Close()
-	go io.Copy(io.Discard, conn)
-	frame := prototest.FrameOf(vsockproto.FrameHeartbeat, 1, vsockproto.AppendHeartbeat(nil, &vsockproto.Heartbeat{}))
-	for _, b := range frame {
-		if _, err := conn.Write([]byte{b}); err != nil {
-			t.Error(err)
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// stopReading sends heartbeats and reads no answer.
-func stopReading(ctx context.Context, t *testing.T, f *fleet) {
-	conn := f.raw(t, deaf)
-	defer conn.Close()
-	beat := vsockproto.AppendHeartbeat(nil, &vsockproto.Heartbeat{})
-	for seq := uint64(1); ctx.Err() == nil; seq++ {
-		_ = conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-		if _, err := conn.Write(prototest.FrameOf(vsockproto.FrameHeartbeat, seq, beat)); err != nil {
-			<-ctx.Done() // it is full, or closed; either way nobody reads
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
-// openThousand opens a thousand connections, and keeps them.
-func openThousand(ctx context.Context, t *testing.T, f *fleet) {
-	var open []net.Conn
-	for range 1000 {
-		conn, err := f.dial(crowd)
-		if err != nil {
-			t.Error(err)
-			break
-		}
-		open = append(open, conn)
-	}
-	<-ctx.Done()
-	for _, conn := range open {
-		conn.Close()
-	}
 }

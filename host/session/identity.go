@@ -36,12 +36,29 @@ func leapt(wall, awake time.Duration) bool {
 // host's does no longer.
 func (m *Manager) woke(now time.Time) {
 	m.log.Info("the host's clock leapt, as after a sleep: silence counts from now")
+	m.each(func(v *vm) {
+		v.due = latest(v.due, now)
+		v.clock.reset()
+	})
+}
+
+// lagged takes what the monitor itself was late off every silence: while it got
+// no time, it heard nobody.
+func (m *Manager) lagged(late time.Duration, now time.Time) {
+	m.each(func(v *vm) {
+		if v.due.Before(now) { // else it has its grace
+			v.due = v.due.Add(min(late, now.Sub(v.due)))
+		}
+	})
+}
+
+// each calls do for every VM, with its lock held.
+func (m *Manager) each(do func(*vm)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, v := range m.vms {
 		v.mu.Lock()
-		v.due = latest(v.due, now)
-		v.clock.reset()
+		do(v)
 		v.mu.Unlock()
 	}
 }

@@ -223,8 +223,12 @@ func (m *Manager) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-tick.C:
 			now := time.Now()
-			if !m.looked.IsZero() && leapt(now.Round(0).Sub(m.looked.Round(0)), now.Sub(m.looked)) {
+			switch since := now.Sub(m.looked); {
+			case m.looked.IsZero():
+			case leapt(now.Round(0).Sub(m.looked.Round(0)), since):
 				m.woke(now)
+			case since > 2*m.lookEvery():
+				m.lagged(since-m.lookEvery(), now)
 			}
 			m.looked = now
 			m.listen(ctx)

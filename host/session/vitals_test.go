@@ -125,3 +125,23 @@ func TestAllSilentAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestLaggingMonitor: what the monitor was late itself is nobody's silence.
+func TestLaggingMonitor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newWorld().manager(nil)
+		v := m.vm(vmID)
+		now := time.Now()
+		for _, c := range []struct{ due, late, want time.Duration }{
+			{-1500 * time.Millisecond, time.Second, -500 * time.Millisecond},
+			{-500 * time.Millisecond, time.Second, 0},
+			{time.Minute, time.Second, time.Minute},
+		} {
+			v.due = now.Add(c.due)
+			m.lagged(c.late, now)
+			if got := v.due.Sub(now); got != c.want {
+				t.Errorf("due %s, %s late: %s, want %s", c.due, c.late, got, c.want)
+			}
+		}
+	})
+}
