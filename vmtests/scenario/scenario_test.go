@@ -75,6 +75,7 @@ func (w *world) params(script string) testscript.Params {
 			"console": w.console,
 			"root":    w.root,
 			"visit":   w.visit,
+			"crowd":   w.crowdDo,
 			"knock":   w.knock,
 			"learn":   w.learn,
 			"attack":  w.attack,

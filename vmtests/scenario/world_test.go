@@ -29,6 +29,7 @@ type world struct {
 	install *product.Install
 	guests  map[string]*vm.Guest
 	bundles map[string]bool // directories that scripts have seen
+	crowd   *crowd          // nil: none is there
 	path    string          // directory with this world's `outguard`
 }
 
@@ -147,6 +148,9 @@ rules:
 
 func (w *world) remove(t *testing.T) {
 	ctx := context.Background()
+	if w.crowd != nil {
+		w.crowd.end()
+	}
 	for _, g := range w.guests {
 		if err := g.Remove(ctx); err != nil {
 			t.Error(err)
