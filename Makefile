@@ -12,7 +12,7 @@ BENCHTIME   ?= 1s
 
 # What is tested on guests. One package after the other: two guests at a time are
 # what two cores carry. The first one starts libvirtd where none runs.
-VMPACKAGES  := ./vmtests/vm ./vmtests/image ./vmtests/product ./host/domain/... ./host/respond/... ./host/monitor ./vmtests/scenario
+VMPACKAGES  := ./vmtests/vm ./vmtests/image ./vmtests/product ./host/domain/... ./host/respond/... ./host/monitor ./vmtests/scenario ./vmtests/soak
 
 # Guests run 6.12 unless OUTGUARD_KERNEL says otherwise; make test plays these
 # scenarios on 6.1 as well, and make test-kernels all of them on each.
