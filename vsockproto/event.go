@@ -20,6 +20,13 @@ const (
 	TaskNewtask        EventType = 10
 	SchedProcessExit   EventType = 11
 	TaskSnapshot       EventType = 12
+
+	// Cgroups, the first three tracepoints: the name of what Subject.CgroupID
+	// numbers, and who was moved. CgroupSnapshot is one that was there before.
+	CgroupMkdir      EventType = 200
+	CgroupAttachTask EventType = 201
+	CgroupRmdir      EventType = 202
+	CgroupSnapshot   EventType = 203
 )
 
 var eventNames = [...]string{
@@ -27,19 +34,23 @@ var eventNames = [...]string{
 	SocketCreate: "socket_create", SocketBind: "socket_bind", SocketConnect: "socket_connect",
 	SocketListen: "socket_listen", SocketAccept: "socket_accept", TaskKill: "task_kill",
 	TaskNewtask: "task_newtask", SchedProcessExit: "sched_process_exit", TaskSnapshot: "task_snapshot",
+	CgroupMkdir: "cgroup_mkdir", CgroupAttachTask: "cgroup_attach_task", CgroupRmdir: "cgroup_rmdir",
+	CgroupSnapshot: "cgroup_snapshot",
 }
 
 // EventTypes lists every type that this version knows, ascending.
 func EventTypes() []EventType {
 	var all []EventType
-	for t := 1; t < len(eventNames); t++ {
-		all = append(all, EventType(t))
+	for t := EventType(1); int(t) < len(eventNames); t++ {
+		if t.Known() {
+			all = append(all, t)
+		}
 	}
 	return all
 }
 
 // Known reports whether this version has a layout for t.
-func (t EventType) Known() bool { return t > 0 && int(t) < len(eventNames) }
+func (t EventType) Known() bool { return int(t) < len(eventNames) && eventNames[t] != "" }
 
 func (t EventType) String() string {
 	if t.Known() {
@@ -51,7 +62,7 @@ func (t EventType) String() string {
 // ParseEventType finds the type of that name.
 func ParseEventType(name string) (EventType, error) {
 	for t, s := range eventNames {
-		if s == name && t > 0 {
+		if s == name && s != "" {
 			return EventType(t), nil
 		}
 	}
@@ -62,7 +73,7 @@ func ParseEventType(name string) (EventType, error) {
 type Class uint8
 
 const (
-	Critical Class = 1 // execs, process starts and exits, signals, the snapshot
+	Critical Class = 1 // execs, process starts and exits, signals, the snapshot, cgroups
 	Bulk     Class = 2 // everything else
 )
 
@@ -70,7 +81,8 @@ const (
 // version does not know is bulk: who sends it has no say in what it is worth.
 func (t EventType) Class() Class {
 	switch t {
-	case BprmCommittedCreds, TaskKill, TaskNewtask, SchedProcessExit, TaskSnapshot:
+	case BprmCommittedCreds, TaskKill, TaskNewtask, SchedProcessExit, TaskSnapshot,
+		CgroupMkdir, CgroupAttachTask, CgroupRmdir, CgroupSnapshot:
 		return Critical
 	}
 	return Bulk
@@ -212,6 +224,13 @@ type Address struct {
 	Scope    uint32
 }
 
+// Cgroup is one of the unified hierarchy (version 2). An ID is not given again
+// in one boot.
+type Cgroup struct {
+	ID    uint64 // as in Subject.CgroupID
+	Level uint32 // below the root, whose level is 0
+}
+
 // Event is one record, decoded. Which fields count depends on Type; the others
 // are zero. Tails alias the bytes that were parsed.
 type Event struct {
@@ -219,7 +238,7 @@ type Event struct {
 	Subject
 
 	File     File // bprm_committed_creds, file_open, mmap_file, task_snapshot
-	Path     Tail
+	Path     Tail // also of the cgroup: cgroup_mkdir, cgroup_snapshot
 	Argv     Tail // bprm_committed_creds
 	Filename Tail
 
@@ -235,7 +254,7 @@ type Event struct {
 	Backlog uint32  // socket_listen
 
 	Signal       uint32 // task_kill
-	Target       Task
+	Target       Task   // cgroup_attach_task: who was moved
 	TargetExecID uint32
 
 	CloneFlags         uint64 // task_newtask
@@ -245,6 +264,9 @@ type Event struct {
 
 	ExitCode  uint32 // sched_process_exit, as in wait status
 	GroupDead bool   // the last thread of its group
+
+	Cgroup      Cgroup // cgroup_mkdir, cgroup_rmdir, cgroup_snapshot; cgroup_attach_task: its id
+	ThreadGroup bool   // cgroup_attach_task: with all its threads
 
 	Unknown []byte // what follows the subject in a record of an unknown type
 }

@@ -16,6 +16,10 @@ var bodySize = [...]int{
 	TaskNewtask:        48,
 	SchedProcessExit:   8,
 	TaskSnapshot:       fileSize,
+	CgroupMkdir:        16,
+	CgroupAttachTask:   32,
+	CgroupRmdir:        16,
+	CgroupSnapshot:     16,
 }
 
 // ParseHeader reads the record header at the start of b and checks that the
@@ -151,6 +155,16 @@ func (e *Event) parseBody(r *reader) {
 		t := (*[8]byte)(b)
 		e.ExitCode, e.GroupDead = le.Uint32(t[0:]), r.bool(t[4])
 		r.reserved(uint64(le.Uint32(t[4:]) >> 8))
+	case CgroupMkdir, CgroupRmdir, CgroupSnapshot:
+		t := (*[16]byte)(b)
+		e.Cgroup = Cgroup{ID: le.Uint64(t[0:]), Level: le.Uint32(t[8:])}
+		r.reserved(uint64(le.Uint32(t[12:])))
+	case CgroupAttachTask:
+		t := (*[32]byte)(b)
+		e.Cgroup.ID = le.Uint64(t[0:])
+		e.Target.parse((*[taskSize]byte)(t[8:]))
+		e.ThreadGroup = r.bool(t[24])
+		r.reserved(le.Uint64(t[24:]) >> 8)
 	}
 }
 
@@ -196,6 +210,14 @@ func (e *Event) appendBody(b []byte) []byte {
 	case SchedProcessExit:
 		b = le.AppendUint32(b, e.ExitCode)
 		b = append(b, flag(e.GroupDead), 0, 0, 0)
+	case CgroupMkdir, CgroupRmdir, CgroupSnapshot:
+		b = le.AppendUint64(b, e.Cgroup.ID)
+		b = le.AppendUint32(b, e.Cgroup.Level)
+		b = append(b, 0, 0, 0, 0)
+	case CgroupAttachTask:
+		b = le.AppendUint64(b, e.Cgroup.ID)
+		b = e.Target.append(b)
+		b = append(b, flag(e.ThreadGroup), 0, 0, 0, 0, 0, 0, 0)
 	}
 	return b
 }
@@ -203,7 +225,7 @@ func (e *Event) appendBody(b []byte) []byte {
 // tail returns where a tag belongs in a record of e's type, nil if it does not.
 func (e *Event) tail(tag Tag) *Tail {
 	switch {
-	case tag == TagPath && bodyHasFile(e.Type):
+	case tag == TagPath && (bodyHasFile(e.Type) || e.Type == CgroupMkdir || e.Type == CgroupSnapshot):
 		return &e.Path
 	case tag == TagArgv && e.Type == BprmCommittedCreds:
 		return &e.Argv

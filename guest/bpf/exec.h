@@ -181,6 +181,7 @@ static __always_inline int report_snapshot(struct task_struct *t)
 
 	if (!t || !c || !(c->hooks & (1ULL << TASK_SNAPSHOT)))
 		return 0;
+	meet_cgroup(t->cgroups->dfl_cgrp);
 	sc = take_scratch(bpf_get_current_task_btf(), CLASS_CRITICAL);
 	if (!sc)
 		return 0;

@@ -14,6 +14,7 @@
 #include "maps.h"
 #include "emit.h"
 #include "file.h"
+#include "cgroup.h"
 #include "exec.h"
 #include "socket.h"
 
@@ -308,6 +309,7 @@ int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
 		note_unrecorded();
 		return 0;
 	}
+	meet_cgroup(child->cgroups->dfl_cgrp);
 	fill_subject(&r.subject, t);
 	fill_task(&r.child, child);
 	r.child_leader_start_ns = child->group_leader->start_boottime;
@@ -334,6 +336,37 @@ int BPF_PROG(sched_process_exit, struct task_struct *gone)
 	r.exit_code = gone->exit_code;
 	r.group_dead = gone->signal->live.counter == 0;
 	emit(&r.header, sizeof(r), SCHED_PROCESS_EXIT, CLASS_CRITICAL);
+	return 0;
+}
+
+/*
+ * Tracepoint: cgroup_mkdir, when a cgroup is there and no task can be in it yet,
+ * so that its name comes before what is done in it.
+ */
+SEC("tp_btf/cgroup_mkdir")
+int BPF_PROG(cgroup_mkdir, struct cgroup *cgrp, const char *path)
+{
+	if (is_unified(cgrp))
+		name_cgroup(cgrp, CGROUP_MKDIR);
+	return 0;
+}
+
+/* Tracepoint: cgroup_rmdir, when a cgroup without tasks is taken away. */
+SEC("tp_btf/cgroup_rmdir")
+int BPF_PROG(cgroup_rmdir, struct cgroup *cgrp, const char *path)
+{
+	report_rmdir(cgrp);
+	return 0;
+}
+
+/*
+ * Tracepoint: cgroup_attach_task, when a task has been moved into a cgroup, by
+ * whoever; one that was made in it (CLONE_INTO_CGROUP) was not moved.
+ */
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(cgroup_attach_task, struct cgroup *cgrp, const char *path, struct task_struct *task, bool threadgroup)
+{
+	report_attach(cgrp, task, threadgroup);
 	return 0;
 }
 

@@ -81,11 +81,15 @@ const (
 	ProbeMapDigests             = "digests"
 	ProbeMapFrames              = "frames"
 	ProbeMapLabels              = "labels"
+	ProbeMapNamed               = "named"
 	ProbeMapRunning             = "running"
 	ProbeMapScratches           = "scratches"
 	ProbeMapState               = "state"
 	ProbeProgAdopt              = "adopt"
 	ProbeProgBprmCommittedCreds = "bprm_committed_creds"
+	ProbeProgCgroupAttachTask   = "cgroup_attach_task"
+	ProbeProgCgroupMkdir        = "cgroup_mkdir"
+	ProbeProgCgroupRmdir        = "cgroup_rmdir"
 	ProbeProgFileOpen           = "file_open"
 	ProbeProgFilePostOpen       = "file_post_open"
 	ProbeProgInodeSetattr       = "inode_setattr"
@@ -151,6 +155,9 @@ type ProbeSpecs struct {
 type ProbeProgramSpecs struct {
 	Adopt              *ebpf.ProgramSpec `ebpf:"adopt"`
 	BprmCommittedCreds *ebpf.ProgramSpec `ebpf:"bprm_committed_creds"`
+	CgroupAttachTask   *ebpf.ProgramSpec `ebpf:"cgroup_attach_task"`
+	CgroupMkdir        *ebpf.ProgramSpec `ebpf:"cgroup_mkdir"`
+	CgroupRmdir        *ebpf.ProgramSpec `ebpf:"cgroup_rmdir"`
 	FileOpen           *ebpf.ProgramSpec `ebpf:"file_open"`
 	FilePostOpen       *ebpf.ProgramSpec `ebpf:"file_post_open"`
 	InodeSetattr       *ebpf.ProgramSpec `ebpf:"inode_setattr"`
@@ -181,6 +188,7 @@ type ProbeMapSpecs struct {
 	Digests   *ebpf.MapSpec `ebpf:"digests"`
 	Frames    *ebpf.MapSpec `ebpf:"frames"`
 	Labels    *ebpf.MapSpec `ebpf:"labels"`
+	Named     *ebpf.MapSpec `ebpf:"named"`
 	Running   *ebpf.MapSpec `ebpf:"running"`
 	Scratches *ebpf.MapSpec `ebpf:"scratches"`
 	State     *ebpf.MapSpec `ebpf:"state"`
@@ -223,6 +231,7 @@ type ProbeMaps struct {
 	Digests   *ebpf.Map `ebpf:"digests"`
 	Frames    *ebpf.Map `ebpf:"frames"`
 	Labels    *ebpf.Map `ebpf:"labels"`
+	Named     *ebpf.Map `ebpf:"named"`
 	Running   *ebpf.Map `ebpf:"running"`
 	Scratches *ebpf.Map `ebpf:"scratches"`
 	State     *ebpf.Map `ebpf:"state"`
@@ -238,6 +247,7 @@ func (m *ProbeMaps) Close() error {
 		m.Digests,
 		m.Frames,
 		m.Labels,
+		m.Named,
 		m.Running,
 		m.Scratches,
 		m.State,
@@ -259,6 +269,9 @@ type ProbeVariables struct {
 type ProbePrograms struct {
 	Adopt              *ebpf.Program `ebpf:"adopt"`
 	BprmCommittedCreds *ebpf.Program `ebpf:"bprm_committed_creds"`
+	CgroupAttachTask   *ebpf.Program `ebpf:"cgroup_attach_task"`
+	CgroupMkdir        *ebpf.Program `ebpf:"cgroup_mkdir"`
+	CgroupRmdir        *ebpf.Program `ebpf:"cgroup_rmdir"`
 	FileOpen           *ebpf.Program `ebpf:"file_open"`
 	FilePostOpen       *ebpf.Program `ebpf:"file_post_open"`
 	InodeSetattr       *ebpf.Program `ebpf:"inode_setattr"`
@@ -281,6 +294,9 @@ func (p *ProbePrograms) Close() error {
 	return _ProbeClose(
 		p.Adopt,
 		p.BprmCommittedCreds,
+		p.CgroupAttachTask,
+		p.CgroupMkdir,
+		p.CgroupRmdir,
 		p.FileOpen,
 		p.FilePostOpen,
 		p.InodeSetattr,

@@ -29,6 +29,10 @@ enum event_type {
 	TASK_NEWTASK = 10,
 	SCHED_PROCESS_EXIT = 11,
 	TASK_SNAPSHOT = 12,
+	CGROUP_MKDIR = 200,
+	CGROUP_ATTACH_TASK = 201,
+	CGROUP_RMDIR = 202,
+	CGROUP_SNAPSHOT = 203,
 };
 
 enum event_class {
@@ -240,6 +244,23 @@ struct exit_record {
 	__u8 reserved[3];
 };
 
+struct cgroup_record { /* cgroup_mkdir, cgroup_rmdir, cgroup_snapshot */
+	struct record_header header;
+	struct subject subject;
+	__u64 id;
+	__u32 level;
+	__u32 reserved;
+};
+
+struct cgroup_attach_record {
+	struct record_header header;
+	struct subject subject;
+	__u64 id;
+	struct task_id target;
+	__u8 threadgroup;
+	__u8 reserved[7];
+};
+
 /* Every record, so that the object describes them all; see record_test.go. */
 union any_record {
 	struct exec_record bprm_committed_creds;
@@ -254,6 +275,10 @@ union any_record {
 	struct newtask_record task_newtask;
 	struct exit_record sched_process_exit;
 	struct file_record task_snapshot;
+	struct cgroup_record cgroup_mkdir;
+	struct cgroup_attach_record cgroup_attach_task;
+	struct cgroup_record cgroup_rmdir;
+	struct cgroup_record cgroup_snapshot;
 	struct tail_header tail;
 	enum event_type types;
 	enum event_class classes;

@@ -109,6 +109,11 @@ var addressFields = []field{
 	{"address.scope", func(e *vsockproto.Event) { e.Address.Scope = ones32 }},
 }
 
+var cgroupFields = []field{
+	{"id", func(e *vsockproto.Event) { e.Cgroup.ID = ones64 }},
+	{"level", func(e *vsockproto.Event) { e.Cgroup.Level = ones32 }},
+}
+
 var bodies = map[vsockproto.EventType][]field{
 	vsockproto.BprmCommittedCreds: append([]field{
 		{"argc", func(e *vsockproto.Event) { e.Argc = ones32 }},
@@ -149,6 +154,14 @@ var bodies = map[vsockproto.EventType][]field{
 		{"child_leader_start_ns", func(e *vsockproto.Event) { e.ChildLeaderStartNs = ones64 }},
 		{"child_exec_id", func(e *vsockproto.Event) { e.ChildExecID = ones32 }},
 		{"clone_flags", func(e *vsockproto.Event) { e.CloneFlags = ones64 }},
+	},
+	vsockproto.CgroupMkdir: cgroupFields, vsockproto.CgroupRmdir: cgroupFields, vsockproto.CgroupSnapshot: cgroupFields,
+	vsockproto.CgroupAttachTask: {
+		{"id", func(e *vsockproto.Event) { e.Cgroup.ID = ones64 }},
+		{"target.pid", func(e *vsockproto.Event) { e.Target.PID = ones32 }},
+		{"target.tgid", func(e *vsockproto.Event) { e.Target.TGID = ones32 }},
+		{"target.start_ns", func(e *vsockproto.Event) { e.Target.StartNs = ones64 }},
+		{"threadgroup", func(e *vsockproto.Event) { e.ThreadGroup = true }},
 	},
 	vsockproto.SchedProcessExit: {
 		{"exit_code", func(e *vsockproto.Event) { e.ExitCode = ones32 }},

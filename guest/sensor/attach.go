@@ -14,7 +14,8 @@ import (
 	"github.com/outguard/outguard/vsockproto"
 )
 
-// everything is the set of hooks until the host has said otherwise.
+// everything is the set of hooks until the host has said otherwise. Cgroups are
+// beyond it: they are reported always, see guest/bpf/cgroup.h.
 func everything() (bits uint64) {
 	for _, t := range vsockproto.EventTypes() {
 		bits |= 1 << t

@@ -40,6 +40,9 @@ var hooks = []hook{
 	{"sched_process_exec", "btf_trace_sched_process_exec", 0, false},
 	{"task_newtask", "btf_trace_task_newtask", vsockproto.TaskNewtask, false},
 	{"sched_process_exit", "btf_trace_sched_process_exit", vsockproto.SchedProcessExit, false},
+	{"cgroup_mkdir", "btf_trace_cgroup_mkdir", vsockproto.CgroupMkdir, false},
+	{"cgroup_rmdir", "btf_trace_cgroup_rmdir", vsockproto.CgroupRmdir, false},
+	{"cgroup_attach_task", "btf_trace_cgroup_attach_task", vsockproto.CgroupAttachTask, false},
 }
 
 const (

@@ -223,6 +223,9 @@ func programs(o *bpf.ProbeObjects) map[string]*ebpf.Program {
 		"sched_process_exec":   o.SchedProcessExec,
 		"task_newtask":         o.TaskNewtask,
 		"sched_process_exit":   o.SchedProcessExit,
+		"cgroup_mkdir":         o.CgroupMkdir,
+		"cgroup_rmdir":         o.CgroupRmdir,
+		"cgroup_attach_task":   o.CgroupAttachTask,
 		snapshot:               o.TaskSnapshot,
 	}
 }
@@ -248,6 +251,8 @@ func (l *loader) describe(s *Sensor) ([]vsockproto.Hook, error) {
 	if err != nil {
 		return nil, err
 	}
-	list = append(list, vsockproto.Hook{Type: vsockproto.TaskSnapshot, Available: true, Attached: true, Tag: tag})
+	for _, t := range [...]vsockproto.EventType{vsockproto.TaskSnapshot, vsockproto.CgroupSnapshot} {
+		list = append(list, vsockproto.Hook{Type: t, Available: true, Attached: true, Tag: tag})
+	}
 	return ascending(list), nil
 }

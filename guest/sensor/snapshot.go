@@ -22,6 +22,9 @@ func (s *Sensor) Snapshot() error {
 	if err := s.digestRunning(); err != nil {
 		return err
 	}
+	if err := empty(s.objects.Named, make([]byte, 8)); err != nil { // each cgroup is named again
+		return fmt.Errorf("snapshot: %w", err)
+	}
 	it, err := link.AttachIter(link.IterOptions{Program: s.objects.TaskSnapshot})
 	if err != nil {
 		return fmt.Errorf("iterate tasks: %w", err)
@@ -40,8 +43,8 @@ func (s *Sensor) Snapshot() error {
 
 // digestRunning fills the map of running programs' digests anew.
 func (s *Sensor) digestRunning() (err error) {
-	if err := empty(s.objects.Running); err != nil {
-		return err
+	if err := empty(s.objects.Running, make([]byte, 32)); err != nil {
+		return fmt.Errorf("digests of running programs: %w", err)
 	}
 	if err := s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 1 }); err != nil {
 		return err
@@ -61,21 +64,21 @@ func (s *Sensor) digestRunning() (err error) {
 	return nil
 }
 
-// empty deletes what is in m: an address can be another inode's by now.
-func empty(m *ebpf.Map) error {
+// empty deletes what is in m, by a number: an address can be another inode's by
+// now. value is room for one.
+func empty(m *ebpf.Map, value []byte) error {
 	var keys []uint64
 	var key uint64
-	var value [32]byte
 	it := m.Iterate()
 	for it.Next(&key, &value) {
 		keys = append(keys, key)
 	}
 	if err := it.Err(); err != nil {
-		return fmt.Errorf("list digests: %w", err)
+		return fmt.Errorf("list: %w", err)
 	}
 	for _, key := range keys {
 		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("delete digest: %w", err)
+			return fmt.Errorf("delete: %w", err)
 		}
 	}
 	return nil

@@ -77,6 +77,8 @@ func (v *envelope) event(b *engine.Batch, e *vsockproto.Event) *apipb.Event {
 		}
 	case vsockproto.SchedProcessExit:
 		out.Exit = &apipb.Exit{Code: e.ExitCode, GroupDead: e.GroupDead}
+	case vsockproto.CgroupMkdir, vsockproto.CgroupSnapshot, vsockproto.CgroupRmdir, vsockproto.CgroupAttachTask:
+		out.Cgroup = cgroupOf(e)
 	}
 	return out
 }
@@ -100,6 +102,17 @@ func subjectOf(s *vsockproto.Subject) *apipb.Subject {
 		KernelThread: s.KernelThread, CgroupId: s.CgroupID,
 		MntNs: s.MntNS, PidNs: s.PidNS, UserNs: s.UserNS, NetNs: s.NetNS,
 	}
+}
+
+func cgroupOf(e *vsockproto.Event) *apipb.Cgroup {
+	out := &apipb.Cgroup{
+		Id: e.Cgroup.ID, Level: e.Cgroup.Level, Path: safe.Quote(e.Path.Data), PathFlags: tailFlags(e.Path.Flags),
+		ThreadGroup: e.ThreadGroup,
+	}
+	if e.Type == vsockproto.CgroupAttachTask {
+		out.Moved = taskOf(e.Target)
+	}
+	return out
 }
 
 func hex16(v uint64) string {

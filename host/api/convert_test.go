@@ -76,6 +76,7 @@ func full(typ vsockproto.EventType) *vsockproto.Event {
 		Signal:  9, Target: vsockproto.Task{PID: 40, TGID: 40, StartNs: 41}, TargetExecID: 42,
 		CloneFlags: 0x11, Child: vsockproto.Task{PID: 50, TGID: 50, StartNs: 51}, ChildLeaderStartNs: 51, ChildExecID: 4,
 		ExitCode: 256, GroupDead: true,
+		Cgroup: vsockproto.Cgroup{ID: 60, Level: 2}, ThreadGroup: true,
 		Unknown: []byte("12345678"),
 	}
 	copy(e.Comm[:], "sh\n")

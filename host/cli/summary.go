@@ -32,6 +32,8 @@ func summary(e *apipb.Event) string {
 		return socketSummary(e)
 	case e.Signal != nil:
 		return fmt.Sprintf("signal %d to pid %d", e.Signal.Number, e.Signal.GetTarget().GetTgid())
+	case e.Cgroup != nil:
+		return cgroupSummary(e.Cgroup)
 	case e.Newtask != nil:
 		c := e.Newtask.GetChild()
 		if c.GetPid() != c.GetTgid() {
@@ -44,6 +46,16 @@ func summary(e *apipb.Event) string {
 		return fmt.Sprintf("%d bytes that this version does not know", len(e.Unknown))
 	}
 	return ""
+}
+
+func cgroupSummary(c *apipb.Cgroup) string {
+	switch {
+	case c.Moved != nil:
+		return fmt.Sprintf("pid %d into cgroup %d", c.Moved.Tgid, c.Id)
+	case c.Path == "":
+		return fmt.Sprintf("cgroup %d", c.Id)
+	}
+	return fmt.Sprintf("cgroup %d %s", c.Id, quote(c.Path))
 }
 
 func execSummary(e *apipb.Event) string {

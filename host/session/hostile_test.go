@@ -269,7 +269,7 @@ func TestFramesCostNoAllocation(t *testing.T) {
 	if _, err := io.ReadFull(ac, policy); err != nil {
 		t.Fatal(err)
 	}
-	payload := vsockproto.AppendEventsHeader(nil, 12)
+	payload := vsockproto.AppendEventsHeader(nil, len(vsockproto.EventTypes()))
 	var at []int // of the records
 	for _, k := range vsockproto.EventTypes() {
 		at = append(at, vsockproto.FrameHeaderSize+len(payload))

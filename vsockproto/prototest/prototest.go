@@ -83,6 +83,12 @@ func Sample(t vsockproto.EventType) *vsockproto.Event {
 	case vsockproto.TaskSnapshot:
 		e.File, e.Path = file(), text("/usr/sbin/nginx")
 		e.Path.Flags = vsockproto.TailUnlinked
+	case vsockproto.CgroupMkdir, vsockproto.CgroupSnapshot:
+		e.Cgroup, e.Path = vsockproto.Cgroup{ID: 4711, Level: 2}, text("/machine.slice/crun-web.scope")
+	case vsockproto.CgroupRmdir:
+		e.Cgroup = vsockproto.Cgroup{ID: 4711, Level: 2}
+	case vsockproto.CgroupAttachTask:
+		e.Cgroup.ID, e.Target, e.ThreadGroup = 4711, vsockproto.Task{PID: 77, TGID: 77, StartNs: 3_000}, true
 	default:
 		e.Unknown = []byte("12345678")
 	}

@@ -935,6 +935,7 @@ type Event struct {
 	Exit          *Exit                  `protobuf:"bytes,19,opt,name=exit,proto3" json:"exit,omitempty"`
 	Unknown       []byte                 `protobuf:"bytes,20,opt,name=unknown,proto3" json:"unknown,omitempty"` // body of an unknown type, or bytes that do not decode
 	Error         string                 `protobuf:"bytes,21,opt,name=error,proto3" json:"error,omitempty"`     // why they do not
+	Cgroup        *Cgroup                `protobuf:"bytes,22,opt,name=cgroup,proto3" json:"cgroup,omitempty"`   // cgroup_mkdir, cgroup_snapshot, cgroup_rmdir, cgroup_attach_task
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1116,6 +1117,13 @@ func (x *Event) GetError() string {
 	return ""
 }
 
+func (x *Event) GetCgroup() *Cgroup {
+	if x != nil {
+		return x.Cgroup
+	}
+	return nil
+}
+
 type Task struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // thread id in the initial pid namespace
@@ -1202,6 +1210,9 @@ type Subject struct {
 	PidNs         uint32                 `protobuf:"varint,22,opt,name=pid_ns,json=pidNs,proto3" json:"pid_ns,omitempty"`
 	UserNs        uint32                 `protobuf:"varint,23,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
 	NetNs         uint32                 `protobuf:"varint,24,opt,name=net_ns,json=netNs,proto3" json:"net_ns,omitempty"`
+	Cgroup        string                 `protobuf:"bytes,25,opt,name=cgroup,proto3" json:"cgroup,omitempty"`       // path of cgroup_id, guest text; empty: nothing names it
+	Runtime       string                 `protobuf:"bytes,26,opt,name=runtime,proto3" json:"runtime,omitempty"`     // docker, podman, crun ... where the path shows one
+	Container     string                 `protobuf:"bytes,27,opt,name=container,proto3" json:"container,omitempty"` // the runtime's id of it, guest text
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1402,6 +1413,27 @@ func (x *Subject) GetNetNs() uint32 {
 		return x.NetNs
 	}
 	return 0
+}
+
+func (x *Subject) GetCgroup() string {
+	if x != nil {
+		return x.Cgroup
+	}
+	return ""
+}
+
+func (x *Subject) GetRuntime() string {
+	if x != nil {
+		return x.Runtime
+	}
+	return ""
+}
+
+func (x *Subject) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
 }
 
 type File struct {
@@ -2068,6 +2100,91 @@ func (x *Exit) GetGroupDead() bool {
 	return false
 }
 
+// Cgroup is one of the unified hierarchy.
+type Cgroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Level         uint32                 `protobuf:"varint,2,opt,name=level,proto3" json:"level,omitempty"`                                // below the root
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`                                   // guest text
+	PathFlags     []string               `protobuf:"bytes,4,rep,name=path_flags,json=pathFlags,proto3" json:"path_flags,omitempty"`        // truncated
+	Moved         *Task                  `protobuf:"bytes,5,opt,name=moved,proto3" json:"moved,omitempty"`                                 // cgroup_attach_task
+	ThreadGroup   bool                   `protobuf:"varint,6,opt,name=thread_group,json=threadGroup,proto3" json:"thread_group,omitempty"` // with all its threads
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cgroup) Reset() {
+	*x = Cgroup{}
+	mi := &file_outguard_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cgroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cgroup) ProtoMessage() {}
+
+func (x *Cgroup) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cgroup.ProtoReflect.Descriptor instead.
+func (*Cgroup) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Cgroup) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Cgroup) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+func (x *Cgroup) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Cgroup) GetPathFlags() []string {
+	if x != nil {
+		return x.PathFlags
+	}
+	return nil
+}
+
+func (x *Cgroup) GetMoved() *Task {
+	if x != nil {
+		return x.Moved
+	}
+	return nil
+}
+
+func (x *Cgroup) GetThreadGroup() bool {
+	if x != nil {
+		return x.ThreadGroup
+	}
+	return false
+}
+
 type FindingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -2081,7 +2198,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_outguard_proto_msgTypes[22]
+	mi := &file_outguard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +2210,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[22]
+	mi := &file_outguard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +2223,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{22}
+	return file_outguard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FindingsRequest) GetVm() string {
@@ -2153,7 +2270,7 @@ type FindingsResponse struct {
 
 func (x *FindingsResponse) Reset() {
 	*x = FindingsResponse{}
-	mi := &file_outguard_proto_msgTypes[23]
+	mi := &file_outguard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2282,7 @@ func (x *FindingsResponse) String() string {
 func (*FindingsResponse) ProtoMessage() {}
 
 func (x *FindingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[23]
+	mi := &file_outguard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2295,7 @@ func (x *FindingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsResponse.ProtoReflect.Descriptor instead.
 func (*FindingsResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{23}
+	return file_outguard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FindingsResponse) GetFinding() *Finding {
@@ -2213,7 +2330,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_outguard_proto_msgTypes[24]
+	mi := &file_outguard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2342,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[24]
+	mi := &file_outguard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2355,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{24}
+	return file_outguard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Finding) GetId() string {
@@ -2373,7 +2490,7 @@ type Ref struct {
 
 func (x *Ref) Reset() {
 	*x = Ref{}
-	mi := &file_outguard_proto_msgTypes[25]
+	mi := &file_outguard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2502,7 @@ func (x *Ref) String() string {
 func (*Ref) ProtoMessage() {}
 
 func (x *Ref) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[25]
+	mi := &file_outguard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2515,7 @@ func (x *Ref) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ref.ProtoReflect.Descriptor instead.
 func (*Ref) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{25}
+	return file_outguard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Ref) GetSession() string {
@@ -2448,7 +2565,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_outguard_proto_msgTypes[26]
+	mi := &file_outguard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2577,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[26]
+	mi := &file_outguard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2590,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{26}
+	return file_outguard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListOrdersRequest) GetVm() string {
@@ -2514,7 +2631,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_outguard_proto_msgTypes[27]
+	mi := &file_outguard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2643,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[27]
+	mi := &file_outguard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2656,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{27}
+	return file_outguard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -2589,7 +2706,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_outguard_proto_msgTypes[28]
+	mi := &file_outguard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +2718,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[28]
+	mi := &file_outguard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +2731,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{28}
+	return file_outguard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Order) GetId() string {
@@ -2788,7 +2905,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_outguard_proto_msgTypes[29]
+	mi := &file_outguard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +2917,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[29]
+	mi := &file_outguard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +2930,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{29}
+	return file_outguard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListModelsRequest) GetVm() string {
@@ -2839,7 +2956,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_outguard_proto_msgTypes[30]
+	mi := &file_outguard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +2968,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[30]
+	mi := &file_outguard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +2981,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{30}
+	return file_outguard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -2899,7 +3016,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_outguard_proto_msgTypes[31]
+	mi := &file_outguard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3028,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[31]
+	mi := &file_outguard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3041,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{31}
+	return file_outguard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Model) GetEngine() string {
@@ -3058,7 +3175,7 @@ type ModelHour struct {
 
 func (x *ModelHour) Reset() {
 	*x = ModelHour{}
-	mi := &file_outguard_proto_msgTypes[32]
+	mi := &file_outguard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3187,7 @@ func (x *ModelHour) String() string {
 func (*ModelHour) ProtoMessage() {}
 
 func (x *ModelHour) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[32]
+	mi := &file_outguard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3200,7 @@ func (x *ModelHour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelHour.ProtoReflect.Descriptor instead.
 func (*ModelHour) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{32}
+	return file_outguard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ModelHour) GetStart() string {
@@ -3117,7 +3234,7 @@ type ExportModelRequest struct {
 
 func (x *ExportModelRequest) Reset() {
 	*x = ExportModelRequest{}
-	mi := &file_outguard_proto_msgTypes[33]
+	mi := &file_outguard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3129,7 +3246,7 @@ func (x *ExportModelRequest) String() string {
 func (*ExportModelRequest) ProtoMessage() {}
 
 func (x *ExportModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[33]
+	mi := &file_outguard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3142,7 +3259,7 @@ func (x *ExportModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportModelRequest.ProtoReflect.Descriptor instead.
 func (*ExportModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{33}
+	return file_outguard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExportModelRequest) GetVm() string {
@@ -3168,7 +3285,7 @@ type ExportModelResponse struct {
 
 func (x *ExportModelResponse) Reset() {
 	*x = ExportModelResponse{}
-	mi := &file_outguard_proto_msgTypes[34]
+	mi := &file_outguard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3180,7 +3297,7 @@ func (x *ExportModelResponse) String() string {
 func (*ExportModelResponse) ProtoMessage() {}
 
 func (x *ExportModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[34]
+	mi := &file_outguard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3193,7 +3310,7 @@ func (x *ExportModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportModelResponse.ProtoReflect.Descriptor instead.
 func (*ExportModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{34}
+	return file_outguard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExportModelResponse) GetPart() []byte {
@@ -3214,7 +3331,7 @@ type ImportModelRequest struct {
 
 func (x *ImportModelRequest) Reset() {
 	*x = ImportModelRequest{}
-	mi := &file_outguard_proto_msgTypes[35]
+	mi := &file_outguard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3226,7 +3343,7 @@ func (x *ImportModelRequest) String() string {
 func (*ImportModelRequest) ProtoMessage() {}
 
 func (x *ImportModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[35]
+	mi := &file_outguard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3239,7 +3356,7 @@ func (x *ImportModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportModelRequest.ProtoReflect.Descriptor instead.
 func (*ImportModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{35}
+	return file_outguard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ImportModelRequest) GetVm() string {
@@ -3272,7 +3389,7 @@ type ImportModelResponse struct {
 
 func (x *ImportModelResponse) Reset() {
 	*x = ImportModelResponse{}
-	mi := &file_outguard_proto_msgTypes[36]
+	mi := &file_outguard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3401,7 @@ func (x *ImportModelResponse) String() string {
 func (*ImportModelResponse) ProtoMessage() {}
 
 func (x *ImportModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[36]
+	mi := &file_outguard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3414,7 @@ func (x *ImportModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportModelResponse.ProtoReflect.Descriptor instead.
 func (*ImportModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{36}
+	return file_outguard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ImportModelResponse) GetModel() *Model {
@@ -3318,7 +3435,7 @@ type AcceptModelRequest struct {
 
 func (x *AcceptModelRequest) Reset() {
 	*x = AcceptModelRequest{}
-	mi := &file_outguard_proto_msgTypes[37]
+	mi := &file_outguard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3330,7 +3447,7 @@ func (x *AcceptModelRequest) String() string {
 func (*AcceptModelRequest) ProtoMessage() {}
 
 func (x *AcceptModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[37]
+	mi := &file_outguard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3343,7 +3460,7 @@ func (x *AcceptModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptModelRequest.ProtoReflect.Descriptor instead.
 func (*AcceptModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{37}
+	return file_outguard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AcceptModelRequest) GetVm() string {
@@ -3376,7 +3493,7 @@ type AcceptModelResponse struct {
 
 func (x *AcceptModelResponse) Reset() {
 	*x = AcceptModelResponse{}
-	mi := &file_outguard_proto_msgTypes[38]
+	mi := &file_outguard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3388,7 +3505,7 @@ func (x *AcceptModelResponse) String() string {
 func (*AcceptModelResponse) ProtoMessage() {}
 
 func (x *AcceptModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[38]
+	mi := &file_outguard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3401,7 +3518,7 @@ func (x *AcceptModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptModelResponse.ProtoReflect.Descriptor instead.
 func (*AcceptModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{38}
+	return file_outguard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AcceptModelResponse) GetModel() *Model {
@@ -3421,7 +3538,7 @@ type LearnModelRequest struct {
 
 func (x *LearnModelRequest) Reset() {
 	*x = LearnModelRequest{}
-	mi := &file_outguard_proto_msgTypes[39]
+	mi := &file_outguard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3433,7 +3550,7 @@ func (x *LearnModelRequest) String() string {
 func (*LearnModelRequest) ProtoMessage() {}
 
 func (x *LearnModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[39]
+	mi := &file_outguard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3446,7 +3563,7 @@ func (x *LearnModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnModelRequest.ProtoReflect.Descriptor instead.
 func (*LearnModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{39}
+	return file_outguard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LearnModelRequest) GetVm() string {
@@ -3472,7 +3589,7 @@ type LearnModelResponse struct {
 
 func (x *LearnModelResponse) Reset() {
 	*x = LearnModelResponse{}
-	mi := &file_outguard_proto_msgTypes[40]
+	mi := &file_outguard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3484,7 +3601,7 @@ func (x *LearnModelResponse) String() string {
 func (*LearnModelResponse) ProtoMessage() {}
 
 func (x *LearnModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[40]
+	mi := &file_outguard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3497,7 +3614,7 @@ func (x *LearnModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnModelResponse.ProtoReflect.Descriptor instead.
 func (*LearnModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{40}
+	return file_outguard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LearnModelResponse) GetModel() *Model {
@@ -3517,7 +3634,7 @@ type SealModelRequest struct {
 
 func (x *SealModelRequest) Reset() {
 	*x = SealModelRequest{}
-	mi := &file_outguard_proto_msgTypes[41]
+	mi := &file_outguard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3529,7 +3646,7 @@ func (x *SealModelRequest) String() string {
 func (*SealModelRequest) ProtoMessage() {}
 
 func (x *SealModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[41]
+	mi := &file_outguard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3542,7 +3659,7 @@ func (x *SealModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealModelRequest.ProtoReflect.Descriptor instead.
 func (*SealModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{41}
+	return file_outguard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SealModelRequest) GetVm() string {
@@ -3568,7 +3685,7 @@ type SealModelResponse struct {
 
 func (x *SealModelResponse) Reset() {
 	*x = SealModelResponse{}
-	mi := &file_outguard_proto_msgTypes[42]
+	mi := &file_outguard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3580,7 +3697,7 @@ func (x *SealModelResponse) String() string {
 func (*SealModelResponse) ProtoMessage() {}
 
 func (x *SealModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[42]
+	mi := &file_outguard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3593,7 +3710,7 @@ func (x *SealModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealModelResponse.ProtoReflect.Descriptor instead.
 func (*SealModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{42}
+	return file_outguard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SealModelResponse) GetModel() *Model {
@@ -3613,7 +3730,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_outguard_proto_msgTypes[43]
+	mi := &file_outguard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3625,7 +3742,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[43]
+	mi := &file_outguard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3638,7 +3755,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{43}
+	return file_outguard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PauseRequest) GetVm() string {
@@ -3664,7 +3781,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_outguard_proto_msgTypes[44]
+	mi := &file_outguard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +3793,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[44]
+	mi := &file_outguard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +3806,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{44}
+	return file_outguard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PauseResponse) GetOrder() *Order {
@@ -3709,7 +3826,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_outguard_proto_msgTypes[45]
+	mi := &file_outguard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3721,7 +3838,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[45]
+	mi := &file_outguard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3734,7 +3851,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{45}
+	return file_outguard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ResumeRequest) GetVm() string {
@@ -3760,7 +3877,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_outguard_proto_msgTypes[46]
+	mi := &file_outguard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3772,7 +3889,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[46]
+	mi := &file_outguard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3785,7 +3902,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{46}
+	return file_outguard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ResumeResponse) GetOrder() *Order {
@@ -3805,7 +3922,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_outguard_proto_msgTypes[47]
+	mi := &file_outguard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3817,7 +3934,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[47]
+	mi := &file_outguard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3830,7 +3947,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{47}
+	return file_outguard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CaptureRequest) GetVm() string {
@@ -3857,7 +3974,7 @@ type CaptureResponse struct {
 
 func (x *CaptureResponse) Reset() {
 	*x = CaptureResponse{}
-	mi := &file_outguard_proto_msgTypes[48]
+	mi := &file_outguard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3869,7 +3986,7 @@ func (x *CaptureResponse) String() string {
 func (*CaptureResponse) ProtoMessage() {}
 
 func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[48]
+	mi := &file_outguard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3882,7 +3999,7 @@ func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureResponse.ProtoReflect.Descriptor instead.
 func (*CaptureResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{48}
+	return file_outguard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CaptureResponse) GetProgress() *Progress {
@@ -3910,7 +4027,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_outguard_proto_msgTypes[49]
+	mi := &file_outguard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3922,7 +4039,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[49]
+	mi := &file_outguard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3935,7 +4052,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{49}
+	return file_outguard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Progress) GetStep() string {
@@ -3968,7 +4085,7 @@ type ListBundlesRequest struct {
 
 func (x *ListBundlesRequest) Reset() {
 	*x = ListBundlesRequest{}
-	mi := &file_outguard_proto_msgTypes[50]
+	mi := &file_outguard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3980,7 +4097,7 @@ func (x *ListBundlesRequest) String() string {
 func (*ListBundlesRequest) ProtoMessage() {}
 
 func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[50]
+	mi := &file_outguard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3993,7 +4110,7 @@ func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesRequest.ProtoReflect.Descriptor instead.
 func (*ListBundlesRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{50}
+	return file_outguard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListBundlesRequest) GetVm() string {
@@ -4012,7 +4129,7 @@ type ListBundlesResponse struct {
 
 func (x *ListBundlesResponse) Reset() {
 	*x = ListBundlesResponse{}
-	mi := &file_outguard_proto_msgTypes[51]
+	mi := &file_outguard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4141,7 @@ func (x *ListBundlesResponse) String() string {
 func (*ListBundlesResponse) ProtoMessage() {}
 
 func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[51]
+	mi := &file_outguard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4154,7 @@ func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesResponse.ProtoReflect.Descriptor instead.
 func (*ListBundlesResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{51}
+	return file_outguard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListBundlesResponse) GetBundles() []*Bundle {
@@ -4063,7 +4180,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_outguard_proto_msgTypes[52]
+	mi := &file_outguard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4075,7 +4192,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[52]
+	mi := &file_outguard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4088,7 +4205,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{52}
+	return file_outguard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Bundle) GetId() string {
@@ -4158,7 +4275,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_outguard_proto_msgTypes[53]
+	mi := &file_outguard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4170,7 +4287,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[53]
+	mi := &file_outguard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4183,7 +4300,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{53}
+	return file_outguard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RecordsRequest) GetVm() string {
@@ -4220,7 +4337,7 @@ type RecordsResponse struct {
 
 func (x *RecordsResponse) Reset() {
 	*x = RecordsResponse{}
-	mi := &file_outguard_proto_msgTypes[54]
+	mi := &file_outguard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +4349,7 @@ func (x *RecordsResponse) String() string {
 func (*RecordsResponse) ProtoMessage() {}
 
 func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[54]
+	mi := &file_outguard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +4362,7 @@ func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
 func (*RecordsResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{54}
+	return file_outguard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RecordsResponse) GetSession() []byte {
@@ -4296,7 +4413,7 @@ type SetModelRequest struct {
 
 func (x *SetModelRequest) Reset() {
 	*x = SetModelRequest{}
-	mi := &file_outguard_proto_msgTypes[55]
+	mi := &file_outguard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4308,7 +4425,7 @@ func (x *SetModelRequest) String() string {
 func (*SetModelRequest) ProtoMessage() {}
 
 func (x *SetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[55]
+	mi := &file_outguard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4321,7 +4438,7 @@ func (x *SetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelRequest.ProtoReflect.Descriptor instead.
 func (*SetModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{55}
+	return file_outguard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SetModelRequest) GetVm() string {
@@ -4368,7 +4485,7 @@ type SetModelResponse struct {
 
 func (x *SetModelResponse) Reset() {
 	*x = SetModelResponse{}
-	mi := &file_outguard_proto_msgTypes[56]
+	mi := &file_outguard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4380,7 +4497,7 @@ func (x *SetModelResponse) String() string {
 func (*SetModelResponse) ProtoMessage() {}
 
 func (x *SetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[56]
+	mi := &file_outguard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4393,7 +4510,7 @@ func (x *SetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelResponse.ProtoReflect.Descriptor instead.
 func (*SetModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{56}
+	return file_outguard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetModelResponse) GetModel() *Model {
@@ -4482,7 +4599,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05types\x18\x06 \x03(\tR\x05types\x12\x14\n" +
 	"\x05limit\x18\a \x01(\x04R\x05limit\"<\n" +
 	"\x0eEventsResponse\x12*\n" +
-	"\x06events\x18\x01 \x03(\v2\x12.outguard.v1.EventR\x06events\"\x9e\x05\n" +
+	"\x06events\x18\x01 \x03(\v2\x12.outguard.v1.EventR\x06events\"\xcb\x05\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x18\n" +
@@ -4505,11 +4622,12 @@ const file_outguard_proto_rawDesc = "" +
 	"\anewtask\x18\x12 \x01(\v2\x14.outguard.v1.NewtaskR\anewtask\x12%\n" +
 	"\x04exit\x18\x13 \x01(\v2\x11.outguard.v1.ExitR\x04exit\x12\x18\n" +
 	"\aunknown\x18\x14 \x01(\fR\aunknown\x12\x14\n" +
-	"\x05error\x18\x15 \x01(\tR\x05error\"G\n" +
+	"\x05error\x18\x15 \x01(\tR\x05error\x12+\n" +
+	"\x06cgroup\x18\x16 \x01(\v2\x13.outguard.v1.CgroupR\x06cgroup\"G\n" +
 	"\x04Task\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04tgid\x18\x02 \x01(\rR\x04tgid\x12\x19\n" +
-	"\bstart_ns\x18\x03 \x01(\x04R\astartNs\"\xe1\x04\n" +
+	"\bstart_ns\x18\x03 \x01(\x04R\astartNs\"\xb1\x05\n" +
 	"\aSubject\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04tgid\x18\x02 \x01(\rR\x04tgid\x12\x19\n" +
@@ -4538,7 +4656,10 @@ const file_outguard_proto_rawDesc = "" +
 	"\x06mnt_ns\x18\x15 \x01(\rR\x05mntNs\x12\x15\n" +
 	"\x06pid_ns\x18\x16 \x01(\rR\x05pidNs\x12\x17\n" +
 	"\auser_ns\x18\x17 \x01(\rR\x06userNs\x12\x15\n" +
-	"\x06net_ns\x18\x18 \x01(\rR\x05netNs\"\x95\x03\n" +
+	"\x06net_ns\x18\x18 \x01(\rR\x05netNs\x12\x16\n" +
+	"\x06cgroup\x18\x19 \x01(\tR\x06cgroup\x12\x18\n" +
+	"\aruntime\x18\x1a \x01(\tR\aruntime\x12\x1c\n" +
+	"\tcontainer\x18\x1b \x01(\tR\tcontainer\"\x95\x03\n" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1b\n" +
 	"\tpath_kind\x18\x02 \x01(\tR\bpathKind\x12\x1d\n" +
@@ -4599,7 +4720,15 @@ const file_outguard_proto_rawDesc = "" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x1d\n" +
 	"\n" +
-	"group_dead\x18\x02 \x01(\bR\tgroupDead\"\x88\x01\n" +
+	"group_dead\x18\x02 \x01(\bR\tgroupDead\"\xad\x01\n" +
+	"\x06Cgroup\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05level\x18\x02 \x01(\rR\x05level\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1d\n" +
+	"\n" +
+	"path_flags\x18\x04 \x03(\tR\tpathFlags\x12'\n" +
+	"\x05moved\x18\x05 \x01(\v2\x11.outguard.v1.TaskR\x05moved\x12!\n" +
+	"\fthread_group\x18\x06 \x01(\bR\vthreadGroup\"\x88\x01\n" +
 	"\x0fFindingsRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\tR\x05since\x12\x16\n" +
@@ -4816,7 +4945,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),       // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),      // 1: outguard.v1.StatusResponse
@@ -4840,49 +4969,50 @@ var file_outguard_proto_goTypes = []any{
 	(*Signal)(nil),              // 19: outguard.v1.Signal
 	(*Newtask)(nil),             // 20: outguard.v1.Newtask
 	(*Exit)(nil),                // 21: outguard.v1.Exit
-	(*FindingsRequest)(nil),     // 22: outguard.v1.FindingsRequest
-	(*FindingsResponse)(nil),    // 23: outguard.v1.FindingsResponse
-	(*Finding)(nil),             // 24: outguard.v1.Finding
-	(*Ref)(nil),                 // 25: outguard.v1.Ref
-	(*ListOrdersRequest)(nil),   // 26: outguard.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),  // 27: outguard.v1.ListOrdersResponse
-	(*Order)(nil),               // 28: outguard.v1.Order
-	(*ListModelsRequest)(nil),   // 29: outguard.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),  // 30: outguard.v1.ListModelsResponse
-	(*Model)(nil),               // 31: outguard.v1.Model
-	(*ModelHour)(nil),           // 32: outguard.v1.ModelHour
-	(*ExportModelRequest)(nil),  // 33: outguard.v1.ExportModelRequest
-	(*ExportModelResponse)(nil), // 34: outguard.v1.ExportModelResponse
-	(*ImportModelRequest)(nil),  // 35: outguard.v1.ImportModelRequest
-	(*ImportModelResponse)(nil), // 36: outguard.v1.ImportModelResponse
-	(*AcceptModelRequest)(nil),  // 37: outguard.v1.AcceptModelRequest
-	(*AcceptModelResponse)(nil), // 38: outguard.v1.AcceptModelResponse
-	(*LearnModelRequest)(nil),   // 39: outguard.v1.LearnModelRequest
-	(*LearnModelResponse)(nil),  // 40: outguard.v1.LearnModelResponse
-	(*SealModelRequest)(nil),    // 41: outguard.v1.SealModelRequest
-	(*SealModelResponse)(nil),   // 42: outguard.v1.SealModelResponse
-	(*PauseRequest)(nil),        // 43: outguard.v1.PauseRequest
-	(*PauseResponse)(nil),       // 44: outguard.v1.PauseResponse
-	(*ResumeRequest)(nil),       // 45: outguard.v1.ResumeRequest
-	(*ResumeResponse)(nil),      // 46: outguard.v1.ResumeResponse
-	(*CaptureRequest)(nil),      // 47: outguard.v1.CaptureRequest
-	(*CaptureResponse)(nil),     // 48: outguard.v1.CaptureResponse
-	(*Progress)(nil),            // 49: outguard.v1.Progress
-	(*ListBundlesRequest)(nil),  // 50: outguard.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil), // 51: outguard.v1.ListBundlesResponse
-	(*Bundle)(nil),              // 52: outguard.v1.Bundle
-	(*RecordsRequest)(nil),      // 53: outguard.v1.RecordsRequest
-	(*RecordsResponse)(nil),     // 54: outguard.v1.RecordsResponse
-	(*SetModelRequest)(nil),     // 55: outguard.v1.SetModelRequest
-	(*SetModelResponse)(nil),    // 56: outguard.v1.SetModelResponse
-	nil,                         // 57: outguard.v1.Finding.DetailEntry
+	(*Cgroup)(nil),              // 22: outguard.v1.Cgroup
+	(*FindingsRequest)(nil),     // 23: outguard.v1.FindingsRequest
+	(*FindingsResponse)(nil),    // 24: outguard.v1.FindingsResponse
+	(*Finding)(nil),             // 25: outguard.v1.Finding
+	(*Ref)(nil),                 // 26: outguard.v1.Ref
+	(*ListOrdersRequest)(nil),   // 27: outguard.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),  // 28: outguard.v1.ListOrdersResponse
+	(*Order)(nil),               // 29: outguard.v1.Order
+	(*ListModelsRequest)(nil),   // 30: outguard.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),  // 31: outguard.v1.ListModelsResponse
+	(*Model)(nil),               // 32: outguard.v1.Model
+	(*ModelHour)(nil),           // 33: outguard.v1.ModelHour
+	(*ExportModelRequest)(nil),  // 34: outguard.v1.ExportModelRequest
+	(*ExportModelResponse)(nil), // 35: outguard.v1.ExportModelResponse
+	(*ImportModelRequest)(nil),  // 36: outguard.v1.ImportModelRequest
+	(*ImportModelResponse)(nil), // 37: outguard.v1.ImportModelResponse
+	(*AcceptModelRequest)(nil),  // 38: outguard.v1.AcceptModelRequest
+	(*AcceptModelResponse)(nil), // 39: outguard.v1.AcceptModelResponse
+	(*LearnModelRequest)(nil),   // 40: outguard.v1.LearnModelRequest
+	(*LearnModelResponse)(nil),  // 41: outguard.v1.LearnModelResponse
+	(*SealModelRequest)(nil),    // 42: outguard.v1.SealModelRequest
+	(*SealModelResponse)(nil),   // 43: outguard.v1.SealModelResponse
+	(*PauseRequest)(nil),        // 44: outguard.v1.PauseRequest
+	(*PauseResponse)(nil),       // 45: outguard.v1.PauseResponse
+	(*ResumeRequest)(nil),       // 46: outguard.v1.ResumeRequest
+	(*ResumeResponse)(nil),      // 47: outguard.v1.ResumeResponse
+	(*CaptureRequest)(nil),      // 48: outguard.v1.CaptureRequest
+	(*CaptureResponse)(nil),     // 49: outguard.v1.CaptureResponse
+	(*Progress)(nil),            // 50: outguard.v1.Progress
+	(*ListBundlesRequest)(nil),  // 51: outguard.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil), // 52: outguard.v1.ListBundlesResponse
+	(*Bundle)(nil),              // 53: outguard.v1.Bundle
+	(*RecordsRequest)(nil),      // 54: outguard.v1.RecordsRequest
+	(*RecordsResponse)(nil),     // 55: outguard.v1.RecordsResponse
+	(*SetModelRequest)(nil),     // 56: outguard.v1.SetModelRequest
+	(*SetModelResponse)(nil),    // 57: outguard.v1.SetModelResponse
+	nil,                         // 58: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
 	5,  // 1: outguard.v1.ListVMsResponse.vms:type_name -> outguard.v1.VM
 	6,  // 2: outguard.v1.VM.session:type_name -> outguard.v1.Session
 	8,  // 3: outguard.v1.VM.classes:type_name -> outguard.v1.ClassCount
-	31, // 4: outguard.v1.VM.models:type_name -> outguard.v1.Model
+	32, // 4: outguard.v1.VM.models:type_name -> outguard.v1.Model
 	7,  // 5: outguard.v1.Session.hooks:type_name -> outguard.v1.Hook
 	11, // 6: outguard.v1.EventsResponse.events:type_name -> outguard.v1.Event
 	13, // 7: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
@@ -4894,64 +5024,66 @@ var file_outguard_proto_depIdxs = []int32{
 	19, // 13: outguard.v1.Event.signal:type_name -> outguard.v1.Signal
 	20, // 14: outguard.v1.Event.newtask:type_name -> outguard.v1.Newtask
 	21, // 15: outguard.v1.Event.exit:type_name -> outguard.v1.Exit
-	12, // 16: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
-	12, // 17: outguard.v1.Signal.target:type_name -> outguard.v1.Task
-	12, // 18: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
-	24, // 19: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
-	25, // 20: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	57, // 21: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
-	28, // 22: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
-	31, // 23: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
-	32, // 24: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
-	31, // 25: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
-	31, // 26: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
-	31, // 27: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
-	31, // 28: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
-	28, // 29: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
-	28, // 30: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
-	49, // 31: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
-	28, // 32: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
-	52, // 33: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	31, // 34: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
-	0,  // 35: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 36: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 37: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	53, // 38: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
-	22, // 39: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	26, // 40: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	29, // 41: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	39, // 42: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	41, // 43: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	33, // 44: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	35, // 45: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	37, // 46: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	55, // 47: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
-	43, // 48: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	45, // 49: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	47, // 50: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	50, // 51: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	1,  // 52: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 53: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 54: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	54, // 55: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	23, // 56: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	27, // 57: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	30, // 58: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	40, // 59: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	42, // 60: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	34, // 61: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	36, // 62: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	38, // 63: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	56, // 64: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	44, // 65: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	46, // 66: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	48, // 67: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	51, // 68: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	52, // [52:69] is the sub-list for method output_type
-	35, // [35:52] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	22, // 16: outguard.v1.Event.cgroup:type_name -> outguard.v1.Cgroup
+	12, // 17: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
+	12, // 18: outguard.v1.Signal.target:type_name -> outguard.v1.Task
+	12, // 19: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
+	12, // 20: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
+	25, // 21: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
+	26, // 22: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
+	58, // 23: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	29, // 24: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
+	32, // 25: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
+	33, // 26: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
+	32, // 27: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
+	32, // 28: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
+	32, // 29: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
+	32, // 30: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
+	29, // 31: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
+	29, // 32: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
+	50, // 33: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
+	29, // 34: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
+	53, // 35: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
+	32, // 36: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
+	0,  // 37: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 38: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 39: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	54, // 40: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	23, // 41: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	27, // 42: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	30, // 43: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	40, // 44: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	42, // 45: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	34, // 46: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	36, // 47: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	38, // 48: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	56, // 49: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
+	44, // 50: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	46, // 51: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	48, // 52: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	51, // 53: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	1,  // 54: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 55: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 56: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	55, // 57: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	24, // 58: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	28, // 59: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	31, // 60: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	41, // 61: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	43, // 62: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	35, // 63: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	37, // 64: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	39, // 65: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	57, // 66: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	45, // 67: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	47, // 68: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	49, // 69: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	52, // 70: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	54, // [54:71] is the sub-list for method output_type
+	37, // [37:54] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -4965,7 +5097,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

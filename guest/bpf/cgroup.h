@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Cgroups: every record has the number of its task's; here each number gets its
+ * path, once. Their records are no hooks of the policy's: without them the
+ * others do not say whose they are.
+ */
+#ifndef OUTGUARD_CGROUP_H
+#define OUTGUARD_CGROUP_H
+
+/* The ids of cgroups that have been named since the programs were loaded. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u64);
+} named SEC(".maps");
+
+#define CGROUP_DEPTH 32
+#define CGROUP_NAME 256
+#define CGROUP_PATH 2048
+/* Where the nodes on the way up stand meanwhile, behind any path. */
+#define CGROUP_NODES (sizeof(struct cgroup_record) + 8 + CGROUP_PATH + CGROUP_NAME + 16)
+
+_Static_assert(CGROUP_NODES + CGROUP_DEPTH * 8 <= RECORD_ROOM, "a path and the nodes that it is made of have room");
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct kernfs_node___up {
+	const char *name;
+	struct kernfs_node___up *parent;
+};
+
+/* Linux 6.15 and later. */
+struct kernfs_node___rcu {
+	const char *name;
+	struct kernfs_node___rcu *__parent;
+};
+
+#pragma clang attribute pop
+
+static __always_inline void *kernfs_parent(void *kn)
+{
+	struct kernfs_node___up *up = kn;
+	struct kernfs_node___rcu *rcu = kn;
+
+	if (bpf_core_field_exists(rcu->__parent))
+		return BPF_CORE_READ(rcu, __parent);
+	return BPF_CORE_READ(up, parent);
+}
+
+/* The one hierarchy of version 2 has the number 0. */
+static __always_inline bool is_unified(struct cgroup *cgrp)
+{
+	return BPF_CORE_READ(cgrp, root, hierarchy_id) == 0;
+}
+
+/*
+ * Write the path of kn. Of one that is deeper only the last names are there, of
+ * one that is longer the first; either is said to be cut.
+ */
+static __noinline __u32 put_cgroup_path(struct scratch *sc, void *kn)
+{
+	const __u32 at = sizeof(struct cgroup_record), start = at + 8;
+	__u64 *nodes = (void *)&sc->record[CGROUP_NODES];
+	__u32 end = start, flags = 0, n = 0, i;
+	void *up;
+	long len;
+
+	for (i = 0; i < CGROUP_DEPTH; i++) {
+		up = kernfs_parent(kn);
+		if (!up)
+			break;
+		nodes[i] = (__u64)kn;
+		n = i + 1;
+		kn = up;
+	}
+	if (n == CGROUP_DEPTH)
+		flags = TAIL_TRUNCATED;
+	if (n == 0) {
+		sc->record[start] = '/';
+		end = start + 1;
+	}
+	for (i = 0; i < CGROUP_DEPTH; i++) {
+		__u32 k = n - 1 - i;
+		struct kernfs_node___up *node;
+
+		if (i >= n || k >= CGROUP_DEPTH)
+			break;
+		node = (void *)nodes[k];
+		if (end > start + CGROUP_PATH - 1) {
+			flags = TAIL_TRUNCATED;
+			break;
+		}
+		sc->record[end] = '/';
+		len = bpf_probe_read_kernel_str(&sc->record[end + 1], CGROUP_NAME, BPF_CORE_READ(node, name));
+		if (len <= 1 || len > CGROUP_NAME) {
+			flags = TAIL_TRUNCATED;
+			break;
+		}
+		end += len; /* the slash for the NUL */
+	}
+	if (end > start + CGROUP_PATH) {
+		end = start + CGROUP_PATH;
+		flags = TAIL_TRUNCATED;
+	}
+	return close_tail(sc, at, TAG_PATH, flags, end - start);
+}
+
+/* Report a cgroup with its path. What finds no room is named again when it is met. */
+static __noinline int name_cgroup(struct cgroup *cgrp, __u16 type)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct cgroup_record *r;
+	__u64 id = cgrp->kn->id;
+	struct scratch *sc;
+	__u32 at;
+
+	sc = take_scratch(t, CLASS_CRITICAL);
+	if (!sc)
+		return 0;
+	r = (void *)sc->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	fill_subject(&r->subject, t);
+	r->id = id;
+	r->level = cgrp->level;
+	at = put_cgroup_path(sc, cgrp->kn);
+	if (at <= RECORD_MAX && !emit(&r->header, at, type, CLASS_CRITICAL))
+		bpf_map_update_elem(&named, &id, &id, BPF_ANY);
+	drop_scratch(sc);
+	return 0;
+}
+
+/* A task is in it: if its making was not seen, it is named now. */
+static __always_inline void meet_cgroup(struct cgroup *cgrp)
+{
+	__u64 id = cgrp->kn->id;
+
+	if (!bpf_map_lookup_elem(&named, &id))
+		name_cgroup(cgrp, CGROUP_SNAPSHOT);
+}
+
+static __always_inline void report_rmdir(struct cgroup *cgrp)
+{
+	struct cgroup_record r = {};
+
+	if (!is_unified(cgrp))
+		return;
+	fill_subject(&r.subject, bpf_get_current_task_btf());
+	r.id = cgrp->kn->id;
+	r.level = cgrp->level;
+	bpf_map_delete_elem(&named, &r.id);
+	emit(&r.header, sizeof(r), CGROUP_RMDIR, CLASS_CRITICAL);
+}
+
+static __always_inline void report_attach(struct cgroup *cgrp, struct task_struct *task, bool threadgroup)
+{
+	struct cgroup_attach_record r = {};
+
+	if (!is_unified(cgrp))
+		return;
+	meet_cgroup(cgrp);
+	fill_subject(&r.subject, bpf_get_current_task_btf());
+	r.id = cgrp->kn->id;
+	fill_task(&r.target, task);
+	r.threadgroup = threadgroup;
+	emit(&r.header, sizeof(r), CGROUP_ATTACH_TASK, CLASS_CRITICAL);
+}
+
+#endif
