@@ -37,6 +37,9 @@ type Backend interface {
 	// from the record.
 	Batches(ctx context.Context, q Query, yield func(*engine.Batch) error) error
 
+	// Cgroups names a VM's cgroups, as far as its present or last session has.
+	Cgroups(ctx context.Context, vm uuid.UUID) (*Cgroups, error)
+
 	// Findings does the same with findings. Without Follow the streams are
 	// merged by time: of each VM in the order of its record, and of several VMs'
 	// next findings the earliest first. What cannot be read of one VM's record
@@ -83,6 +86,13 @@ type Query struct {
 	Follow bool      // go on with what arrives
 	Order  string    // of orders: only that with this id; empty: all
 	Limit  uint64    // of orders: at most so many, the newest; 0: all
+}
+
+// Cgroups are the paths of a VM's cgroups by their numbers, and the session that
+// named them. Paths are the guest's.
+type Cgroups struct {
+	Session uuid.UUID
+	Paths   map[uint64]string
 }
 
 // Model is a model and the engine that has it.

@@ -29,8 +29,9 @@ func (s *service) Events(ctx context.Context, r *apipb.EventsRequest, out *conne
 		g := &eventGroup{limit: r.Limit, send: func(events []*apipb.Event) error {
 			return s.send(ctx, func() error { return out.Send(&apipb.EventsResponse{Events: events}) })
 		}}
+		named := cgroups{known: s.backend.Cgroups}
 		return s.backend.Batches(ctx, q, func(b *engine.Batch) error {
-			if err := eachEvent(b, s.names.of(ctx, b.VM), &filter, g.add); err != nil {
+			if err := eachEvent(b, s.names.of(ctx, b.VM), named.of(ctx, b.VM, b.Session), &filter, g.add); err != nil {
 				return err
 			}
 			return g.flush()
@@ -73,7 +74,7 @@ func (g *eventGroup) flush() error {
 
 // eachEvent hands on those records of b that match. What does not decode is
 // handed on as such unless the caller asked for particular events.
-func eachEvent(b *engine.Batch, vm string, filter *eventFilter, emit func(*apipb.Event) error) error {
+func eachEvent(b *engine.Batch, vm string, named *cgroupNames, filter *eventFilter, emit func(*apipb.Event) error) error {
 	var e vsockproto.Event
 	v := envelopeOf(b, vm)
 	for rest := b.Records; len(rest) > 0; {
@@ -84,8 +85,11 @@ func eachEvent(b *engine.Batch, vm string, filter *eventFilter, emit func(*apipb
 			}
 			return emit(v.undecodable(b, rest, err))
 		}
+		named.note(&e)
 		if filter.match(&e) {
-			if err := emit(v.event(b, &e)); err != nil {
+			out := v.event(b, &e)
+			named.fill(out.Subject)
+			if err := emit(out); err != nil {
 				return err
 			}
 		}

@@ -209,6 +209,15 @@ func (s *Supervisor) Models(ctx context.Context) ([]engine.Model, error) {
 	return p.Models(ctx)
 }
 
+// Places tells of the VM's cgroups and containers.
+func (s *Supervisor) Places(ctx context.Context, vm uuid.UUID) (engine.Places, error) {
+	p, err := s.process()
+	if err != nil {
+		return engine.Places{}, err
+	}
+	return p.Places(ctx, vm)
+}
+
 // Learn opens the VM's model. When it returns without an error, the change is
 // stored.
 func (s *Supervisor) Learn(ctx context.Context, vm uuid.UUID) (engine.Model, error) {

@@ -410,6 +410,30 @@ func (b backend) Models(ctx context.Context) ([]api.Model, error) {
 	return out, errs
 }
 
+// Cgroups asks the first engine that tells. What no engine knows is no error: the
+// events' own records may name it.
+func (b backend) Cgroups(ctx context.Context, vm uuid.UUID) (*api.Cgroups, error) {
+	places, err := b.places(ctx, vm)
+	if err != nil {
+		return nil, err
+	}
+	out := &api.Cgroups{Session: places.Session, Paths: make(map[uint64]string, len(places.Cgroups))}
+	for _, c := range places.Cgroups {
+		out.Paths[c.ID] = c.Path
+	}
+	return out, nil
+}
+
+func (b backend) places(ctx context.Context, vm uuid.UUID) (engine.Places, error) {
+	for _, e := range b.m.engines {
+		places, err := e.Places(ctx, vm)
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return places, err
+		}
+	}
+	return engine.Places{}, fmt.Errorf("containers: %w", errors.ErrUnsupported)
+}
+
 // modeller finds the engine called name, or the only one with models.
 func (b backend) modeller(name string) (*engines.Supervisor, error) {
 	var found []*engines.Supervisor

@@ -153,3 +153,43 @@ type Settings struct {
 	Aggregate  *[PointSize]byte  // the platform's, of a model that learns; nil: as it is
 	Pseudonyms [][PointSize]byte // files that may change their content, added
 }
+
+// Placer is an engine that tells where in a VM events happen. It is optional: of
+// an engine that is none, Places is unimplemented.
+type Placer interface {
+	Engine
+
+	// Places tells of the VM's cgroups and containers, as its records name them.
+	Places(vm uuid.UUID) Places
+}
+
+// Places are a VM's cgroups and containers. Text is the guest's.
+type Places struct {
+	Session    uuid.UUID // that named them
+	Cgroups    []Cgroup
+	Containers []Container
+	Nameless   uint64 // cgroups for which there was no room
+	Unplaced   uint64 // times that a task came to be in a cgroup that nothing names
+}
+
+// MaxPlaces bounds the cgroups, and the containers, of one VM.
+const MaxPlaces = 4096
+
+// Cgroup is the path of a number that records have.
+type Cgroup struct {
+	ID   uint64
+	Path string
+}
+
+// Container is one that is there.
+type Container struct {
+	Cgroup              uint64 // id; 0: not known
+	Path                string // of its cgroup
+	Runtime, ID         string // as the path shows them; no runtime: "" and the path's last element
+	Begun               bool   // its first program was seen; what follows is of that
+	Mnt, PID, User, Net uint32 // namespaces
+	Program             string // path
+	BootNs              uint64 // when it started, ns since boot
+	Tasks               uint64 // threads that run in it
+	Workload            string // the model that judges it; "": the VM's own
+}

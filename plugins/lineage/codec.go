@@ -9,16 +9,24 @@ import (
 // A tree as bytes, little endian:
 //
 //	"OGLIN\x00" | version u16 | programs u32 | tasks u32 | ended u32 | unknown u64 | refused u64 | textless u64 |
+//	nameless u64 | unplaced u64 | session 16 | namespaces 16, of the machine | containers u32 | cgroups u32 |
+//	container: number u32 | flags u8 (1 begun, 2 removed) | nested u8 | namespaces 16 | cgroup u64 | boot_ns u64 | digest 32 |
+//	         path, runtime, id, program: u16, bytes
+//	cgroup:  id u64 | flags u8 (1 cut, 2 removed, 4 stale) | container u32, its number, 0 for none | path: u16, bytes
 //	program: id 32 | origin u8 | digest 32 | boot_ns u64 | path: u16, bytes | argv: u16, bytes
 //	task:    pid u32 | start_ns u64 | tgid u32 | parent pid u32 | parent start_ns u64 | parent id 32 |
 //	         mark u64 | exit_ns u64 | skipped u32 | parent: u32, 1 + its place among tasks, 0 for none |
-//	         generations u8 | each: exec_id u32, program u32
+//	         generations u8 | each: exec_id u32, program u32 |
+//	         home u32, a container's number, 0 for none | left u8 | lost u8 | cgroup u64 | namespaces 16
+//
+// Namespaces are mnt, pid, user and net, u32 each. Version 1 had neither them nor
+// containers, cgroups and what names these.
 //
 // Running tasks come first, then the ended ones, each the oldest first.
 // Program 0 is the unknown one and 1 the kernel's; the count leaves them out.
 const (
 	magic      = "OGLIN\x00"
-	version    = 1
+	version    = 2
 	headerSize = len(magic) + 2 + 12 + 24
 )
 
@@ -49,6 +57,7 @@ func (t *Tree) AppendBinary(b []byte) ([]byte, error) {
 	for _, n := range [...]uint64{t.stats.Unknown, t.stats.Refused, t.stats.Textless} {
 		b = le.AppendUint64(b, n)
 	}
+	b = t.appendPlaces(b)
 	for _, p := range order {
 		b = p.append(b)
 	}
@@ -93,7 +102,7 @@ func (t *Task) append(b []byte, places map[*Task]uint32, programs map[*Program]u
 		b = le.AppendUint32(b, g.execID)
 		b = le.AppendUint32(b, programs[g.program])
 	}
-	return b
+	return t.appendPlace(b)
 }
 
 // Parse reads a tree. Its counts are held against opts before anything is
@@ -101,13 +110,17 @@ func (t *Task) append(b []byte, places map[*Task]uint32, programs map[*Program]u
 func Parse(b []byte, identify Identify, opts *Options) (*Tree, error) {
 	t := New(identify, opts)
 	r := reader{b: b}
-	if string(r.take(len(magic))) != magic || r.u16() != version {
+	is := string(r.take(len(magic))) == magic
+	if r.version = r.u16(); !is || r.version == 0 || r.version > version {
 		return nil, fmt.Errorf("header: %w", ErrInvalid)
 	}
 	nPrograms, nTasks, nEnded := int(r.u32()), int(r.u32()), int(r.u32())
 	t.stats.Unknown, t.stats.Refused, t.stats.Textless = r.u64(), r.u64(), r.u64()
 	if r.bad || nTasks > t.opts.MaxTasks || nEnded > nTasks || nPrograms > nTasks*maxGenerations || nPrograms > len(b) {
 		return nil, fmt.Errorf("%d programs, %d tasks, %d of them ended: %w", nPrograms, nTasks, nEnded, ErrInvalid)
+	}
+	if r.version > 1 {
+		r.places(t)
 	}
 	programs := []*Program{t.unknown, t.kernel}
 	for range nPrograms {
@@ -158,8 +171,10 @@ func (t *Tree) connect(tasks []*Task, parents []uint32, programs []*Program) err
 }
 
 type reader struct {
-	b   []byte
-	bad bool
+	b          []byte
+	bad        bool
+	version    uint16
+	containers map[uint32]*Container // by their numbers
 }
 
 func (r *reader) take(n int) []byte {
@@ -179,14 +194,14 @@ func (r *reader) u64() uint64 { return le.Uint64(r.take(8)) }
 
 func (r *reader) program() *Program {
 	p := &Program{ID: ID(r.take(32)), Origin: Origin(r.u8()), Digest: [32]byte(r.take(32)), BootNs: r.u64()}
-	p.Path, p.Argv = r.text(), r.text()
+	p.Path, p.Argv = r.text(maxText), r.text(maxText)
 	r.bad = r.bad || p.Origin > Snapshot
 	return p
 }
 
-func (r *reader) text() string {
+func (r *reader) text(limit int) string {
 	n := int(r.u16())
-	if n > maxText {
+	if n > limit {
 		r.bad = true
 		return ""
 	}
@@ -211,6 +226,9 @@ func (r *reader) task(t *Tree, programs []*Program, ended bool) (*Task, uint32) 
 		}
 		t.hold(programs[p])
 		task.generations = append(task.generations, generation{execID, programs[p]})
+	}
+	if r.version > 1 && !r.place(task) {
+		return nil, 0
 	}
 	t.tasks[task.Key] = task
 	if ended {

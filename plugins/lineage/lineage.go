@@ -97,6 +97,11 @@ type Task struct {
 	ExitNs    uint64 // 0: runs
 	Skipped   uint32 // forgotten ancestors between it and Parent
 
+	home  *Container // to which it belongs; nil: the machine
+	left  Departure  // how it has left that
+	where where      // what its last event said
+	lost  bool       // of a cgroup that nothing names
+
 	generations []generation // ascending
 	parent      *Task
 	children    *Task // first
@@ -115,10 +120,15 @@ func (t *Task) ExecID() uint32 { return t.generations[len(t.generations)-1].exec
 // Exited reports whether the task has ended.
 func (t *Task) Exited() bool { return t.ExitNs != 0 }
 
-// Identity is a task and the program that it ran at the time in question.
+// Container is that to which the task belongs, nil where it is the machine's own.
+func (t *Task) Container() *Container { return t.home }
+
+// Identity is a task and the program that it ran at the time in question, and
+// where.
 type Identity struct {
 	Task    *Task // nil: never heard of, or no room for it
 	Program *Program
+	Place
 }
 
 // ID is the TASK_ID.
@@ -147,6 +157,8 @@ type Stats struct {
 	Unknown  uint64 // times that a task or program of unknown history was met first
 	Refused  uint64 // tasks for which there was no room
 	Textless uint64 // programs kept without path and arguments for want of room
+	Nameless uint64 // cgroups for whose paths there was no room
+	Unplaced uint64 // times that a task came to be in a cgroup that nothing names
 }
 
 // Tree is the lineage of one VM. It is not safe for concurrent use.
@@ -161,13 +173,16 @@ type Tree struct {
 	unknown  *Program
 	kernel   *Program
 	bytes    int
+	session  [16]byte
+	machine  Namespaces // of its first process
+	cgroups  cgroups
 	stats    Stats
 }
 
 // New makes an empty tree.
 func New(identify Identify, opts *Options) *Tree {
 	t := &Tree{
-		identify: identify, tasks: map[Key]*Task{}, holders: map[uint32]*Task{},
+		identify: identify, cgroups: newCgroups(), tasks: map[Key]*Task{}, holders: map[uint32]*Task{},
 		unknown: &Program{ID: UnknownID, refs: 1}, kernel: &Program{Origin: Snapshot, refs: 1},
 	}
 	if opts != nil {
@@ -194,6 +209,13 @@ func (t *Tree) Stats() Stats {
 // Apply takes the next event and returns its subject: task and program as they
 // were when the event happened. After an exec the program is the new one.
 func (t *Tree) Apply(e *vsockproto.Event) Identity {
+	who := t.identity(e)
+	t.place(e, &who)
+	return who
+}
+
+// identity takes the event, but for the place.
+func (t *Tree) identity(e *vsockproto.Event) Identity {
 	switch e.Type {
 	case vsockproto.BprmCommittedCreds:
 		return t.exec(e)
@@ -203,6 +225,10 @@ func (t *Tree) Apply(e *vsockproto.Event) Identity {
 		return t.exit(e)
 	case vsockproto.TaskSnapshot:
 		return t.snapshot(e)
+	case vsockproto.CgroupMkdir, vsockproto.CgroupSnapshot:
+		t.nameCgroup(e)
+	case vsockproto.CgroupRmdir:
+		t.cgroups.remove(e.Cgroup.ID)
 	}
 	return t.subject(e)
 }
@@ -266,6 +292,7 @@ func (t *Tree) meet(e *vsockproto.Event) *Task {
 	} else if leader := t.tasks[Key{e.TGID, e.LeaderStartNs}]; leader != nil {
 		if of := leader.at(e.ExecID); of != nil {
 			p, task.ParentID, task.ParentKey, task.Mark = of, of.ID, leader.Key, leader.Mark
+			task.home, task.left = leader.home, leader.left
 		}
 	}
 	return t.insert(task, e.ExecID, p)
@@ -289,7 +316,7 @@ func (t *Tree) newtask(e *vsockproto.Event) Identity {
 	}
 	child := &Task{Key: key, TGID: e.Child.TGID, ParentKey: KeyOf(e.Task), ParentID: who.ID(), parent: who.Task}
 	if who.Task != nil {
-		child.Mark = who.Task.Mark
+		child.Mark, child.home, child.left = who.Task.Mark, who.Task.home, who.Task.left
 	}
 	t.insert(child, e.ChildExecID, who.Program)
 	return who

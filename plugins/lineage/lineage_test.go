@@ -303,6 +303,7 @@ func check(t *testing.T, tree *Tree) {
 	if len(tree.tasks) > tree.opts.MaxTasks || tree.ended.n > tree.opts.MaxExited || tree.running.n+tree.ended.n != len(tree.tasks) {
 		t.Fatalf("%d tasks, %d running, %d ended", len(tree.tasks), tree.running.n, tree.ended.n)
 	}
+	checkCgroups(t, tree)
 	bytes, seen := 0, map[*Program]int{}
 	tree.each(func(task *Task) {
 		if tree.tasks[task.Key] != task || len(task.generations) == 0 || len(task.generations) > maxGenerations {
@@ -335,7 +336,7 @@ func apply(tree *Tree, script []byte) {
 	g := &guest{}
 	types := []vsockproto.EventType{
 		vsockproto.TaskNewtask, vsockproto.BprmCommittedCreds, vsockproto.FileOpen,
-		vsockproto.SchedProcessExit, vsockproto.TaskSnapshot,
+		vsockproto.SchedProcessExit, vsockproto.TaskSnapshot, vsockproto.CgroupMkdir, vsockproto.CgroupRmdir,
 	}
 	for ; len(script) >= 4; script = script[4:] {
 		e := g.event(types[int(script[0])%len(types)], Key{uint32(script[1] & 15), uint64(script[1] >> 4)}, uint32(script[2]&7))
@@ -343,6 +344,14 @@ func apply(tree *Tree, script []byte) {
 		e.ParentTGID, e.ParentStartNs = uint32(script[3]&15), uint64(script[3]>>4)
 		e.KernelThread = script[2] > 250
 		e.Path.Data = script[:4]
+		e.CgroupID, e.MntNS, e.PidNS = uint64(script[3]&3), uint32(script[2]>>6), uint32(script[3]>>6)
+		e.Cgroup.ID = uint64(script[1] & 3)
+		if e.Type == vsockproto.CgroupMkdir {
+			e.Path.Data = []byte("/docker/" + string(script[2:4]))
+		}
+		if script[0] == 255 {
+			tree.SetSession([16]byte{script[3]})
+		}
 		who := tree.Apply(e)
 		if who.Task != nil && script[2]&8 != 0 {
 			tree.Mark(who.Task, 1, uint64(script[3]>>4))

@@ -120,6 +120,7 @@ func (e *Engine) Judge(b *engine.Batch, report func(engine.Finding)) error {
 	defer e.mu.Unlock()
 	v := e.vm(b.VM)
 	v.begin(b, report)
+	v.tree.SetSession(b.Session)
 	rest, n := b.Records, 0
 	for ; len(rest) > 0; n++ {
 		next, err := e.record.Parse(rest)

@@ -35,6 +35,7 @@ type Backend struct {
 
 	modelFiles map[uuid.UUID][]byte
 	bundles    []*apipb.Bundle
+	cgroups    *api.Cgroups
 }
 
 // StatusFunc is what Status answers with.
@@ -52,7 +53,7 @@ func New() *Backend {
 }
 
 // Add adds to what the backend knows: *apipb.VM, *engine.Batch,
-// *engine.Finding, *apipb.Order, api.Model or *apipb.Bundle.
+// *engine.Finding, *apipb.Order, api.Model, *api.Cgroups or *apipb.Bundle.
 func (b *Backend) Add(things ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -68,6 +69,8 @@ func (b *Backend) Add(things ...any) {
 			b.orders = append(b.orders, t)
 		case api.Model:
 			b.models = append(b.models, t)
+		case *api.Cgroups:
+			b.cgroups = t
 		case *apipb.Bundle:
 			b.bundles = append(b.bundles, t)
 		default:
@@ -110,6 +113,16 @@ func (b *Backend) VMs(context.Context) ([]*apipb.VM, error) {
 		out = append(out, clone(v))
 	}
 	return out, nil
+}
+
+// Cgroups implements api.Backend.
+func (b *Backend) Cgroups(context.Context, uuid.UUID) (*api.Cgroups, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cgroups == nil {
+		return &api.Cgroups{}, nil
+	}
+	return b.cgroups, nil
 }
 
 // Batches implements api.Backend.

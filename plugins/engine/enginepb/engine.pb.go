@@ -867,6 +867,274 @@ func (x *SetRequest) GetPseudonyms() [][]byte {
 	return nil
 }
 
+type PlacesReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"` // 16 bytes
+	Cgroups       []*Cgroup              `protobuf:"bytes,2,rep,name=cgroups,proto3" json:"cgroups,omitempty"`
+	Containers    []*Container           `protobuf:"bytes,3,rep,name=containers,proto3" json:"containers,omitempty"`
+	Nameless      uint64                 `protobuf:"varint,4,opt,name=nameless,proto3" json:"nameless,omitempty"`
+	Unplaced      uint64                 `protobuf:"varint,5,opt,name=unplaced,proto3" json:"unplaced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlacesReply) Reset() {
+	*x = PlacesReply{}
+	mi := &file_engine_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlacesReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlacesReply) ProtoMessage() {}
+
+func (x *PlacesReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlacesReply.ProtoReflect.Descriptor instead.
+func (*PlacesReply) Descriptor() ([]byte, []int) {
+	return file_engine_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PlacesReply) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *PlacesReply) GetCgroups() []*Cgroup {
+	if x != nil {
+		return x.Cgroups
+	}
+	return nil
+}
+
+func (x *PlacesReply) GetContainers() []*Container {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
+func (x *PlacesReply) GetNameless() uint64 {
+	if x != nil {
+		return x.Nameless
+	}
+	return 0
+}
+
+func (x *PlacesReply) GetUnplaced() uint64 {
+	if x != nil {
+		return x.Unplaced
+	}
+	return 0
+}
+
+type Cgroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"` // the guest's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cgroup) Reset() {
+	*x = Cgroup{}
+	mi := &file_engine_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cgroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cgroup) ProtoMessage() {}
+
+func (x *Cgroup) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cgroup.ProtoReflect.Descriptor instead.
+func (*Cgroup) Descriptor() ([]byte, []int) {
+	return file_engine_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Cgroup) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Cgroup) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+type Container struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cgroup        uint64                 `protobuf:"varint,1,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"` // the guest's, as the next two
+	Runtime       string                 `protobuf:"bytes,3,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	Id            []byte                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
+	Begun         bool                   `protobuf:"varint,5,opt,name=begun,proto3" json:"begun,omitempty"`
+	MntNs         uint32                 `protobuf:"varint,6,opt,name=mnt_ns,json=mntNs,proto3" json:"mnt_ns,omitempty"`
+	PidNs         uint32                 `protobuf:"varint,7,opt,name=pid_ns,json=pidNs,proto3" json:"pid_ns,omitempty"`
+	UserNs        uint32                 `protobuf:"varint,8,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
+	NetNs         uint32                 `protobuf:"varint,9,opt,name=net_ns,json=netNs,proto3" json:"net_ns,omitempty"`
+	Program       []byte                 `protobuf:"bytes,10,opt,name=program,proto3" json:"program,omitempty"`
+	BootNs        uint64                 `protobuf:"varint,11,opt,name=boot_ns,json=bootNs,proto3" json:"boot_ns,omitempty"`
+	Tasks         uint64                 `protobuf:"varint,12,opt,name=tasks,proto3" json:"tasks,omitempty"`
+	Workload      string                 `protobuf:"bytes,13,opt,name=workload,proto3" json:"workload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Container) Reset() {
+	*x = Container{}
+	mi := &file_engine_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Container) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Container) ProtoMessage() {}
+
+func (x *Container) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Container.ProtoReflect.Descriptor instead.
+func (*Container) Descriptor() ([]byte, []int) {
+	return file_engine_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Container) GetCgroup() uint64 {
+	if x != nil {
+		return x.Cgroup
+	}
+	return 0
+}
+
+func (x *Container) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Container) GetRuntime() string {
+	if x != nil {
+		return x.Runtime
+	}
+	return ""
+}
+
+func (x *Container) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Container) GetBegun() bool {
+	if x != nil {
+		return x.Begun
+	}
+	return false
+}
+
+func (x *Container) GetMntNs() uint32 {
+	if x != nil {
+		return x.MntNs
+	}
+	return 0
+}
+
+func (x *Container) GetPidNs() uint32 {
+	if x != nil {
+		return x.PidNs
+	}
+	return 0
+}
+
+func (x *Container) GetUserNs() uint32 {
+	if x != nil {
+		return x.UserNs
+	}
+	return 0
+}
+
+func (x *Container) GetNetNs() uint32 {
+	if x != nil {
+		return x.NetNs
+	}
+	return 0
+}
+
+func (x *Container) GetProgram() []byte {
+	if x != nil {
+		return x.Program
+	}
+	return nil
+}
+
+func (x *Container) GetBootNs() uint64 {
+	if x != nil {
+		return x.BootNs
+	}
+	return 0
+}
+
+func (x *Container) GetTasks() uint64 {
+	if x != nil {
+		return x.Tasks
+	}
+	return 0
+}
+
+func (x *Container) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
 var File_engine_proto protoreflect.FileDescriptor
 
 const file_engine_proto_rawDesc = "" +
@@ -936,7 +1204,33 @@ const file_engine_proto_rawDesc = "" +
 	"\taggregate\x18\x03 \x01(\fR\taggregate\x12\x1e\n" +
 	"\n" +
 	"pseudonyms\x18\x04 \x03(\fR\n" +
-	"pseudonyms2\xdb\x05\n" +
+	"pseudonyms\"\xd4\x01\n" +
+	"\vPlacesReply\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x124\n" +
+	"\acgroups\x18\x02 \x03(\v2\x1a.outguard.engine.v1.CgroupR\acgroups\x12=\n" +
+	"\n" +
+	"containers\x18\x03 \x03(\v2\x1d.outguard.engine.v1.ContainerR\n" +
+	"containers\x12\x1a\n" +
+	"\bnameless\x18\x04 \x01(\x04R\bnameless\x12\x1a\n" +
+	"\bunplaced\x18\x05 \x01(\x04R\bunplaced\",\n" +
+	"\x06Cgroup\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\"\xba\x02\n" +
+	"\tContainer\x12\x16\n" +
+	"\x06cgroup\x18\x01 \x01(\x04R\x06cgroup\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x18\n" +
+	"\aruntime\x18\x03 \x01(\tR\aruntime\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\fR\x02id\x12\x14\n" +
+	"\x05begun\x18\x05 \x01(\bR\x05begun\x12\x15\n" +
+	"\x06mnt_ns\x18\x06 \x01(\rR\x05mntNs\x12\x15\n" +
+	"\x06pid_ns\x18\a \x01(\rR\x05pidNs\x12\x17\n" +
+	"\auser_ns\x18\b \x01(\rR\x06userNs\x12\x15\n" +
+	"\x06net_ns\x18\t \x01(\rR\x05netNs\x12\x18\n" +
+	"\aprogram\x18\n" +
+	" \x01(\fR\aprogram\x12\x17\n" +
+	"\aboot_ns\x18\v \x01(\x04R\x06bootNs\x12\x14\n" +
+	"\x05tasks\x18\f \x01(\x04R\x05tasks\x12\x1a\n" +
+	"\bworkload\x18\r \x01(\tR\bworkload2\x9e\x06\n" +
 	"\aControl\x12P\n" +
 	"\bDescribe\x12#.outguard.engine.v1.DescribeRequest\x1a\x1f.outguard.engine.v1.Description\x12L\n" +
 	"\x06Models\x12!.outguard.engine.v1.ModelsRequest\x1a\x1f.outguard.engine.v1.ModelsReply\x12<\n" +
@@ -948,7 +1242,8 @@ const file_engine_proto_rawDesc = "" +
 	"\x06Export\x12\x16.outguard.engine.v1.VM\x1a\x1f.outguard.engine.v1.ExportReply\x12H\n" +
 	"\x06Import\x12!.outguard.engine.v1.ImportRequest\x1a\x1b.outguard.engine.v1.Changed\x12H\n" +
 	"\x06Accept\x12!.outguard.engine.v1.AcceptRequest\x1a\x1b.outguard.engine.v1.Changed\x12B\n" +
-	"\x03Set\x12\x1e.outguard.engine.v1.SetRequest\x1a\x1b.outguard.engine.v1.ChangedB6Z4github.com/outguard/outguard/plugins/engine/enginepbb\x06proto3"
+	"\x03Set\x12\x1e.outguard.engine.v1.SetRequest\x1a\x1b.outguard.engine.v1.Changed\x12A\n" +
+	"\x06Places\x12\x16.outguard.engine.v1.VM\x1a\x1f.outguard.engine.v1.PlacesReplyB6Z4github.com/outguard/outguard/plugins/engine/enginepbb\x06proto3"
 
 var (
 	file_engine_proto_rawDescOnce sync.Once
@@ -962,7 +1257,7 @@ func file_engine_proto_rawDescGZIP() []byte {
 	return file_engine_proto_rawDescData
 }
 
-var file_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_engine_proto_goTypes = []any{
 	(*DescribeRequest)(nil), // 0: outguard.engine.v1.DescribeRequest
 	(*Description)(nil),     // 1: outguard.engine.v1.Description
@@ -979,37 +1274,44 @@ var file_engine_proto_goTypes = []any{
 	(*ImportRequest)(nil),   // 12: outguard.engine.v1.ImportRequest
 	(*AcceptRequest)(nil),   // 13: outguard.engine.v1.AcceptRequest
 	(*SetRequest)(nil),      // 14: outguard.engine.v1.SetRequest
+	(*PlacesReply)(nil),     // 15: outguard.engine.v1.PlacesReply
+	(*Cgroup)(nil),          // 16: outguard.engine.v1.Cgroup
+	(*Container)(nil),       // 17: outguard.engine.v1.Container
 }
 var file_engine_proto_depIdxs = []int32{
 	4,  // 0: outguard.engine.v1.ModelsReply.models:type_name -> outguard.engine.v1.Model
 	5,  // 1: outguard.engine.v1.Model.hours:type_name -> outguard.engine.v1.Hour
 	4,  // 2: outguard.engine.v1.Changed.model:type_name -> outguard.engine.v1.Model
 	7,  // 3: outguard.engine.v1.Changed.checkpoint:type_name -> outguard.engine.v1.CheckpointReply
-	0,  // 4: outguard.engine.v1.Control.Describe:input_type -> outguard.engine.v1.DescribeRequest
-	2,  // 5: outguard.engine.v1.Control.Models:input_type -> outguard.engine.v1.ModelsRequest
-	6,  // 6: outguard.engine.v1.Control.Learn:input_type -> outguard.engine.v1.VM
-	6,  // 7: outguard.engine.v1.Control.Seal:input_type -> outguard.engine.v1.VM
-	6,  // 8: outguard.engine.v1.Control.Checkpoint:input_type -> outguard.engine.v1.VM
-	9,  // 9: outguard.engine.v1.Control.Restore:input_type -> outguard.engine.v1.RestoreRequest
-	6,  // 10: outguard.engine.v1.Control.Export:input_type -> outguard.engine.v1.VM
-	12, // 11: outguard.engine.v1.Control.Import:input_type -> outguard.engine.v1.ImportRequest
-	13, // 12: outguard.engine.v1.Control.Accept:input_type -> outguard.engine.v1.AcceptRequest
-	14, // 13: outguard.engine.v1.Control.Set:input_type -> outguard.engine.v1.SetRequest
-	1,  // 14: outguard.engine.v1.Control.Describe:output_type -> outguard.engine.v1.Description
-	3,  // 15: outguard.engine.v1.Control.Models:output_type -> outguard.engine.v1.ModelsReply
-	8,  // 16: outguard.engine.v1.Control.Learn:output_type -> outguard.engine.v1.Changed
-	8,  // 17: outguard.engine.v1.Control.Seal:output_type -> outguard.engine.v1.Changed
-	7,  // 18: outguard.engine.v1.Control.Checkpoint:output_type -> outguard.engine.v1.CheckpointReply
-	10, // 19: outguard.engine.v1.Control.Restore:output_type -> outguard.engine.v1.RestoreReply
-	11, // 20: outguard.engine.v1.Control.Export:output_type -> outguard.engine.v1.ExportReply
-	8,  // 21: outguard.engine.v1.Control.Import:output_type -> outguard.engine.v1.Changed
-	8,  // 22: outguard.engine.v1.Control.Accept:output_type -> outguard.engine.v1.Changed
-	8,  // 23: outguard.engine.v1.Control.Set:output_type -> outguard.engine.v1.Changed
-	14, // [14:24] is the sub-list for method output_type
-	4,  // [4:14] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	16, // 4: outguard.engine.v1.PlacesReply.cgroups:type_name -> outguard.engine.v1.Cgroup
+	17, // 5: outguard.engine.v1.PlacesReply.containers:type_name -> outguard.engine.v1.Container
+	0,  // 6: outguard.engine.v1.Control.Describe:input_type -> outguard.engine.v1.DescribeRequest
+	2,  // 7: outguard.engine.v1.Control.Models:input_type -> outguard.engine.v1.ModelsRequest
+	6,  // 8: outguard.engine.v1.Control.Learn:input_type -> outguard.engine.v1.VM
+	6,  // 9: outguard.engine.v1.Control.Seal:input_type -> outguard.engine.v1.VM
+	6,  // 10: outguard.engine.v1.Control.Checkpoint:input_type -> outguard.engine.v1.VM
+	9,  // 11: outguard.engine.v1.Control.Restore:input_type -> outguard.engine.v1.RestoreRequest
+	6,  // 12: outguard.engine.v1.Control.Export:input_type -> outguard.engine.v1.VM
+	12, // 13: outguard.engine.v1.Control.Import:input_type -> outguard.engine.v1.ImportRequest
+	13, // 14: outguard.engine.v1.Control.Accept:input_type -> outguard.engine.v1.AcceptRequest
+	14, // 15: outguard.engine.v1.Control.Set:input_type -> outguard.engine.v1.SetRequest
+	6,  // 16: outguard.engine.v1.Control.Places:input_type -> outguard.engine.v1.VM
+	1,  // 17: outguard.engine.v1.Control.Describe:output_type -> outguard.engine.v1.Description
+	3,  // 18: outguard.engine.v1.Control.Models:output_type -> outguard.engine.v1.ModelsReply
+	8,  // 19: outguard.engine.v1.Control.Learn:output_type -> outguard.engine.v1.Changed
+	8,  // 20: outguard.engine.v1.Control.Seal:output_type -> outguard.engine.v1.Changed
+	7,  // 21: outguard.engine.v1.Control.Checkpoint:output_type -> outguard.engine.v1.CheckpointReply
+	10, // 22: outguard.engine.v1.Control.Restore:output_type -> outguard.engine.v1.RestoreReply
+	11, // 23: outguard.engine.v1.Control.Export:output_type -> outguard.engine.v1.ExportReply
+	8,  // 24: outguard.engine.v1.Control.Import:output_type -> outguard.engine.v1.Changed
+	8,  // 25: outguard.engine.v1.Control.Accept:output_type -> outguard.engine.v1.Changed
+	8,  // 26: outguard.engine.v1.Control.Set:output_type -> outguard.engine.v1.Changed
+	15, // 27: outguard.engine.v1.Control.Places:output_type -> outguard.engine.v1.PlacesReply
+	17, // [17:28] is the sub-list for method output_type
+	6,  // [6:17] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_engine_proto_init() }
@@ -1023,7 +1325,7 @@ func file_engine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_proto_rawDesc), len(file_engine_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

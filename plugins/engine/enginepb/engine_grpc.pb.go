@@ -31,6 +31,7 @@ const (
 	Control_Import_FullMethodName     = "/outguard.engine.v1.Control/Import"
 	Control_Accept_FullMethodName     = "/outguard.engine.v1.Control/Accept"
 	Control_Set_FullMethodName        = "/outguard.engine.v1.Control/Set"
+	Control_Places_FullMethodName     = "/outguard.engine.v1.Control/Places"
 )
 
 // ControlClient is the client API for Control service.
@@ -49,6 +50,8 @@ type ControlClient interface {
 	Import(ctx context.Context, in *ImportRequest, opts ...grpc.CallOption) (*Changed, error)
 	Accept(ctx context.Context, in *AcceptRequest, opts ...grpc.CallOption) (*Changed, error)
 	Set(ctx context.Context, in *SetRequest, opts ...grpc.CallOption) (*Changed, error)
+	// Unimplemented of engines that do not tell containers apart.
+	Places(ctx context.Context, in *VM, opts ...grpc.CallOption) (*PlacesReply, error)
 }
 
 type controlClient struct {
@@ -159,6 +162,16 @@ func (c *controlClient) Set(ctx context.Context, in *SetRequest, opts ...grpc.Ca
 	return out, nil
 }
 
+func (c *controlClient) Places(ctx context.Context, in *VM, opts ...grpc.CallOption) (*PlacesReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlacesReply)
+	err := c.cc.Invoke(ctx, Control_Places_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -175,6 +188,8 @@ type ControlServer interface {
 	Import(context.Context, *ImportRequest) (*Changed, error)
 	Accept(context.Context, *AcceptRequest) (*Changed, error)
 	Set(context.Context, *SetRequest) (*Changed, error)
+	// Unimplemented of engines that do not tell containers apart.
+	Places(context.Context, *VM) (*PlacesReply, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -214,6 +229,9 @@ func (UnimplementedControlServer) Accept(context.Context, *AcceptRequest) (*Chan
 }
 func (UnimplementedControlServer) Set(context.Context, *SetRequest) (*Changed, error) {
 	return nil, status.Error(codes.Unimplemented, "method Set not implemented")
+}
+func (UnimplementedControlServer) Places(context.Context, *VM) (*PlacesReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Places not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -416,6 +434,24 @@ func _Control_Set_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Places_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VM)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Places(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Places_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Places(ctx, req.(*VM))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -462,6 +498,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Set",
 			Handler:    _Control_Set_Handler,
+		},
+		{
+			MethodName: "Places",
+			Handler:    _Control_Places_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -154,6 +154,21 @@ func (p *Process) Restore(ctx context.Context, vm uuid.UUID, data []byte) error 
 	return nil
 }
 
+// Places tells of the VM's cgroups and containers.
+func (p *Process) Places(ctx context.Context, vm uuid.UUID) (engine.Places, error) {
+	ctx, cancel := p.deadline(ctx)
+	defer cancel()
+	r, err := p.control.Places(ctx, &enginepb.VM{Vm: vm[:]})
+	if err != nil {
+		return engine.Places{}, fmt.Errorf("places: %w", said(err))
+	}
+	places, err := placesFromPB(r)
+	if err != nil {
+		return engine.Places{}, fmt.Errorf("places: %w", err)
+	}
+	return places, nil
+}
+
 func checkpointFromPB(c *enginepb.CheckpointReply) Checkpoint {
 	return Checkpoint{Data: c.GetCheckpoint(), Judged: c.GetJudged()}
 }
@@ -177,6 +192,27 @@ func modelFromPB(m *enginepb.Model) (engine.Model, error) {
 	}
 	if ns := m.GetLastNewNs(); ns != 0 {
 		out.LastNew = time.Unix(0, ns)
+	}
+	return out, nil
+}
+
+// placesFromPB reads an engine's answer, which is bounded and not believed beyond
+// that.
+func placesFromPB(p *enginepb.PlacesReply) (engine.Places, error) {
+	session, err := uuid.FromBytes(p.GetSession())
+	if err != nil || len(p.GetCgroups()) > engine.MaxPlaces || len(p.GetContainers()) > engine.MaxPlaces {
+		return engine.Places{}, fmt.Errorf("places of session %x, %d cgroups, %d containers: %w", p.GetSession(), len(p.GetCgroups()), len(p.GetContainers()), ErrProtocol)
+	}
+	out := engine.Places{Session: session, Nameless: p.GetNameless(), Unplaced: p.GetUnplaced()}
+	for _, c := range p.GetCgroups() {
+		out.Cgroups = append(out.Cgroups, engine.Cgroup{ID: c.GetId(), Path: string(c.GetPath())})
+	}
+	for _, c := range p.GetContainers() {
+		out.Containers = append(out.Containers, engine.Container{
+			Cgroup: c.GetCgroup(), Path: string(c.GetPath()), Runtime: c.GetRuntime(), ID: string(c.GetId()), Begun: c.GetBegun(),
+			Mnt: c.GetMntNs(), PID: c.GetPidNs(), User: c.GetUserNs(), Net: c.GetNetNs(),
+			Program: string(c.GetProgram()), BootNs: c.GetBootNs(), Tasks: c.GetTasks(), Workload: c.GetWorkload(),
+		})
 	}
 	return out, nil
 }
