@@ -53,20 +53,26 @@ type Backend interface {
 	// Models returns the models of all engines.
 	Models(ctx context.Context) ([]Model, error)
 
-	// Learn opens and Seal closes a VM's model. With no engine named it is the
-	// one engine that has models.
-	Learn(ctx context.Context, engine string, vm uuid.UUID, by Caller) (Model, error)
-	Seal(ctx context.Context, engine string, vm uuid.UUID, by Caller) (Model, error)
+	// Learn opens and Seal closes a model.
+	Learn(ctx context.Context, of ModelRef, by Caller) (Model, error)
+	Seal(ctx context.Context, of ModelRef, by Caller) (Model, error)
 
-	// ExportModel takes a VM's model out as a file of the engine's own format,
+	// ExportModel takes a model out as a file of the engine's own format,
 	// ImportModel puts one in, and AcceptModel makes points that came as
 	// violations the model's own.
-	ExportModel(ctx context.Context, engine string, vm uuid.UUID) ([]byte, error)
-	ImportModel(ctx context.Context, engine string, vm uuid.UUID, file []byte, by Caller) (Model, error)
-	AcceptModel(ctx context.Context, name string, vm uuid.UUID, points [][engine.PointSize]byte, by Caller) (Model, error)
+	ExportModel(ctx context.Context, of ModelRef) ([]byte, error)
+	ImportModel(ctx context.Context, of ModelRef, file []byte, by Caller) (Model, error)
+	AcceptModel(ctx context.Context, of ModelRef, points [][engine.PointSize]byte, by Caller) (Model, error)
 
-	// SetModel sets what a person says of a VM's model.
-	SetModel(ctx context.Context, name string, vm uuid.UUID, s engine.Settings, by Caller) (Model, error)
+	// SetModel sets what a person says of a model.
+	SetModel(ctx context.Context, of ModelRef, s engine.Settings, by Caller) (Model, error)
+
+	// JoinModel makes a workload share a group's model, or with no group have its
+	// own again.
+	JoinModel(ctx context.Context, of ModelRef, group string, by Caller) (Model, error)
+
+	// Containers lists a VM's containers.
+	Containers(ctx context.Context, vm uuid.UUID) ([]*apipb.Container, error)
 
 	// Pause, Resume and Capture journal an order, carry it out and return it
 	// with its result; a failed one is an order and an error. Capture tells its
@@ -93,6 +99,14 @@ type Query struct {
 type Cgroups struct {
 	Session uuid.UUID
 	Paths   map[uint64]string
+}
+
+// ModelRef says which model is meant. With no engine named it is that of the one
+// engine that has models, with no workload the VM's own.
+type ModelRef struct {
+	Engine   string
+	VM       uuid.UUID
+	Workload string
 }
 
 // Model is a model and the engine that has it.

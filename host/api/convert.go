@@ -255,7 +255,16 @@ func ModelOf(m *Model) *apipb.Model {
 		Points: m.Points, Events: m.Events, Violations: m.Violations,
 		Measurement: safe.Text(m.Measurement), State: safe.Text(m.State), LastNew: FormatTime(m.LastNew),
 		Aggregate: safe.Text(m.Aggregate), Version: m.Version, Forensics: m.Forensics, SinceNew: m.SinceNew, Quiet: m.Quiet,
-		Hours: hoursOf(m.Hours),
+		Hours: hoursOf(m.Hours), Workload: safe.Text(m.Workload), Group: safe.Text(m.Group),
+	}
+}
+
+// ContainerOf is a container as the API says it.
+func ContainerOf(c *engine.Container) *apipb.Container {
+	return &apipb.Container{
+		CgroupId: c.Cgroup, Cgroup: safe.Quote(c.Path), Runtime: safe.Text(c.Runtime), Id: safe.Quote(c.ID), Begun: c.Begun,
+		MntNs: c.Mnt, PidNs: c.PID, UserNs: c.User, NetNs: c.Net,
+		Program: safe.Quote(c.Program), BootNs: c.BootNs, Tasks: c.Tasks, Workload: safe.Text(c.Workload),
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
 
 	"connectrpc.com/connect"
 
@@ -25,7 +27,7 @@ func (s *service) ExportModel(ctx context.Context, r *apipb.ExportModelRequest, 
 		return err
 	}
 	return s.stream(ctx, func(ctx context.Context) error {
-		file, err := s.backend.ExportModel(ctx, r.Engine, vm)
+		file, err := s.backend.ExportModel(ctx, ModelRef{r.Engine, vm, r.Workload})
 		if err != nil {
 			return err
 		}
@@ -52,12 +54,13 @@ func (s *service) ImportModel(ctx context.Context, in *connect.ClientStream[apip
 		return nil, Error(connect.CodeResourceExhausted, "try again when it is done", errors.New("another model is being imported"))
 	}
 	defer s.importing.Unlock()
-	var vm, name string
+	var vm string
+	var of ModelRef
 	var file []byte
 	for n := 0; in.Receive(); n++ {
 		m := in.Msg()
 		if n == 0 {
-			vm, name = m.Vm, m.Engine
+			vm, of.Engine, of.Workload = m.Vm, m.Engine, m.Workload
 		}
 		if len(file)+len(m.Part) > maxModelFile {
 			return nil, invalid("", "a model file of more than %d bytes", maxModelFile)
@@ -71,7 +74,8 @@ func (s *service) ImportModel(ctx context.Context, in *connect.ClientStream[apip
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.backend.ImportModel(ctx, name, id, file, by)
+	of.VM = id
+	m, err := s.backend.ImportModel(ctx, of, file, by)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +91,7 @@ func (s *service) AcceptModel(ctx context.Context, r *apipb.AcceptModelRequest) 
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.backend.AcceptModel(ctx, r.Engine, vm, points, by)
+	m, err := s.backend.AcceptModel(ctx, ModelRef{r.Engine, vm, r.Workload}, points, by)
 	if err != nil {
 		return nil, err
 	}
@@ -103,11 +107,26 @@ func (s *service) SetModel(ctx context.Context, r *apipb.SetModelRequest) (*apip
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.backend.SetModel(ctx, r.Engine, vm, set, by)
+	m, err := s.backend.SetModel(ctx, ModelRef{r.Engine, vm, r.Workload}, set, by)
 	if err != nil {
 		return nil, err
 	}
 	return &apipb.SetModelResponse{Model: s.model(ctx, &m)}, nil
+}
+
+func (s *service) JoinModel(ctx context.Context, r *apipb.JoinModelRequest) (*apipb.JoinModelResponse, error) {
+	if len(r.Group) > engine.MaxName || strings.ContainsFunc(r.Group, func(c rune) bool { return !unicode.IsPrint(c) }) {
+		return nil, invalid("name it as one names a file", "a group's name of %d bytes, or of what cannot be printed; at most %d", len(r.Group), engine.MaxName)
+	}
+	vm, by, err := s.ordered(ctx, "join-model", r.Vm, "")
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.backend.JoinModel(ctx, ModelRef{r.Engine, vm, r.Workload}, r.Group, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.JoinModelResponse{Model: s.model(ctx, &m)}, nil
 }
 
 func settingsOf(r *apipb.SetModelRequest) (set engine.Settings, err error) {

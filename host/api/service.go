@@ -39,6 +39,9 @@ func (s *service) ListVMs(ctx context.Context, r *apipb.ListVMsRequest) (*apipb.
 	out := &apipb.ListVMsResponse{}
 	for _, v := range vms {
 		if want == uuid.Nil || v.Uuid == want.String() {
+			if r.Containers {
+				s.addContainers(ctx, v)
+			}
 			sanitize(v)
 			out.Vms = append(out.Vms, v)
 		}
@@ -97,11 +100,29 @@ func (s *service) ListModels(ctx context.Context, r *apipb.ListModelsRequest) (*
 	out := &apipb.ListModelsResponse{}
 	for i := range models {
 		m := &models[i]
-		if (want == uuid.Nil || m.VM == want) && (r.Engine == "" || m.Engine == r.Engine) {
+		if (want == uuid.Nil || m.VM == want) && (r.Engine == "" || m.Engine == r.Engine) && wantedWorkload(r, m.Workload) {
 			out.Models = append(out.Models, s.model(ctx, m))
 		}
 	}
 	return out, nil
+}
+
+func wantedWorkload(r *apipb.ListModelsRequest, workload string) bool {
+	if r.Own {
+		return workload == ""
+	}
+	return r.Workload == "" || workload == r.Workload
+}
+
+// addContainers lists a VM's containers, or says why they are not known.
+func (s *Server) addContainers(ctx context.Context, v *apipb.VM) {
+	id, err := uuid.Parse(v.Uuid)
+	if err == nil && v.Enrolled {
+		v.Containers, err = s.backend.Containers(ctx, id)
+	}
+	if err != nil {
+		v.ContainersError = err.Error()
+	}
 }
 
 func (s *service) LearnModel(ctx context.Context, r *apipb.LearnModelRequest) (*apipb.LearnModelResponse, error) {
@@ -109,7 +130,7 @@ func (s *service) LearnModel(ctx context.Context, r *apipb.LearnModelRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.backend.Learn(ctx, r.Engine, vm, by)
+	m, err := s.backend.Learn(ctx, ModelRef{r.Engine, vm, r.Workload}, by)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +142,7 @@ func (s *service) SealModel(ctx context.Context, r *apipb.SealModelRequest) (*ap
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.backend.Seal(ctx, r.Engine, vm, by)
+	m, err := s.backend.Seal(ctx, ModelRef{r.Engine, vm, r.Workload}, by)
 	if err != nil {
 		return nil, err
 	}

@@ -14,8 +14,11 @@ func (a *app) modelCmd() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "model",
 		Short: "The models of what is normal: list, learn, seal, compare, correct, move",
+		Long: `The models of what is normal. A domain has one of its own, and each kind of
+container in it has another: --workload NAME says that a container's is meant, by
+the name in outguard model list and outguard vms --containers.`,
 	}, a.modelListCmd(), a.modelShowCmd(), a.modelStatusCmd(), a.modelDiffCmd(), a.modelAcceptCmd(), a.modelSetCmd(),
-		a.modelExportCmd(), a.modelImportCmd(),
+		a.modelExportCmd(), a.modelImportCmd(), a.modelJoinCmd(), a.modelLeaveCmd(),
 		a.modelChangeCmd("learn", "Open a domain's model: what happens from now on is normal", learn),
 		a.modelChangeCmd("seal", "Seal a domain's model: what it has not seen is a violation from now on", seal))
 }
@@ -30,7 +33,7 @@ func (a *app) modelListCmd() *cobra.Command {
 			return err
 		}
 		printAll(a, out, "no models; a domain has one when its agent's first events are judged",
-			[]string{"VM", "ENGINE", "STATE", "MAPPING", "POINTS", "EVENTS", "VIOLATIONS", "LAST NEW"}, modelRow)
+			[]string{"VM", "WORKLOAD", "GROUP", "ENGINE", "STATE", "MAPPING", "POINTS", "EVENTS", "VIOLATIONS", "LAST NEW"}, modelRow)
 		return nil
 	})
 	a.vmFlag(cmd, &r.Vm)
@@ -50,9 +53,24 @@ func (a *app) models(ctx context.Context, r *apipb.ListModelsRequest) ([]*apipb.
 	return out.Models, nil
 }
 
+// modelsOf is a domain's model, of each engine that has one.
+func (a *app) modelsOf(ctx context.Context, r *apipb.ListModelsRequest, vm string) ([]*apipb.Model, error) {
+	r.Vm, r.Own = vm, r.Workload == ""
+	out, err := a.models(ctx, r)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(out) == 0 && !r.Own:
+		return nil, fmt.Errorf("%s has no workload %s; `outguard model list --vm %s` lists them", vm, quote(r.Workload), vm)
+	case len(out) == 0:
+		return nil, fmt.Errorf("%s has no model yet; `outguard vms` shows whether its agent is heard", vm)
+	}
+	return out, nil
+}
+
 func modelRow(m *apipb.Model) []string {
 	return []string{
-		vmName(m), m.Engine, sealedWord(m), m.Mapping, fmt.Sprint(m.Points), fmt.Sprint(m.Events),
+		vmName(m), m.Workload, m.Group, m.Engine, sealedWord(m), m.Mapping, fmt.Sprint(m.Points), fmt.Sprint(m.Events),
 		fmt.Sprint(m.Violations), clock(m.LastNew),
 	}
 }
@@ -69,13 +87,9 @@ func (a *app) modelShowCmd() *cobra.Command {
 	cmd := a.command(&cobra.Command{
 		Use: "show DOMAIN", Short: "Describe a domain's model", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
 	}, func(cmd *cobra.Command, args []string) error {
-		r.Vm = args[0]
-		out, err := a.models(cmd.Context(), r)
+		out, err := a.modelsOf(cmd.Context(), r, args[0])
 		if err != nil {
 			return err
-		}
-		if len(out) == 0 {
-			return fmt.Errorf("%s has no model yet; `outguard vms` shows whether its agent is heard", args[0])
 		}
 		for _, m := range out {
 			a.print(m, func() { a.describeModel(m) })
@@ -83,11 +97,13 @@ func (a *app) modelShowCmd() *cobra.Command {
 		return nil
 	})
 	engineFlag(cmd, &r.Engine)
+	a.workloadFlag(cmd, &r.Workload)
 	return cmd
 }
 
 func (a *app) describeModel(m *apipb.Model) {
 	a.fact("vm", m.Vm+" "+m.Uuid)
+	a.workloadFacts(m)
 	a.fact("engine", m.Engine)
 	a.fact("state", sealedWord(m))
 	a.fact("mapping", m.Mapping)
@@ -103,35 +119,53 @@ func (a *app) describeModel(m *apipb.Model) {
 	a.fact("state value", m.State)
 }
 
-type changeModel func(ctx context.Context, c apipbconnect.OutguardClient, vm, engine string) (*apipb.Model, error)
+type changeModel func(ctx context.Context, c apipbconnect.OutguardClient, vm, engine, workload string) (*apipb.Model, error)
 
-func learn(ctx context.Context, c apipbconnect.OutguardClient, vm, engine string) (*apipb.Model, error) {
-	r, err := c.LearnModel(ctx, &apipb.LearnModelRequest{Vm: vm, Engine: engine})
+func learn(ctx context.Context, c apipbconnect.OutguardClient, vm, engine, workload string) (*apipb.Model, error) {
+	r, err := c.LearnModel(ctx, &apipb.LearnModelRequest{Vm: vm, Engine: engine, Workload: workload})
 	return r.GetModel(), err
 }
 
-func seal(ctx context.Context, c apipbconnect.OutguardClient, vm, engine string) (*apipb.Model, error) {
-	r, err := c.SealModel(ctx, &apipb.SealModelRequest{Vm: vm, Engine: engine})
+func seal(ctx context.Context, c apipbconnect.OutguardClient, vm, engine, workload string) (*apipb.Model, error) {
+	r, err := c.SealModel(ctx, &apipb.SealModelRequest{Vm: vm, Engine: engine, Workload: workload})
 	return r.GetModel(), err
 }
 
 func (a *app) modelChangeCmd(verb, short string, change changeModel) *cobra.Command {
-	var engine string
+	var engine, workload string
+	var all bool
 	cmd := a.command(&cobra.Command{
-		Use: verb + " DOMAIN", Short: short, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
+		Use: verb + " DOMAIN", Short: short,
+		Long: short + `.
+That is the domain's own model, or with --workload a container's, or with --all
+its own and those of all its containers. A container of a kind that comes later
+learns as long as the domain's own model does; once that is sealed it may do
+nothing that a person has not let it.`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
 	}, func(cmd *cobra.Command, args []string) error {
 		client, err := a.client()
 		if err != nil {
 			return err
 		}
-		m, err := change(cmd.Context(), client, args[0], engine)
-		if err != nil {
-			return err
+		workloads := []string{workload}
+		if all {
+			if workloads, err = a.workloadsOf(cmd.Context(), args[0], engine); err != nil {
+				return err
+			}
 		}
-		a.print(m, func() { a.describeModel(m) })
+		for _, w := range workloads {
+			m, err := change(cmd.Context(), client, args[0], engine, w)
+			if err != nil {
+				return err
+			}
+			a.print(m, func() { a.describeModel(m) })
+		}
 		return nil
 	})
 	engineFlag(cmd, &engine)
+	a.workloadFlag(cmd, &workload)
+	cmd.Flags().BoolVar(&all, "all", false, "the domain's own model and those of its containers")
+	cmd.MarkFlagsMutuallyExclusive("all", "workload")
 	return cmd
 }
 

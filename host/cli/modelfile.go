@@ -53,12 +53,12 @@ func verifyModel(file, signature []byte, v note.Verifier) error {
 }
 
 // exportModel fetches a domain's model, as a file.
-func (a *app) exportModel(ctx context.Context, vm, engine string) ([]byte, error) {
+func (a *app) exportModel(ctx context.Context, vm, engine, workload string) ([]byte, error) {
 	client, err := a.client()
 	if err != nil {
 		return nil, err
 	}
-	s, err := client.ExportModel(ctx, &apipb.ExportModelRequest{Vm: vm, Engine: engine})
+	s, err := client.ExportModel(ctx, &apipb.ExportModelRequest{Vm: vm, Engine: engine, Workload: workload})
 	if err != nil {
 		return nil, err
 	}
@@ -159,11 +159,11 @@ func isFile(name string) bool {
 
 // modelOf is the model of a domain, or of a file, which is believed as it is:
 // it is only looked at.
-func (a *app) modelOf(ctx context.Context, name, engine string) (*tsem.Model, error) {
+func (a *app) modelOf(ctx context.Context, name, engine, workload string) (*tsem.Model, error) {
 	if isFile(name) {
 		return a.readModel(name, &trust{unsigned: true})
 	}
-	file, err := a.exportModel(ctx, name, engine)
+	file, err := a.exportModel(ctx, name, engine, workload)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func (a *app) modelOf(ctx context.Context, name, engine string) (*tsem.Model, er
 }
 
 func (a *app) modelExportCmd() *cobra.Command {
-	var engine, out, format, key string
+	var engine, workload, out, format, key string
 	var unsigned bool
 	cmd := a.command(&cobra.Command{
 		Use:   "export DOMAIN",
@@ -188,7 +188,7 @@ with the points that are no violations; the mapping has to be quixote.`,
   outguard model import web2 web.model`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
 	}, func(cmd *cobra.Command, args []string) error {
-		file, err := a.exportModel(cmd.Context(), args[0], engine)
+		file, err := a.exportModel(cmd.Context(), args[0], engine, workload)
 		if err != nil {
 			return err
 		}
@@ -208,6 +208,7 @@ with the points that are no violations; the mapping has to be quixote.`,
 		return a.writeFile(out, file)
 	})
 	engineFlag(cmd, &engine)
+	a.workloadFlag(cmd, &workload)
 	f := cmd.Flags()
 	f.StringVarP(&out, "output", "o", "-", "write to this `file`, which must not exist; - is standard output")
 	f.StringVar(&format, "format", "outguard", "in this `format`: outguard or quixote")
@@ -260,7 +261,7 @@ func (a *app) writeFile(name string, b []byte) error {
 }
 
 func (a *app) modelImportCmd() *cobra.Command {
-	var engine string
+	var engine, workload string
 	var t trust
 	cmd := a.command(&cobra.Command{
 		Use:   "import DOMAIN FILE",
@@ -275,7 +276,7 @@ sealed model judges from the next event on.`,
 		if err != nil {
 			return err
 		}
-		m, err := a.importModel(cmd.Context(), args[0], engine, model.AppendText(nil))
+		m, err := a.importModel(cmd.Context(), args[0], engine, workload, model.AppendText(nil))
 		if err != nil {
 			return err
 		}
@@ -283,11 +284,12 @@ sealed model judges from the next event on.`,
 		return nil
 	})
 	engineFlag(cmd, &engine)
+	a.workloadFlag(cmd, &workload)
 	t.flags(cmd)
 	return cmd
 }
 
-func (a *app) importModel(ctx context.Context, vm, engine string, file []byte) (*apipb.Model, error) {
+func (a *app) importModel(ctx context.Context, vm, engine, workload string, file []byte) (*apipb.Model, error) {
 	client, err := a.client()
 	if err != nil {
 		return nil, err
@@ -300,7 +302,7 @@ func (a *app) importModel(ctx context.Context, vm, engine string, file []byte) (
 	for first := true; first || len(file) > 0; first = false {
 		r := &apipb.ImportModelRequest{Part: file[:min(len(file), part)]}
 		if first {
-			r.Vm, r.Engine = vm, engine
+			r.Vm, r.Engine, r.Workload = vm, engine, workload
 		}
 		if err := s.Send(r); err != nil && !errors.Is(err, io.EOF) { // what the monitor said comes below
 			return nil, err

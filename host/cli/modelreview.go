@@ -24,13 +24,9 @@ hours, how many events were repeats, and whether it has gone quiet: whether an
 hour or more has passed, with a hundred events or more, without anything new.`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
 	}, func(cmd *cobra.Command, args []string) error {
-		r.Vm = args[0]
-		out, err := a.models(cmd.Context(), r)
+		out, err := a.modelsOf(cmd.Context(), r, args[0])
 		if err != nil {
 			return err
-		}
-		if len(out) == 0 {
-			return fmt.Errorf("%s has no model yet; `outguard vms` shows whether its agent is heard", args[0])
 		}
 		for _, m := range out {
 			a.print(m, func() { a.learned(m) })
@@ -38,11 +34,13 @@ hour or more has passed, with a hundred events or more, without anything new.`,
 		return nil
 	})
 	engineFlag(cmd, &r.Engine)
+	a.workloadFlag(cmd, &r.Workload)
 	return cmd
 }
 
 func (a *app) learned(m *apipb.Model) {
 	a.fact("vm", m.Vm+" "+m.Uuid)
+	a.workloadFacts(m)
 	a.fact("state", fmt.Sprintf("%s, version %d", sealedWord(m), m.Version))
 	a.fact("points", fmt.Sprintf("%d, and %d that came as violations", m.Points, m.Forensics))
 	a.fact("last new", clock(m.LastNew))
@@ -141,7 +139,7 @@ func factOf(m *tsem.Model) modelFact {
 }
 
 func (a *app) modelDiffCmd() *cobra.Command {
-	var engine string
+	var engine, workload string
 	var code bool
 	cmd := a.command(&cobra.Command{
 		Use:   "diff A B",
@@ -154,7 +152,7 @@ name that is a file's is taken as one.`,
 		var m [2]*tsem.Model
 		for i, name := range args {
 			var err error
-			if m[i], err = a.modelOf(cmd.Context(), name, engine); err != nil {
+			if m[i], err = a.modelOf(cmd.Context(), name, engine, workload); err != nil {
 				return err
 			}
 		}
@@ -168,6 +166,7 @@ name that is a file's is taken as one.`,
 		return err
 	})
 	engineFlag(cmd, &engine)
+	a.workloadFlag(cmd, &workload)
 	cmd.Flags().BoolVar(&code, "exit-code", false, "exit with 3 if they differ")
 	return cmd
 }
@@ -241,7 +240,7 @@ func (a *app) modelAcceptCmd() *cobra.Command {
 		Long: `Accept violations that a person has looked at, by the ids of their findings (in
 brackets in outguard findings). What they found is normal from now on, in a
 sealed model too, and a task that was untrusted for nothing else is trusted
-again. All findings have to be of one domain.`,
+again. All findings have to be of one domain, and of one workload in it.`,
 		Args: cobra.MinimumNArgs(1),
 	}, func(cmd *cobra.Command, args []string) error {
 		r, err := a.acceptable(cmd.Context(), vm, args)
@@ -279,8 +278,10 @@ func (a *app) acceptable(ctx context.Context, vm string, ids []string) (*apipb.A
 			return nil, fmt.Errorf("finding %s (%s) is not of something that a model could learn", quote(id), safe.Text(f.Rule))
 		case r.Vm != "" && (r.Vm != f.Uuid || r.Engine != f.Engine):
 			return nil, fmt.Errorf("finding %s is of another domain than those before it", quote(id))
+		case r.Vm != "" && r.Workload != f.Detail["workload"]:
+			return nil, fmt.Errorf("finding %s is of another container than those before it", quote(id))
 		}
-		r.Vm, r.Engine = f.Uuid, f.Engine
+		r.Vm, r.Engine, r.Workload = f.Uuid, f.Engine, f.Detail["workload"]
 		r.Points = append(r.Points, f.Detail["point"])
 	}
 	return r, nil
@@ -343,6 +344,7 @@ the model has anything. A file with a pseudonym may change its content.`,
 		return nil
 	})
 	engineFlag(cmd, &r.Engine)
+	a.workloadFlag(cmd, &r.Workload)
 	f := cmd.Flags()
 	f.StringVar(&r.Aggregate, "aggregate", "", "the platform's aggregate, 32 bytes in `hex`")
 	f.StringVar(&r.Base, "base", "", "the base, 32 bytes in `hex`")

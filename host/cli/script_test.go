@@ -48,7 +48,7 @@ func TestScript(t *testing.T) {
 		Setup:               setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"emit": emit, "exitcode": exitcode, "flip": flip, "stop": stop,
-			"tsemdata": tsemdata, "measured": measured, "replayed": replayed,
+			"contain": contain, "tsemdata": tsemdata, "measured": measured, "replayed": replayed,
 		},
 	})
 }
@@ -157,6 +157,22 @@ func monitor() *apitest.Backend {
 		},
 	)
 	return b
+}
+
+// contain gives the monitor a container, a model of it, and a violation of that.
+func contain(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Value("backend").(*apitest.Backend).Add(
+		&apipb.Container{
+			CgroupId: 11, Cgroup: "/machine.slice/crun-shop.scope", Runtime: "crun", Id: "shop", Begun: true, MntNs: 4026532237, PidNs: 4026532240,
+			UserNs: 4026531837, NetNs: 4026532242, Program: "/bin/shop\\x1b", BootNs: 7e9, Tasks: 3, Workload: "crun/shop",
+		},
+		&apipb.Container{CgroupId: 12, Cgroup: "/docker/new", Runtime: "docker", Id: "new"},
+		api.Model{Engine: "tsem", Model: engine.Model{VM: web, Workload: "crun/shop", Mapping: "full", Points: 7, Events: 70, Sealed: true}},
+		&engine.Finding{
+			ID: "03L", Engine: "tsem", VM: web, At: at0.Add(3 * time.Second), Severity: engine.High, Rule: "tsem/violation",
+			Reason: "not in the sealed model", Detail: map[string]string{"point": strings.Repeat("0b", 32), "workload": "crun/shop"},
+		},
+	)
 }
 
 func batch(index uint64, events ...*vsockproto.Event) *engine.Batch {

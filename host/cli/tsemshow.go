@@ -18,7 +18,7 @@ var tsemViews = []cobra.Completion{
 }
 
 func (a *app) tsemShowCmd() *cobra.Command {
-	var model, engine string
+	var model, engine, workload string
 	cmd := a.command(&cobra.Command{
 		Use:   "show VIEW",
 		Short: "Show a model as TSEM's and Quixote's consoles do",
@@ -42,7 +42,7 @@ func (a *app) tsemShowCmd() *cobra.Command {
 		if args[0] == "events" {
 			return a.violations(cmd, name)
 		}
-		m, err := a.modelOf(cmd.Context(), name, engine)
+		m, err := a.modelOf(cmd.Context(), name, engine, workload)
 		if err != nil {
 			return err
 		}
@@ -50,6 +50,7 @@ func (a *app) tsemShowCmd() *cobra.Command {
 	})
 	cmd.ValidArgsFunction = nil
 	engineFlag(cmd, &engine)
+	a.workloadFlag(cmd, &workload)
 	cmd.Flags().StringVar(&model, "model", "", "of this `domain`, or model file (default: the one domain that has a model)")
 	_ = cmd.RegisterFlagCompletionFunc("model", a.completeVMOrFile)
 	return cmd
@@ -60,7 +61,7 @@ func (a *app) theModel(cmd *cobra.Command, named, engine string) (string, error)
 	if named != "" {
 		return named, nil
 	}
-	all, err := a.models(cmd.Context(), &apipb.ListModelsRequest{Engine: engine})
+	all, err := a.models(cmd.Context(), &apipb.ListModelsRequest{Engine: engine, Own: true})
 	if err != nil {
 		return "", err
 	}

@@ -10,13 +10,18 @@ import (
 )
 
 func (a *app) vmsCmd() *cobra.Command {
-	return a.command(&cobra.Command{
+	r := &apipb.ListVMsRequest{}
+	cmd := a.command(&cobra.Command{
 		Use:   "vms [DOMAIN]",
 		Short: "List the domains, who watches them and what was lost; or describe one",
 		Long: `List the domains of this host: whether each is enrolled, whether its agent has
 a live session, how many of the kernel's hooks are attached, how many records
 came and how many the guest declared lost, and the state of its model. With a
-domain, describe that one.`,
+domain, describe that one. With --containers, list the containers that are in
+them: runtime and id as the path of their cgroup shows them, namespaces, how many
+threads run in each, and which model judges it ("" is the domain's own).`,
+		Example: `  outguard vms --containers
+  outguard vms web --containers --json | jq '.containers[].id'`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVM,
 	}, func(cmd *cobra.Command, args []string) error {
@@ -24,13 +29,15 @@ domain, describe that one.`,
 		if err != nil {
 			return err
 		}
-		r := &apipb.ListVMsRequest{}
 		if len(args) == 1 {
 			r.Vm = args[0]
 		}
 		out, err := client.ListVMs(cmd.Context(), r)
 		if err != nil {
 			return err
+		}
+		if r.Containers && !a.json {
+			return a.listContainers(out.Vms)
 		}
 		if len(args) == 1 && !a.json {
 			for _, v := range out.Vms {
@@ -42,6 +49,32 @@ domain, describe that one.`,
 			[]string{"NAME", "STATE", "AGENT", "TRANSPORT", "KERNEL", "HOOKS", "RECEIVED", "LOST", "MODEL", "FINDINGS", "LAST SEEN"}, vmRow)
 		return nil
 	})
+	cmd.Flags().BoolVar(&r.Containers, "containers", false, "list their containers, or with --json have those in `containers`")
+	return cmd
+}
+
+func (a *app) listContainers(vms []*apipb.VM) error {
+	var unknown error
+	t := a.table("VM", "RUNTIME", "ID", "TASKS", "WORKLOAD", "MNT NS", "PID NS", "USER NS", "NET NS", "PROGRAM", "CGROUP")
+	for _, v := range vms {
+		if v.ContainersError != "" {
+			unknown = fmt.Errorf("containers of %s: %s", v.Name, v.ContainersError)
+		}
+		for _, c := range v.Containers {
+			t.row(v.Name, c.Runtime, c.Id, fmt.Sprint(c.Tasks), c.Workload,
+				namespace(c, c.MntNs), namespace(c, c.PidNs), namespace(c, c.UserNs), namespace(c, c.NetNs), c.Program, c.Cgroup)
+		}
+	}
+	t.flush()
+	return unknown
+}
+
+// namespace is a number of one, "" of a container in which nothing has begun.
+func namespace(c *apipb.Container, n uint32) string {
+	if !c.Begun {
+		return ""
+	}
+	return fmt.Sprint(n)
 }
 
 func vmRow(v *apipb.VM) []string {
@@ -94,12 +127,16 @@ func counts(v *apipb.VM) (received uint64, lost string) {
 
 func modelState(models []*apipb.Model) string {
 	var all []string
+	containers := 0
 	for _, m := range models {
-		word := "learning"
-		if m.Sealed {
-			word = "sealed"
+		if m.Workload != "" {
+			containers++
+			continue
 		}
-		all = append(all, fmt.Sprintf("%s %s", m.Engine, word))
+		all = append(all, fmt.Sprintf("%s %s", m.Engine, sealedWord(m)))
+	}
+	if containers > 0 {
+		all = append(all, fmt.Sprintf("and %d of containers", containers))
 	}
 	return strings.Join(all, ", ")
 }
@@ -129,7 +166,11 @@ func (a *app) describeVM(v *apipb.VM) {
 		a.fact(c.Class, fmt.Sprintf("%d received, %d declared lost, %d missing", c.Received, c.Lost, c.Missing))
 	}
 	for _, m := range v.Models {
-		a.fact("model", fmt.Sprintf("%s, %d points", modelState([]*apipb.Model{m}), m.Points))
+		name := m.Engine
+		if m.Workload != "" {
+			name += " " + m.Workload
+		}
+		a.fact("model", fmt.Sprintf("%s %s, %d points", name, sealedWord(m), m.Points))
 	}
 	if v.Session != nil && len(v.Session.Hooks) > 0 {
 		a.printf("\n")

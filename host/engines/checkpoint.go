@@ -218,53 +218,16 @@ func (s *Supervisor) Places(ctx context.Context, vm uuid.UUID) (engine.Places, e
 	return p.Places(ctx, vm)
 }
 
-// Learn opens the VM's model. When it returns without an error, the change is
+// Learn opens the VM's own model. When it returns without an error, the change is
 // stored.
 func (s *Supervisor) Learn(ctx context.Context, vm uuid.UUID) (engine.Model, error) {
-	return s.change(ctx, vm, true, (*process.Process).Learn)
+	return s.Of("").Learn(ctx, vm)
 }
 
-// Seal closes the VM's model. When it returns without an error, the change is
+// Seal closes the VM's own model. When it returns without an error, the change is
 // stored. It counts from the batch that the engine judges next.
 func (s *Supervisor) Seal(ctx context.Context, vm uuid.UUID) (engine.Model, error) {
-	return s.change(ctx, vm, false, (*process.Process).Seal)
-}
-
-// Export returns the VM's model as a file of the engine's own format.
-func (s *Supervisor) Export(ctx context.Context, vm uuid.UUID) ([]byte, error) {
-	p, err := s.process()
-	if err != nil {
-		return nil, err
-	}
-	file, err := p.Export(ctx, vm)
-	if err != nil {
-		return nil, fmt.Errorf("engine %s: %w", s.cfg.Name, err)
-	}
-	return file, nil
-}
-
-// Import makes the model of a file the VM's own. When it returns without an
-// error, the change is stored.
-func (s *Supervisor) Import(ctx context.Context, vm uuid.UUID, file []byte) (engine.Model, error) {
-	return s.change(ctx, vm, true, func(p *process.Process, ctx context.Context, vm uuid.UUID) (engine.Model, process.Checkpoint, error) {
-		return p.Import(ctx, vm, file)
-	})
-}
-
-// Accept makes points that came as violations the model's own. When it returns
-// without an error, the change is stored.
-func (s *Supervisor) Accept(ctx context.Context, vm uuid.UUID, points [][engine.PointSize]byte) (engine.Model, error) {
-	return s.change(ctx, vm, false, func(p *process.Process, ctx context.Context, vm uuid.UUID) (engine.Model, process.Checkpoint, error) {
-		return p.Accept(ctx, vm, points)
-	})
-}
-
-// Set sets what a person says of the VM's model. When it returns without an
-// error, the change is stored.
-func (s *Supervisor) Set(ctx context.Context, vm uuid.UUID, set engine.Settings) (engine.Model, error) {
-	return s.change(ctx, vm, false, func(p *process.Process, ctx context.Context, vm uuid.UUID) (engine.Model, process.Checkpoint, error) {
-		return p.Set(ctx, vm, set)
-	})
+	return s.Of("").Seal(ctx, vm)
 }
 
 type changeFunc func(*process.Process, context.Context, uuid.UUID) (engine.Model, process.Checkpoint, error)

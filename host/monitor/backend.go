@@ -451,42 +451,52 @@ func (b backend) modeller(name string) (*engines.Supervisor, error) {
 	return nil, api.Error(connect.CodeInvalidArgument, "say which with --engine", fmt.Errorf("%d engines have models", len(found)))
 }
 
-func (b backend) Learn(ctx context.Context, engine string, vm uuid.UUID, by api.Caller) (api.Model, error) {
-	return b.model(ctx, engine, vm, by, "learn", (*engines.Supervisor).Learn)
+func (b backend) Learn(ctx context.Context, of api.ModelRef, by api.Caller) (api.Model, error) {
+	return b.model(ctx, of, by, "learn", func(w engines.Workload) (engine.Model, error) { return w.Learn(ctx, of.VM) })
 }
 
-func (b backend) Seal(ctx context.Context, engine string, vm uuid.UUID, by api.Caller) (api.Model, error) {
-	return b.model(ctx, engine, vm, by, "seal", (*engines.Supervisor).Seal)
+func (b backend) Seal(ctx context.Context, of api.ModelRef, by api.Caller) (api.Model, error) {
+	return b.model(ctx, of, by, "seal", func(w engines.Workload) (engine.Model, error) { return w.Seal(ctx, of.VM) })
 }
 
-func (b backend) ExportModel(ctx context.Context, name string, vm uuid.UUID) ([]byte, error) {
-	e, err := b.modeller(name)
+func (b backend) ExportModel(ctx context.Context, of api.ModelRef) ([]byte, error) {
+	e, err := b.modeller(of.Engine)
 	if err != nil {
 		return nil, err
 	}
-	file, err := e.Export(ctx, vm)
+	file, err := e.Of(of.Workload).Export(ctx, of.VM)
 	if err != nil {
 		return nil, modelError(err)
 	}
 	return file, nil
 }
 
-func (b backend) ImportModel(ctx context.Context, name string, vm uuid.UUID, file []byte, by api.Caller) (api.Model, error) {
-	return b.model(ctx, name, vm, by, "import", func(e *engines.Supervisor, ctx context.Context, vm uuid.UUID) (engine.Model, error) {
-		return e.Import(ctx, vm, file)
-	})
+func (b backend) ImportModel(ctx context.Context, of api.ModelRef, file []byte, by api.Caller) (api.Model, error) {
+	return b.model(ctx, of, by, "import", func(w engines.Workload) (engine.Model, error) { return w.Import(ctx, of.VM, file) })
 }
 
-func (b backend) AcceptModel(ctx context.Context, name string, vm uuid.UUID, points [][engine.PointSize]byte, by api.Caller) (api.Model, error) {
-	return b.model(ctx, name, vm, by, "accept", func(e *engines.Supervisor, ctx context.Context, vm uuid.UUID) (engine.Model, error) {
-		return e.Accept(ctx, vm, points)
-	})
+func (b backend) AcceptModel(ctx context.Context, of api.ModelRef, points [][engine.PointSize]byte, by api.Caller) (api.Model, error) {
+	return b.model(ctx, of, by, "accept", func(w engines.Workload) (engine.Model, error) { return w.Accept(ctx, of.VM, points) })
 }
 
-func (b backend) SetModel(ctx context.Context, name string, vm uuid.UUID, s engine.Settings, by api.Caller) (api.Model, error) {
-	return b.model(ctx, name, vm, by, "set", func(e *engines.Supervisor, ctx context.Context, vm uuid.UUID) (engine.Model, error) {
-		return e.Set(ctx, vm, s)
-	})
+func (b backend) SetModel(ctx context.Context, of api.ModelRef, s engine.Settings, by api.Caller) (api.Model, error) {
+	return b.model(ctx, of, by, "set", func(w engines.Workload) (engine.Model, error) { return w.Set(ctx, of.VM, s) })
+}
+
+func (b backend) JoinModel(ctx context.Context, of api.ModelRef, group string, by api.Caller) (api.Model, error) {
+	return b.model(ctx, of, by, "join", func(w engines.Workload) (engine.Model, error) { return w.Join(ctx, of.VM, group) })
+}
+
+func (b backend) Containers(ctx context.Context, vm uuid.UUID) ([]*apipb.Container, error) {
+	places, err := b.places(ctx, vm)
+	if err != nil {
+		return nil, err
+	}
+	var out []*apipb.Container
+	for i := range places.Containers {
+		out = append(out, api.ContainerOf(&places.Containers[i]))
+	}
+	return out, nil
 }
 
 // modelError is what an engine says of a model, with the next thing to do.
@@ -497,17 +507,21 @@ func modelError(err error) error {
 	return api.Error(connect.CodeFailedPrecondition, "outguard vms shows whether its agent is live, outguard model list what was learnt", err)
 }
 
-func (b backend) model(ctx context.Context, name string, vm uuid.UUID, by api.Caller, what string,
-	do func(*engines.Supervisor, context.Context, uuid.UUID) (engine.Model, error)) (api.Model, error) {
-	e, err := b.modeller(name)
+func (b backend) model(ctx context.Context, of api.ModelRef, by api.Caller, what string,
+	do func(engines.Workload) (engine.Model, error)) (api.Model, error) {
+	e, err := b.modeller(of.Engine)
 	if err != nil {
 		return api.Model{}, err
 	}
-	m, err := do(e, ctx, vm)
+	m, err := do(e.Of(of.Workload))
 	if err != nil {
 		return api.Model{}, modelError(err)
 	}
-	b.m.keep(vm, evidence.KindNote, time.Now(), note{What: "model-" + what, Text: fmt.Sprintf("%s, by %s", e.Name(), by)})
+	text := fmt.Sprintf("%s, by %s", e.Name(), by)
+	if of.Workload != "" {
+		text = fmt.Sprintf("%s, workload %s, by %s", e.Name(), of.Workload, by)
+	}
+	b.m.keep(of.VM, evidence.KindNote, time.Now(), note{What: "model-" + what, Text: text})
 	return api.Model{Engine: e.Name(), Model: m}, nil
 }
 

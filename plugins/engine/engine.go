@@ -75,6 +75,8 @@ type Description struct {
 // Model describes one model of an engine.
 type Model struct {
 	VM          uuid.UUID
+	Workload    string // whose it is; "": the VM's own. Printable
+	Group       string // under which workloads, of any VM, share it; "": nobody else has it
 	Mapping     string // the engine's word for how events become points
 	Sealed      bool
 	Points      uint64 // learned; those that came as violations do not count
@@ -125,12 +127,12 @@ type Engine interface {
 // PointSize is the size of a point, in bytes.
 const PointSize = 32
 
-// Modeller is an engine whose models are sets of points that can be taken out
-// as files of the engine's own format, put in again, and be corrected. It is
-// optional: of an engine that is none, Export, Import and Accept are
-// unimplemented.
-type Modeller interface {
-	Engine
+// Modelled is what can be done to one model of each VM: to take it out as a file
+// of the engine's own format, put one in again, and correct it.
+type Modelled interface {
+	// Learn opens and Seal closes the model.
+	Learn(ctx context.Context, vm uuid.UUID) (Model, error)
+	Seal(ctx context.Context, vm uuid.UUID) (Model, error)
 
 	// Export returns the VM's model as a file, and Import makes that of a file
 	// the VM's own, with all its points; it may be sealed.
@@ -146,6 +148,30 @@ type Modeller interface {
 	// error, and then nothing is set.
 	Set(ctx context.Context, vm uuid.UUID, s Settings) (Model, error)
 }
+
+// Modeller is an engine whose models are sets of points. It is optional: of an
+// engine that is none, Export, Import, Accept and Set are unimplemented.
+type Modeller interface {
+	Engine
+	Modelled
+}
+
+// Divider is an engine with a model for each workload of a VM: the VM itself, and
+// what runs in it apart. It is optional: an engine that is none has workload ""
+// alone, the VM's own.
+type Divider interface {
+	Modeller
+
+	// Workload is what can be done to the models of that workload.
+	Workload(name string) Modelled
+
+	// Join makes a VM's workload share the model of a group, with all that have
+	// joined it, and with none, "", have a model of its own again.
+	Join(ctx context.Context, vm uuid.UUID, workload, group string) (Model, error)
+}
+
+// MaxName bounds the name of a workload or a group, bytes.
+const MaxName = 256
 
 // Settings are what a person says of a model.
 type Settings struct {

@@ -239,24 +239,68 @@ func (s *server) Models(context.Context, *enginepb.ModelsRequest) (*enginepb.Mod
 }
 
 func (s *server) Learn(ctx context.Context, r *enginepb.VM) (*enginepb.Changed, error) {
-	return s.change(ctx, r, s.engine.Learn)
+	m, err := s.of(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.change(ctx, r, m.Learn)
 }
 
 func (s *server) Seal(ctx context.Context, r *enginepb.VM) (*enginepb.Changed, error) {
-	return s.change(ctx, r, s.engine.Seal)
+	m, err := s.of(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.change(ctx, r, m.Seal)
 }
 
-// modeller is the engine where its models can be taken out.
-func (s *server) modeller(r interface{ GetVm() []byte }) (Modeller, uuid.UUID, error) {
+// sealer is what every engine can do to a model.
+type sealer interface {
+	Learn(ctx context.Context, vm uuid.UUID) (Model, error)
+	Seal(ctx context.Context, vm uuid.UUID) (Model, error)
+}
+
+// of is the engine, as far as the workload goes that is meant.
+func (s *server) of(r interface{ GetWorkload() string }) (sealer, error) {
+	if r.GetWorkload() == "" {
+		return s.engine, nil
+	}
+	d, is := s.engine.(Divider)
+	if !is {
+		return nil, status.Error(codes.Unimplemented, "this engine has one model for each VM, and none of a workload in it")
+	}
+	return d.Workload(r.GetWorkload()), nil
+}
+
+// modeller is the same where the models can be taken out.
+func (s *server) modeller(r interface {
+	GetVm() []byte
+	GetWorkload() string
+}) (Modelled, uuid.UUID, error) {
 	vm, err := uuid.FromBytes(r.GetVm())
 	if err != nil {
 		return nil, vm, err
 	}
-	m, is := s.engine.(Modeller)
+	of, err := s.of(r)
+	if err != nil {
+		return nil, vm, err
+	}
+	m, is := of.(Modelled)
 	if !is {
 		return nil, vm, status.Error(codes.Unimplemented, "this engine's models cannot be taken out, put in or corrected")
 	}
 	return m, vm, nil
+}
+
+// Join implements the control service.
+func (s *server) Join(ctx context.Context, r *enginepb.JoinRequest) (*enginepb.Changed, error) {
+	d, is := s.engine.(Divider)
+	if !is {
+		return nil, status.Error(codes.Unimplemented, "this engine's models cannot be shared")
+	}
+	return s.change(ctx, &enginepb.VM{Vm: r.GetVm()}, func(ctx context.Context, vm uuid.UUID) (Model, error) {
+		return d.Join(ctx, vm, r.GetWorkload(), r.GetGroup())
+	})
 }
 
 func (s *server) Export(ctx context.Context, r *enginepb.VM) (*enginepb.ExportReply, error) {
@@ -394,6 +438,7 @@ func modelToPB(m Model) *enginepb.Model {
 		Vm: m.VM[:], Mapping: m.Mapping, Sealed: m.Sealed, Points: m.Points, Events: m.Events,
 		Violations: m.Violations, Measurement: m.Measurement, State: m.State,
 		Aggregate: m.Aggregate, Version: m.Version, Forensics: m.Forensics, SinceNew: m.SinceNew, Quiet: m.Quiet,
+		Workload: m.Workload, Group: m.Group,
 	}
 	for _, h := range m.Hours {
 		p.Hours = append(p.Hours, &enginepb.Hour{Start: h.Start.Unix(), Events: h.Events, New: h.New})

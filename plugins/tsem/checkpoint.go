@@ -14,24 +14,31 @@ import (
 
 // A checkpoint of one VM, little endian:
 //
-//	"OGTSEM" | version u16 | mapping u8 (1 quixote) |
-//	flags u8 (1 aggregate, 2 sealed, 4 platform, 16 said full) |
+//	"OGTSEM" | version u16 | flags u8 (1 whole) | unknown u64 | seen i64 | marks u64 | refused u64 |
+//	violating, untrusted, leaving: second i64 | passed u32 | suppressed u64 |
+//	workloads u32, the VM's own first, the others ascending by name, each:
+//	    name: u8, bytes | group: u8, bytes | leaves u8 | model |
+//	    events u64 | violations u64 | last_new i64 |
+//	    since_new u64 | hours u8, each: at i64 | events u64 | new points u64 |
+//	    forensics u32, each: ref 37 | boot_ns u64 | point 32 | task_id 32 | name: u8, bytes |
+//	firsts u32, each: mark u64 | ref 37 | point 32 | workload: u8, bytes, ascending by mark |
+//	lineage u32, bytes
+//
+// Times are ns since 1970, 0: never. A model is
+//
+//	mapping u8 (1 quixote) | flags u8 (1 aggregate, 2 sealed, 4 platform, 16 said full) |
 //	base 32 | measurement 32 | platform 32 | aggregate 32 | model version u64 |
 //	trajectory u64 | forensics u64 | overflow u64 |
 //	points u32, each: value 32 | valid u8 | count u64 | note u32 | notes u32, bytes: see notes |
 //	pseudonyms u32, each: 32, ascending |
-//	events u64 | violations u64 | unknown u64 | last_new i64, seen i64, ns since 1970, 0: never | marks u64 |
-//	since_new u64 | hours u8, each: at i64 | events u64 | new points u64 |
-//	violating, untrusted: second i64 | passed u32 | suppressed u64 |
-//	firsts u32, each: mark u64 | ref 37 | point 32, ascending by mark |
-//	forensics u32, each: ref 37 | boot_ns u64 | point 32 | task_id 32 | name: u8, bytes |
-//	lineage u32, bytes
 //
-// Version 1 had neither mapping, platform, model version, notes, seen,
-// since_new, hours nor the points of firsts.
+// Version 2 had one model and its numbers in another order, see oldVM; version
+// 1 had neither mapping, platform, model version, notes, seen, since_new, hours
+// nor the points of firsts. What they are of goes on as it was: all of the VM is
+// its own workload, until its model is to learn.
 const (
 	checkpointMagic   = "OGTSEM"
-	checkpointVersion = 2
+	checkpointVersion = 3
 
 	flagAggregate = 1 << 0
 	flagSealed    = 1 << 1
@@ -61,37 +68,43 @@ func (e *Engine) Restore(id uuid.UUID, b []byte) error {
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
+	before := e.vms[id]
 	e.vms[id] = v
+	for w := range v.all() {
+		if w.group != "" {
+			e.shared(w)
+		}
+	}
+	if before != nil {
+		for w := range before.all() {
+			e.drop(w.group)
+		}
+	}
 	return nil
 }
 
 func (v *vm) append(b []byte) ([]byte, error) {
 	b = append(b, checkpointMagic...)
 	b = le.AppendUint16(b, checkpointVersion)
-	b = v.appendModel(b)
-	for _, n := range [...]uint64{v.events, v.violations, v.unknown, nanos(v.lastNew), nanos(v.seen), v.marks, v.rate.sinceNew} {
+	b = append(b, boolByte(v.whole))
+	for _, n := range [...]uint64{v.unknown, nanos(v.seen), v.marks, v.refused} {
 		b = le.AppendUint64(b, n)
 	}
-	b = append(b, byte(len(v.rate.hours)))
-	for _, h := range v.rate.hours {
-		b = le.AppendUint64(b, uint64(h.at))
-		b = le.AppendUint64(b, h.events)
-		b = le.AppendUint64(b, h.added)
-	}
-	for _, l := range [...]*limiter{&v.violating, &v.untrusted} {
+	for _, l := range [...]*limiter{&v.violating, &v.untrusted, &v.leaving} {
 		b = le.AppendUint64(b, uint64(l.second))
 		b = le.AppendUint32(b, l.passed)
 		b = le.AppendUint64(b, l.suppressed)
+	}
+	b = le.AppendUint32(b, uint32(1+len(v.workloads)))
+	for w := range v.all() {
+		b = w.append(b)
 	}
 	b = le.AppendUint32(b, uint32(len(v.firsts)))
 	for i := range v.firsts {
 		b = le.AppendUint64(b, v.firsts[i].mark)
 		b = appendRef(b, &v.firsts[i].ref)
 		b = append(b, v.firsts[i].point[:]...)
-	}
-	b = le.AppendUint32(b, uint32(len(v.forensics)))
-	for i := range v.forensics {
-		b = v.forensics[i].append(b)
+		b = appendName(b, v.firsts[i].of)
 	}
 	start := len(b)
 	b, err := v.tree.AppendBinary(le.AppendUint32(b, 0))
@@ -102,6 +115,27 @@ func (v *vm) append(b []byte) ([]byte, error) {
 	return b, nil
 }
 
+func appendName(b []byte, name string) []byte { return append(append(b, byte(len(name))), name...) }
+
+func (w *workload) append(b []byte) []byte {
+	b = append(appendName(appendName(b, w.name), w.group), byte(w.leaves))
+	b = w.appendModel(b)
+	for _, n := range [...]uint64{w.events, w.violations, nanos(w.lastNew), w.rate.sinceNew} {
+		b = le.AppendUint64(b, n)
+	}
+	b = append(b, byte(len(w.rate.hours)))
+	for _, h := range w.rate.hours {
+		b = le.AppendUint64(b, uint64(h.at))
+		b = le.AppendUint64(b, h.events)
+		b = le.AppendUint64(b, h.added)
+	}
+	b = le.AppendUint32(b, uint32(len(w.forensics)))
+	for i := range w.forensics {
+		b = w.forensics[i].append(b)
+	}
+	return b
+}
+
 // nanos is a time as it is kept: 0 is never.
 func nanos(t time.Time) uint64 {
 	if t.IsZero() {
@@ -110,10 +144,10 @@ func nanos(t time.Time) uint64 {
 	return uint64(t.UnixNano())
 }
 
-func (v *vm) appendModel(b []byte) []byte {
-	m := v.model
+func (w *workload) appendModel(b []byte) []byte {
+	m := w.model
 	flags := byte(0)
-	for bit, set := range [...]bool{m.hasAggregate, m.sealed, m.hasPlatform, false, v.full} {
+	for bit, set := range [...]bool{m.hasAggregate, m.sealed, m.hasPlatform, false, w.full} {
 		if set {
 			flags |= 1 << bit
 		}
@@ -174,28 +208,10 @@ func (e *Engine) parse(b []byte) (*vm, error) {
 		return nil, fmt.Errorf("header: %w", ErrCheckpoint)
 	}
 	v := e.newVM(NewModel(e.opts.MaxPoints), nil)
-	r.model(v)
-	v.events, v.violations, v.unknown, v.lastNew = r.u64(), r.u64(), r.u64(), r.time()
-	if r.version > 1 {
-		v.seen = r.time()
-	}
-	v.marks = r.u64()
-	r.rate(&v.rate)
-	for _, l := range [...]*limiter{&v.violating, &v.untrusted} {
-		l.second, l.passed, l.suppressed = int64(r.u64()), r.u32(), r.u64()
-	}
-	for range r.count(maxFirsts, 45) {
-		f := first{mark: r.u64(), ref: r.ref()}
-		if r.version > 1 {
-			f.point = r.id()
-		}
-		if n := len(v.firsts); n > 0 && v.firsts[n-1].mark >= f.mark {
-			r.bad = true
-		}
-		v.firsts = append(v.firsts, f)
-	}
-	for range r.count(maxForensics, 110) {
-		v.forensics = append(v.forensics, r.forensic())
+	if r.version < 3 {
+		r.oldVM(v)
+	} else {
+		r.vm(e, v)
 	}
 	tree := r.take(int(r.u32()))
 	if r.bad || len(r.b) > 0 {
@@ -206,6 +222,88 @@ func (e *Engine) parse(b []byte) (*vm, error) {
 		return nil, err
 	}
 	return v, nil
+}
+
+func (r *reader) vm(e *Engine, v *vm) {
+	v.whole = r.flag()
+	v.unknown, v.seen, v.marks, v.refused = r.u64(), r.time(), r.u64(), r.u64()
+	r.limiters(&v.violating, &v.untrusted, &v.leaving)
+	n := r.count(1+e.opts.MaxWorkloads, 200)
+	r.bad = r.bad || n == 0
+	last := ""
+	for i := range n {
+		w := &v.workload
+		if i > 0 {
+			w = &workload{model: NewModel(e.containerPoints())}
+		}
+		if r.workload(w, e.opts.MaxPoints); r.bad || (i == 0) != (w.name == "") || len(w.name) > maxWorkloadName || w.name < last {
+			r.bad = true
+			return
+		}
+		if i > 0 {
+			v.workloads[w.name], last = w, w.name+"\x00"
+		}
+	}
+	r.firsts(v)
+}
+
+func (r *reader) workload(w *workload, most int) {
+	w.name, w.group, w.leaves = r.name(), r.name(), lineage.Departure(r.u8())
+	limit := w.model.limit
+	w.model.limit = most // a model that came from elsewhere may have more
+	r.model(w)
+	w.model.limit = max(limit, len(w.model.points.all))
+	w.events, w.violations, w.lastNew = r.u64(), r.u64(), r.time()
+	r.rate(&w.rate)
+	r.forensics(w)
+}
+
+func (r *reader) name() string { return string(r.take(int(r.u8()))) }
+
+// oldVM reads versions 1 and 2, but for the lineage:
+//
+//	model | events u64 | violations u64 | unknown u64 | last_new i64, seen i64 | marks u64 | since_new u64 |
+//	hours | violating, untrusted | firsts, without workloads | forensics
+func (r *reader) oldVM(v *vm) {
+	v.whole = true
+	r.model(&v.workload)
+	v.events, v.violations, v.unknown, v.lastNew = r.u64(), r.u64(), r.u64(), r.time()
+	if r.version > 1 {
+		v.seen = r.time()
+	}
+	v.marks = r.u64()
+	r.rate(&v.rate)
+	r.limiters(&v.violating, &v.untrusted)
+	r.firsts(v)
+	r.forensics(&v.workload)
+}
+
+func (r *reader) limiters(all ...*limiter) {
+	for _, l := range all {
+		l.second, l.passed, l.suppressed = int64(r.u64()), r.u32(), r.u64()
+	}
+}
+
+func (r *reader) firsts(v *vm) {
+	for range r.count(maxFirsts, 45) {
+		f := first{mark: r.u64(), ref: r.ref()}
+		if r.version > 1 {
+			f.point = r.id()
+		}
+		if r.version > 2 {
+			f.of = r.name()
+		}
+		if n := len(v.firsts); n > 0 && v.firsts[n-1].mark >= f.mark {
+			r.bad = true
+		}
+		v.firsts = append(v.firsts, f)
+	}
+}
+
+func (r *reader) forensics(w *workload) {
+	for range r.count(maxForensics, 110) {
+		w.forensics = append(w.forensics, r.forensic())
+	}
 }
 
 type reader struct {
@@ -264,15 +362,15 @@ func (r *reader) rate(to *rate) {
 	}
 }
 
-func (r *reader) model(v *vm) {
-	m := v.model
+func (r *reader) model(w *workload) {
+	m := w.model
 	if r.version > 1 {
 		m.mapping = Mapping(r.u8())
 		r.bad = r.bad || !m.mapping.known()
 	}
 	flags := r.u8()
 	m.hasAggregate, m.sealed, m.hasPlatform = flags&flagAggregate != 0, flags&flagSealed != 0, flags&flagPlatform != 0
-	v.full = flags&flagFull != 0
+	w.full = flags&flagFull != 0
 	m.base, m.measurement = r.id(), r.id()
 	if r.version > 1 {
 		m.platform = r.id()
@@ -356,6 +454,6 @@ func (r *reader) ref() engine.Ref {
 
 func (r *reader) forensic() Forensic {
 	f := Forensic{Ref: r.ref(), BootNs: r.u64(), Point: r.id(), TaskID: r.id()}
-	f.Name = string(r.take(int(r.u8())))
+	f.Name = r.name()
 	return f
 }

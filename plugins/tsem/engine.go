@@ -3,7 +3,6 @@ package tsem
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -24,37 +23,41 @@ type Options struct {
 	MaxPoints     int     // of one model; default DefaultMaxPoints
 	MaxViolations int     // findings of tsem/violation of one VM in one second; default 100
 	MaxUntrusted  int     // findings of tsem/untrusted of one VM in one second; default 20
+	MaxWorkloads  int     // of one VM with a model of their own, beside the VM; together they have as many points as one; default 64
 	Lineage       lineage.Options
 }
 
-// Engine is the engine: one model and one lineage for each VM.
+// Engine is the engine: one lineage for each VM, and a model for each workload of
+// it: for the VM itself, and for each kind of container in it.
 type Engine struct {
 	opts Options
 
 	mu     sync.Mutex // guards what follows; held for each batch
 	vms    map[uuid.UUID]*vm
+	groups map[string]*Model // that workloads share, by name
 	mapper *Mapper
 	full   *fullMapper
 	tr     translator
 	record vsockproto.Event
 }
 
-// vm is what the engine keeps of one VM.
+// vm is what the engine keeps of one VM. Embedded is its own workload: what is in
+// no container.
 type vm struct {
-	model      *Model
-	tree       *lineage.Tree
-	events     uint64
-	violations uint64
-	unknown    uint64 // records of a type without a layout
-	lastNew    time.Time
-	seen       time.Time // the last batch
-	rate       rate
-	marks      uint64 // tasks that were judged untrusted, each numbered
-	firsts     []first
-	forensics  []Forensic
-	violating  limiter
-	untrusted  limiter
-	full       bool // said that the model is full
+	workload
+	tree      *lineage.Tree
+	unknown   uint64    // records of a type without a layout
+	seen      time.Time // the last batch
+	marks     uint64    // tasks that were judged untrusted, each numbered
+	firsts    []first
+	violating limiter
+	untrusted limiter
+	leaving   limiter
+
+	workloads map[string]*workload             // of containers, by name
+	of        map[*lineage.Container]*workload // found before
+	whole     bool                             // containers are the VM's own, as when its model was learned
+	refused   uint64                           // kinds of container that there was no room for
 }
 
 // first is the violation that made a task untrusted.
@@ -62,6 +65,7 @@ type first struct {
 	mark  uint64
 	ref   engine.Ref
 	point ID
+	of    string // the workload's name
 }
 
 // maxFirsts and maxForensics bound what is kept of violations.
@@ -81,7 +85,7 @@ type Forensic struct {
 
 // New makes an Engine that knows no VM yet.
 func New(opts *Options) *Engine {
-	e := &Engine{vms: map[uuid.UUID]*vm{}, mapper: NewMapper(), full: newFullMapper()}
+	e := &Engine{vms: map[uuid.UUID]*vm{}, groups: map[string]*Model{}, mapper: NewMapper(), full: newFullMapper()}
 	if opts != nil {
 		e.opts = *opts
 	}
@@ -89,6 +93,7 @@ func New(opts *Options) *Engine {
 	e.opts.MaxPoints = cmp.Or(e.opts.MaxPoints, DefaultMaxPoints)
 	e.opts.MaxViolations = cmp.Or(e.opts.MaxViolations, 100)
 	e.opts.MaxUntrusted = cmp.Or(e.opts.MaxUntrusted, 20)
+	e.opts.MaxWorkloads = cmp.Or(e.opts.MaxWorkloads, 64)
 	return e
 }
 
@@ -108,8 +113,10 @@ func (e *Engine) vm(id uuid.UUID) *vm {
 
 func (e *Engine) newVM(m *Model, tree *lineage.Tree) *vm {
 	return &vm{
-		model: m, tree: tree,
+		workload: workload{model: m}, tree: tree,
+		workloads: map[string]*workload{}, of: map[*lineage.Container]*workload{},
 		violating: limiter{limit: uint32(e.opts.MaxViolations)}, untrusted: limiter{limit: uint32(e.opts.MaxUntrusted)},
+		leaving: limiter{limit: uint32(e.opts.MaxUntrusted)},
 	}
 }
 
@@ -152,13 +159,22 @@ func afterBad(b []byte) []byte {
 // event takes e.record.
 func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 	r := &e.record
-	v.events++
 	if !r.Type.Known() {
+		v.events++
 		v.unknown++
 		return
 	}
 	who := v.tree.Apply(r)
-	c, is, err := e.coefficients(v, who)
+	w, fresh := e.workloadOf(v, who.Container)
+	if who.Left != 0 {
+		v.departs(w, b, r, who, report)
+	}
+	if fresh {
+		report(tooMany(b, r, who.Container, len(v.workloads)))
+	}
+	w.events++
+	w.rate.begin(b.Received)
+	c, is, err := e.coefficients(v, w, who)
 	switch {
 	case err != nil:
 		report(unmappable(b, r, err))
@@ -166,48 +182,48 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 	case !is:
 		return
 	}
-	outcome, err := v.model.Update(c.Point)
-	v.rate.event(outcome.Added)
+	outcome, err := w.model.Update(c.Point)
+	w.rate.event(outcome.Added)
 	if outcome.Added {
-		v.model.Annotate(&Note{
+		w.model.Annotate(&Note{
 			Received: b.Received, BootNs: r.BootNs, PID: r.PID,
 			Program: cmp.Or(who.Program.Path, comm(r)), What: e.tr.translate(r, who, v.tree).Words(),
 		})
 	}
 	switch {
 	case err != nil:
-		if !v.full {
-			v.full = true
+		if !w.full {
+			w.full = true
 			report(modelFull(b, r, err))
 		}
-	case outcome.Violation && !v.model.Sealed():
-		if v.model.Validate(c.Point) {
-			v.lastNew = b.Received
+	case outcome.Violation && !w.model.Sealed():
+		if w.model.Validate(c.Point) {
+			w.lastNew = b.Received
 		}
 	case outcome.Violation:
-		v.violation(b, r, who, &c, report)
+		v.violation(w, b, r, who, &c, report)
 	case outcome.Added:
-		v.lastNew = b.Received
+		w.lastNew = b.Received
 	}
 }
 
-// coefficients maps e.record as the VM's model does; is is false where it has
-// no part in the model.
-func (e *Engine) coefficients(v *vm, who lineage.Identity) (c Coefficients, is bool, err error) {
+// coefficients maps e.record as the workload's model does; is is false where it
+// has no part in the model.
+func (e *Engine) coefficients(v *vm, w *workload, who lineage.Identity) (c Coefficients, is bool, err error) {
 	r := &e.record
-	if v.model.Mapping() == Full {
+	if w.model.Mapping() == Full {
 		if !fullMapped(r.Type) {
 			return c, false, nil
 		}
 		ids := fullIDs(r, who, v.tree)
-		return e.full.Map(r, &ids, v.model), true, nil
+		return e.full.Map(r, &ids, w.model), true, nil
 	}
 	if !modelled(r) {
 		return c, false, nil
 	}
 	ev := e.tr.translate(r, who, v.tree)
 	ev.asQuixote()
-	v.model.Level(ev)
+	w.model.Level(ev)
 	c, err = e.mapper.Map(ev)
 	return c, true, err
 }
@@ -215,15 +231,15 @@ func (e *Engine) coefficients(v *vm, who lineage.Identity) (c Coefficients, is b
 // violation reports an event that a sealed model does not know. The first of a
 // task makes it untrusted for good, with all its later children; what those do
 // after that is reported under a rule of its own.
-func (v *vm) violation(b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients, report func(engine.Finding)) {
-	v.violations++
+func (v *vm) violation(w *workload, b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients, report func(engine.Finding)) {
+	w.violations++
 	at := refOf(b, r)
-	if len(v.forensics) < maxForensics {
-		v.forensics = append(v.forensics, Forensic{Ref: at, BootNs: r.BootNs, Point: c.Point, TaskID: who.ID(), Name: r.Type.String()})
+	if len(w.forensics) < maxForensics {
+		w.forensics = append(w.forensics, Forensic{Ref: at, BootNs: r.BootNs, Point: c.Point, TaskID: who.ID(), Name: r.Type.String()})
 	}
 	if task := who.Task; task != nil && task.Mark != 0 {
 		if v.untrusted.take() {
-			report(v.again(b, r, who, c))
+			report(v.again(w, b, r, who, c))
 		}
 		return
 	}
@@ -233,10 +249,10 @@ func (v *vm) violation(b *engine.Batch, r *vsockproto.Event, who lineage.Identit
 		if len(v.firsts) == maxFirsts {
 			v.firsts = append(v.firsts[:0], v.firsts[1:]...)
 		}
-		v.firsts = append(v.firsts, first{v.marks, at, c.Point})
+		v.firsts = append(v.firsts, first{v.marks, at, c.Point, w.name})
 	}
 	if v.violating.take() {
-		report(v.firstOf(b, r, who, c))
+		report(v.firstOf(w, b, r, who, c))
 	}
 }
 
@@ -259,6 +275,9 @@ func (v *vm) begin(b *engine.Batch, report func(engine.Finding)) {
 	}
 	if n := v.untrusted.renew(second); n > 0 {
 		report(suppressed(b, "tsem/untrusted", engine.Medium, n))
+	}
+	if n := v.leaving.renew(second); n > 0 {
+		report(suppressed(b, RuleLeft, engine.High, n))
 	}
 }
 
@@ -301,7 +320,9 @@ func (e *Engine) Models() []engine.Model {
 		}
 		e.mu.Unlock()
 	}
-	slices.SortFunc(all, func(a, b engine.Model) int { return slices.Compare(a.VM[:], b.VM[:]) })
+	slices.SortFunc(all, func(a, b engine.Model) int {
+		return cmp.Or(slices.Compare(a.VM[:], b.VM[:]), cmp.Compare(a.Workload, b.Workload))
+	})
 	return all
 }
 
@@ -318,58 +339,25 @@ func (e *Engine) describeAll() (all []engine.Model, later map[int]stateless) {
 	defer e.mu.Unlock()
 	later = map[int]stateless{}
 	for id, v := range e.vms {
-		if !v.model.stateKnown {
-			later[len(all)] = stateless{v.model, v.model.chain()}
+		for w := range v.all() {
+			if !w.model.stateKnown {
+				later[len(all)] = stateless{w.model, w.model.chain()}
+			}
+			all = append(all, w.known(id, v.seen))
 		}
-		all = append(all, v.known(id))
 	}
 	return all, later
 }
 
-func (v *vm) describe(id uuid.UUID) engine.Model {
-	v.model.State()
-	return v.known(id)
-}
-
-// known describes the model without computing its state.
-func (v *vm) known(id uuid.UUID) engine.Model {
-	m := v.model
-	aggregate := ""
-	if a, has := m.Aggregate(); has {
-		aggregate = hexOf(a)
-	}
-	return engine.Model{
-		Aggregate: aggregate, Version: m.Version(), Forensics: uint64(len(m.Points())) - m.Valid(),
-		SinceNew: v.rate.sinceNew, Quiet: v.rate.quiet(v.lastNew, v.seen), Hours: v.rate.list(),
-		VM: id, Mapping: m.Mapping().String(), Sealed: m.Sealed(), Points: m.Valid(),
-		Events: v.events, Violations: v.violations,
-		Measurement: hexOf(m.Measurement()), State: hexOf(m.state), LastNew: v.lastNew,
-	}
-}
-
-// Learn lets the VM's model learn, from now on or again. No task is untrusted
-// any more.
-func (e *Engine) Learn(_ context.Context, id uuid.UUID) (engine.Model, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	v := e.vm(id)
-	v.model.Unseal()
-	v.model.Touch()
-	v.tree.Unmark()
-	return v.describe(id), nil
+// Learn lets the VM's own model learn, from now on or again. No task of it is
+// untrusted any more.
+func (e *Engine) Learn(ctx context.Context, id uuid.UUID) (engine.Model, error) {
+	return e.Workload("").Learn(ctx, id)
 }
 
 // Seal ends learning.
-func (e *Engine) Seal(_ context.Context, id uuid.UUID) (engine.Model, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	v := e.vms[id]
-	if v == nil {
-		return engine.Model{}, fmt.Errorf("seal: no model of %s yet: it begins with the first event", id)
-	}
-	v.model.Seal()
-	v.model.Touch()
-	return v.describe(id), nil
+func (e *Engine) Seal(ctx context.Context, id uuid.UUID) (engine.Model, error) {
+	return e.Workload("").Seal(ctx, id)
 }
 
 // Forensics lists the events that violated the VM's model, the first ones.

@@ -22,6 +22,8 @@ const (
 	RuleUndecodable = "tsem/undecodable" // bytes that are no record
 	RuleSuppressed  = "tsem/suppressed"  // how many findings of one second were kept back
 	RuleFull        = "tsem/full"        // the model learns no more
+	RuleLeft        = "tsem/left"        // a task has left its container
+	RuleWorkloads   = "tsem/workloads"   // there are more kinds of container than can have a model of their own
 )
 
 func hexOf(v ID) string { return hex.EncodeToString(v[:]) }
@@ -44,19 +46,19 @@ func comm(r *vsockproto.Event) string {
 	return string(name)
 }
 
-func (v *vm) firstOf(b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients) engine.Finding {
+func (v *vm) firstOf(w *workload, b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients) engine.Finding {
 	f := about(b, r)
 	f.Rule, f.Severity, f.Technique = RuleViolation, engine.High, technique(r)
 	f.Reason = fmt.Sprintf("%s %s, which the model has not seen.", v.actor(r, who), deed(r, v.tree))
-	f.Detail = v.detail(r, who, c)
+	f.Detail = v.detail(w, r, who, c)
 	return f
 }
 
-func (v *vm) again(b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients) engine.Finding {
+func (v *vm) again(w *workload, b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients) engine.Finding {
 	f := about(b, r)
 	f.Rule, f.Severity, f.Technique = RuleUntrusted, engine.Medium, technique(r)
 	f.Reason = fmt.Sprintf("%s %s, which the model has not seen; it was untrusted already.", v.actor(r, who), deed(r, v.tree))
-	f.Detail = v.detail(r, who, c)
+	f.Detail = v.detail(w, r, who, c)
 	if ref, has := v.first(who.Task.Mark); has {
 		f.Detail["first"] = fmt.Sprintf("%s/%d cpu %d class %d sequence %d", ref.Session, ref.Index, ref.CPU, ref.Class, ref.Sequence)
 	}
@@ -184,7 +186,7 @@ func technique(r *vsockproto.Event) string {
 	return ""
 }
 
-func (v *vm) detail(r *vsockproto.Event, who lineage.Identity, c *Coefficients) map[string]string {
+func (v *vm) detail(w *workload, r *vsockproto.Event, who lineage.Identity, c *Coefficients) map[string]string {
 	parent := who.ParentID()
 	d := map[string]string{
 		"point": hexOf(c.Point), "coe": hexOf(c.COE), "cell": hexOf(c.CELL),
@@ -197,6 +199,9 @@ func (v *vm) detail(r *vsockproto.Event, who lineage.Identity, c *Coefficients) 
 			d[key] = value
 		}
 	}
+	set("workload", w.name)
+	set("group", w.group)
+	v.whereabouts(r, who, set)
 	set("program", printable(who.Program.Path))
 	set("argv", printable(strings.TrimRight(strings.ReplaceAll(who.Program.Argv, "\x00", " "), " ")))
 	set("ancestry", ancestry(v.tree.Ancestry(who.Task)))

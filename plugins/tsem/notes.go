@@ -29,9 +29,9 @@ type notes []byte
 
 const noteHead = 8 + 8 + 4
 
-func (n *notes) add(v *Note) (at uint32, ok bool) {
+func (n *notes) add(v *Note, limit int) (at uint32, ok bool) {
 	program, what := v.Program[:min(len(v.Program), maxNoteText)], v.What[:min(len(v.What), maxNoteText)]
-	if len(*n)+noteHead+2+len(program)+len(what) > maxNotes {
+	if len(*n)+noteHead+2+len(program)+len(what) > limit {
 		return 0, false
 	}
 	at = uint32(len(*n))
@@ -66,13 +66,19 @@ func (n notes) get(at uint32) (v Note, next uint32, ok bool) {
 	return v, uint32(len(n) - len(b)), true
 }
 
+// maxNotes is the share of a model that may have fewer points, and enough for a
+// small one.
+func (m *Model) maxNotes() int {
+	return min(maxNotes, max(maxNotes/DefaultMaxPoints*m.limit, maxNotes/16))
+}
+
 // Annotate says what made the point that was added last.
 func (m *Model) Annotate(v *Note) {
 	all := m.points.all
 	if len(all) == 0 || all[len(all)-1].note != 0 {
 		return
 	}
-	if at, ok := m.notes.add(v); ok {
+	if at, ok := m.notes.add(v, m.maxNotes()); ok {
 		all[len(all)-1].note = at + 1
 	}
 }

@@ -303,7 +303,8 @@ func (x *Engine) GetBehind() uint64 {
 
 type ListVMsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"` // only this one; empty: all
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`                  // only this one; empty: all
+	Containers    bool                   `protobuf:"varint,2,opt,name=containers,proto3" json:"containers,omitempty"` // with their containers
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -343,6 +344,13 @@ func (x *ListVMsRequest) GetVm() string {
 		return x.Vm
 	}
 	return ""
+}
+
+func (x *ListVMsRequest) GetContainers() bool {
+	if x != nil {
+		return x.Containers
+	}
+	return false
 }
 
 type ListVMsResponse struct {
@@ -390,20 +398,22 @@ func (x *ListVMsResponse) GetVms() []*VM {
 }
 
 type VM struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Uuid          string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // running, paused, shut off ...
-	Enrolled      bool                   `protobuf:"varint,4,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
-	Transport     string                 `protobuf:"bytes,5,opt,name=transport,proto3" json:"transport,omitempty"` // vsock, vhost-user, serial; empty: none
-	Session       *Session               `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`     // the live or the last one; absent: never heard
-	Classes       []*ClassCount          `protobuf:"bytes,7,rep,name=classes,proto3" json:"classes,omitempty"`
-	Models        []*Model               `protobuf:"bytes,8,rep,name=models,proto3" json:"models,omitempty"`
-	Findings      uint64                 `protobuf:"varint,9,opt,name=findings,proto3" json:"findings,omitempty"`
-	EvidenceBytes uint64                 `protobuf:"varint,10,opt,name=evidence_bytes,json=evidenceBytes,proto3" json:"evidence_bytes,omitempty"`
-	EvidenceNext  uint64                 `protobuf:"varint,11,opt,name=evidence_next,json=evidenceNext,proto3" json:"evidence_next,omitempty"` // index that the next frame gets
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Uuid            string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	State           string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // running, paused, shut off ...
+	Enrolled        bool                   `protobuf:"varint,4,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
+	Transport       string                 `protobuf:"bytes,5,opt,name=transport,proto3" json:"transport,omitempty"` // vsock, vhost-user, serial; empty: none
+	Session         *Session               `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`     // the live or the last one; absent: never heard
+	Classes         []*ClassCount          `protobuf:"bytes,7,rep,name=classes,proto3" json:"classes,omitempty"`
+	Models          []*Model               `protobuf:"bytes,8,rep,name=models,proto3" json:"models,omitempty"`
+	Findings        uint64                 `protobuf:"varint,9,opt,name=findings,proto3" json:"findings,omitempty"`
+	EvidenceBytes   uint64                 `protobuf:"varint,10,opt,name=evidence_bytes,json=evidenceBytes,proto3" json:"evidence_bytes,omitempty"`
+	EvidenceNext    uint64                 `protobuf:"varint,11,opt,name=evidence_next,json=evidenceNext,proto3" json:"evidence_next,omitempty"`         // index that the next frame gets
+	Containers      []*Container           `protobuf:"bytes,12,rep,name=containers,proto3" json:"containers,omitempty"`                                  // where they were asked for
+	ContainersError string                 `protobuf:"bytes,13,opt,name=containers_error,json=containersError,proto3" json:"containers_error,omitempty"` // why they are not known; empty: they are
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
@@ -511,6 +521,20 @@ func (x *VM) GetEvidenceNext() uint64 {
 		return x.EvidenceNext
 	}
 	return 0
+}
+
+func (x *VM) GetContainers() []*Container {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
+func (x *VM) GetContainersError() string {
+	if x != nil {
+		return x.ContainersError
+	}
+	return ""
 }
 
 type Session struct {
@@ -2899,6 +2923,8 @@ type ListModelsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // only this one
+	Own           bool                   `protobuf:"varint,4,opt,name=own,proto3" json:"own,omitempty"`          // only the VMs' own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2945,6 +2971,20 @@ func (x *ListModelsRequest) GetEngine() string {
 		return x.Engine
 	}
 	return ""
+}
+
+func (x *ListModelsRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *ListModelsRequest) GetOwn() bool {
+	if x != nil {
+		return x.Own
+	}
+	return false
 }
 
 type ListModelsResponse struct {
@@ -3010,6 +3050,8 @@ type Model struct {
 	SinceNew      uint64                 `protobuf:"varint,15,opt,name=since_new,json=sinceNew,proto3" json:"since_new,omitempty"` // events since the last new point
 	Quiet         bool                   `protobuf:"varint,16,opt,name=quiet,proto3" json:"quiet,omitempty"`                       // it has learned what there is, as far as can be told
 	Hours         []*ModelHour           `protobuf:"bytes,17,rep,name=hours,proto3" json:"hours,omitempty"`                        // ascending, the last ones
+	Workload      string                 `protobuf:"bytes,18,opt,name=workload,proto3" json:"workload,omitempty"`                  // whose it is, guest text; empty: the VM's own
+	Group         string                 `protobuf:"bytes,19,opt,name=group,proto3" json:"group,omitempty"`                        // under which workloads of this and other VMs share it; empty: nobody else has it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3163,6 +3205,20 @@ func (x *Model) GetHours() []*ModelHour {
 	return nil
 }
 
+func (x *Model) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *Model) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
 // ModelHour is what one hour of the host's clock brought to a model.
 type ModelHour struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3228,6 +3284,7 @@ type ExportModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // empty: the VM's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3272,6 +3329,13 @@ func (x *ExportModelRequest) GetVm() string {
 func (x *ExportModelRequest) GetEngine() string {
 	if x != nil {
 		return x.Engine
+	}
+	return ""
+}
+
+func (x *ExportModelRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
 	}
 	return ""
 }
@@ -3322,9 +3386,10 @@ func (x *ExportModelResponse) GetPart() []byte {
 
 type ImportModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`         // of the first message alone
-	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"` // as well
-	Part          []byte                 `protobuf:"bytes,3,opt,name=part,proto3" json:"part,omitempty"`     // of the file, in order
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`             // of the first message alone
+	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`     // as well
+	Part          []byte                 `protobuf:"bytes,3,opt,name=part,proto3" json:"part,omitempty"`         // of the file, in order
+	Workload      string                 `protobuf:"bytes,4,opt,name=workload,proto3" json:"workload,omitempty"` // empty: the VM's own; of the first message alone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3380,6 +3445,13 @@ func (x *ImportModelRequest) GetPart() []byte {
 	return nil
 }
 
+func (x *ImportModelRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
 type ImportModelResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         *Model                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -3428,7 +3500,8 @@ type AcceptModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
-	Points        []string               `protobuf:"bytes,3,rep,name=points,proto3" json:"points,omitempty"` // hex
+	Points        []string               `protobuf:"bytes,3,rep,name=points,proto3" json:"points,omitempty"`     // hex
+	Workload      string                 `protobuf:"bytes,4,opt,name=workload,proto3" json:"workload,omitempty"` // empty: the VM's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3484,6 +3557,13 @@ func (x *AcceptModelRequest) GetPoints() []string {
 	return nil
 }
 
+func (x *AcceptModelRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
 type AcceptModelResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         *Model                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -3531,7 +3611,8 @@ func (x *AcceptModelResponse) GetModel() *Model {
 type LearnModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
-	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"` // empty: the one that has models
+	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`     // empty: the one that has models
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // empty: the VM's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3576,6 +3657,13 @@ func (x *LearnModelRequest) GetVm() string {
 func (x *LearnModelRequest) GetEngine() string {
 	if x != nil {
 		return x.Engine
+	}
+	return ""
+}
+
+func (x *LearnModelRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
 	}
 	return ""
 }
@@ -3628,6 +3716,7 @@ type SealModelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // empty: the VM's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3672,6 +3761,13 @@ func (x *SealModelRequest) GetVm() string {
 func (x *SealModelRequest) GetEngine() string {
 	if x != nil {
 		return x.Engine
+	}
+	return ""
+}
+
+func (x *SealModelRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
 	}
 	return ""
 }
@@ -4407,6 +4503,7 @@ type SetModelRequest struct {
 	Base          string                 `protobuf:"bytes,3,opt,name=base,proto3" json:"base,omitempty"`             // hex; empty: as it is
 	Aggregate     string                 `protobuf:"bytes,4,opt,name=aggregate,proto3" json:"aggregate,omitempty"`   // hex; empty: as it is
 	Pseudonyms    []string               `protobuf:"bytes,5,rep,name=pseudonyms,proto3" json:"pseudonyms,omitempty"` // hex
+	Workload      string                 `protobuf:"bytes,6,opt,name=workload,proto3" json:"workload,omitempty"`     // empty: the VM's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4476,6 +4573,13 @@ func (x *SetModelRequest) GetPseudonyms() []string {
 	return nil
 }
 
+func (x *SetModelRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
 type SetModelResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         *Model                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -4520,6 +4624,259 @@ func (x *SetModelResponse) GetModel() *Model {
 	return nil
 }
 
+type JoinModelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Engine        string                 `protobuf:"bytes,2,opt,name=engine,proto3" json:"engine,omitempty"`
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // empty: the VM's own
+	Group         string                 `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`       // empty: none, a model of its own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinModelRequest) Reset() {
+	*x = JoinModelRequest{}
+	mi := &file_outguard_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinModelRequest) ProtoMessage() {}
+
+func (x *JoinModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinModelRequest.ProtoReflect.Descriptor instead.
+func (*JoinModelRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *JoinModelRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *JoinModelRequest) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *JoinModelRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *JoinModelRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+type JoinModelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         *Model                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinModelResponse) Reset() {
+	*x = JoinModelResponse{}
+	mi := &file_outguard_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinModelResponse) ProtoMessage() {}
+
+func (x *JoinModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinModelResponse.ProtoReflect.Descriptor instead.
+func (*JoinModelResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *JoinModelResponse) GetModel() *Model {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+// Container is one that is there.
+type Container struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	CgroupId      uint64                 `protobuf:"varint,1,opt,name=cgroup_id,json=cgroupId,proto3" json:"cgroup_id,omitempty"` // 0: not known
+	Cgroup        string                 `protobuf:"bytes,2,opt,name=cgroup,proto3" json:"cgroup,omitempty"`                      // path, guest text
+	Runtime       string                 `protobuf:"bytes,3,opt,name=runtime,proto3" json:"runtime,omitempty"`                    // docker, podman, crun ...; empty: the path does not say
+	Id            string                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`                              // the runtime's, or the last element of the path; guest text
+	Begun         bool                   `protobuf:"varint,5,opt,name=begun,proto3" json:"begun,omitempty"`                       // its first program was seen; what follows is of that
+	MntNs         uint32                 `protobuf:"varint,6,opt,name=mnt_ns,json=mntNs,proto3" json:"mnt_ns,omitempty"`
+	PidNs         uint32                 `protobuf:"varint,7,opt,name=pid_ns,json=pidNs,proto3" json:"pid_ns,omitempty"`
+	UserNs        uint32                 `protobuf:"varint,8,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
+	NetNs         uint32                 `protobuf:"varint,9,opt,name=net_ns,json=netNs,proto3" json:"net_ns,omitempty"`
+	Program       string                 `protobuf:"bytes,10,opt,name=program,proto3" json:"program,omitempty"`              // guest text
+	BootNs        uint64                 `protobuf:"varint,11,opt,name=boot_ns,json=bootNs,proto3" json:"boot_ns,omitempty"` // when it started, by the guest's clock
+	Tasks         uint64                 `protobuf:"varint,12,opt,name=tasks,proto3" json:"tasks,omitempty"`                 // threads that run in it
+	Workload      string                 `protobuf:"bytes,13,opt,name=workload,proto3" json:"workload,omitempty"`            // the model that judges it, guest text; empty: the VM's own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Container) Reset() {
+	*x = Container{}
+	mi := &file_outguard_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Container) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Container) ProtoMessage() {}
+
+func (x *Container) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Container.ProtoReflect.Descriptor instead.
+func (*Container) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *Container) GetCgroupId() uint64 {
+	if x != nil {
+		return x.CgroupId
+	}
+	return 0
+}
+
+func (x *Container) GetCgroup() string {
+	if x != nil {
+		return x.Cgroup
+	}
+	return ""
+}
+
+func (x *Container) GetRuntime() string {
+	if x != nil {
+		return x.Runtime
+	}
+	return ""
+}
+
+func (x *Container) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Container) GetBegun() bool {
+	if x != nil {
+		return x.Begun
+	}
+	return false
+}
+
+func (x *Container) GetMntNs() uint32 {
+	if x != nil {
+		return x.MntNs
+	}
+	return 0
+}
+
+func (x *Container) GetPidNs() uint32 {
+	if x != nil {
+		return x.PidNs
+	}
+	return 0
+}
+
+func (x *Container) GetUserNs() uint32 {
+	if x != nil {
+		return x.UserNs
+	}
+	return 0
+}
+
+func (x *Container) GetNetNs() uint32 {
+	if x != nil {
+		return x.NetNs
+	}
+	return 0
+}
+
+func (x *Container) GetProgram() string {
+	if x != nil {
+		return x.Program
+	}
+	return ""
+}
+
+func (x *Container) GetBootNs() uint64 {
+	if x != nil {
+		return x.BootNs
+	}
+	return 0
+}
+
+func (x *Container) GetTasks() uint64 {
+	if x != nil {
+		return x.Tasks
+	}
+	return 0
+}
+
+func (x *Container) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
 var File_outguard_proto protoreflect.FileDescriptor
 
 const file_outguard_proto_rawDesc = "" +
@@ -4548,11 +4905,14 @@ const file_outguard_proto_rawDesc = "" +
 	"\x06sha256\x18\x06 \x01(\tR\x06sha256\x12\x16\n" +
 	"\x06models\x18\a \x01(\bR\x06models\x12\x16\n" +
 	"\x06judged\x18\b \x01(\x04R\x06judged\x12\x16\n" +
-	"\x06behind\x18\t \x01(\x04R\x06behind\" \n" +
+	"\x06behind\x18\t \x01(\x04R\x06behind\"@\n" +
 	"\x0eListVMsRequest\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"4\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1e\n" +
+	"\n" +
+	"containers\x18\x02 \x01(\bR\n" +
+	"containers\"4\n" +
 	"\x0fListVMsResponse\x12!\n" +
-	"\x03vms\x18\x01 \x03(\v2\x0f.outguard.v1.VMR\x03vms\"\xf3\x02\n" +
+	"\x03vms\x18\x01 \x03(\v2\x0f.outguard.v1.VMR\x03vms\"\xd6\x03\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x14\n" +
@@ -4565,7 +4925,11 @@ const file_outguard_proto_rawDesc = "" +
 	"\bfindings\x18\t \x01(\x04R\bfindings\x12%\n" +
 	"\x0eevidence_bytes\x18\n" +
 	" \x01(\x04R\revidenceBytes\x12#\n" +
-	"\revidence_next\x18\v \x01(\x04R\fevidenceNext\"\x9c\x02\n" +
+	"\revidence_next\x18\v \x01(\x04R\fevidenceNext\x126\n" +
+	"\n" +
+	"containers\x18\f \x03(\v2\x16.outguard.v1.ContainerR\n" +
+	"containers\x12)\n" +
+	"\x10containers_error\x18\r \x01(\tR\x0fcontainersError\"\x9c\x02\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
@@ -4799,12 +5163,14 @@ const file_outguard_proto_rawDesc = "" +
 	"\aalready\x18\x14 \x01(\bR\aalready\x12\x1c\n" +
 	"\trecovered\x18\x15 \x01(\bR\trecovered\x12\x16\n" +
 	"\x06bundle\x18\x16 \x01(\tR\x06bundle\x12\x16\n" +
-	"\x06detail\x18\x17 \x01(\tR\x06detail\";\n" +
+	"\x06detail\x18\x17 \x01(\tR\x06detail\"i\n" +
 	"\x11ListModelsRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
-	"\x06engine\x18\x02 \x01(\tR\x06engine\"@\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\x12\x10\n" +
+	"\x03own\x18\x04 \x01(\bR\x03own\"@\n" +
 	"\x12ListModelsResponse\x12*\n" +
-	"\x06models\x18\x01 \x03(\v2\x12.outguard.v1.ModelR\x06models\"\xcf\x03\n" +
+	"\x06models\x18\x01 \x03(\v2\x12.outguard.v1.ModelR\x06models\"\x81\x04\n" +
 	"\x05Model\x12\x16\n" +
 	"\x06engine\x18\x01 \x01(\tR\x06engine\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x12\n" +
@@ -4825,36 +5191,43 @@ const file_outguard_proto_rawDesc = "" +
 	"\tforensics\x18\x0e \x01(\x04R\tforensics\x12\x1b\n" +
 	"\tsince_new\x18\x0f \x01(\x04R\bsinceNew\x12\x14\n" +
 	"\x05quiet\x18\x10 \x01(\bR\x05quiet\x12,\n" +
-	"\x05hours\x18\x11 \x03(\v2\x16.outguard.v1.ModelHourR\x05hours\"K\n" +
+	"\x05hours\x18\x11 \x03(\v2\x16.outguard.v1.ModelHourR\x05hours\x12\x1a\n" +
+	"\bworkload\x18\x12 \x01(\tR\bworkload\x12\x14\n" +
+	"\x05group\x18\x13 \x01(\tR\x05group\"K\n" +
 	"\tModelHour\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\tR\x05start\x12\x16\n" +
 	"\x06events\x18\x02 \x01(\x04R\x06events\x12\x10\n" +
-	"\x03new\x18\x03 \x01(\x04R\x03new\"<\n" +
+	"\x03new\x18\x03 \x01(\x04R\x03new\"X\n" +
 	"\x12ExportModelRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
-	"\x06engine\x18\x02 \x01(\tR\x06engine\")\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\")\n" +
 	"\x13ExportModelResponse\x12\x12\n" +
-	"\x04part\x18\x01 \x01(\fR\x04part\"P\n" +
+	"\x04part\x18\x01 \x01(\fR\x04part\"l\n" +
 	"\x12ImportModelRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x12\n" +
-	"\x04part\x18\x03 \x01(\fR\x04part\"?\n" +
+	"\x04part\x18\x03 \x01(\fR\x04part\x12\x1a\n" +
+	"\bworkload\x18\x04 \x01(\tR\bworkload\"?\n" +
 	"\x13ImportModelResponse\x12(\n" +
-	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\"T\n" +
+	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\"p\n" +
 	"\x12AcceptModelRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x16\n" +
-	"\x06points\x18\x03 \x03(\tR\x06points\"?\n" +
+	"\x06points\x18\x03 \x03(\tR\x06points\x12\x1a\n" +
+	"\bworkload\x18\x04 \x01(\tR\bworkload\"?\n" +
 	"\x13AcceptModelResponse\x12(\n" +
-	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\";\n" +
+	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\"W\n" +
 	"\x11LearnModelRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
-	"\x06engine\x18\x02 \x01(\tR\x06engine\">\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\">\n" +
 	"\x12LearnModelResponse\x12(\n" +
-	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\":\n" +
+	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\"V\n" +
 	"\x10SealModelRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
-	"\x06engine\x18\x02 \x01(\tR\x06engine\"=\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\"=\n" +
 	"\x11SealModelResponse\x12(\n" +
 	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\"6\n" +
 	"\fPauseRequest\x12\x0e\n" +
@@ -4899,7 +5272,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
 	"\breceived\x18\x03 \x01(\tR\breceived\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\rR\x05count\x12\x18\n" +
-	"\arecords\x18\x05 \x01(\fR\arecords\"\x8b\x01\n" +
+	"\arecords\x18\x05 \x01(\fR\arecords\"\xa7\x01\n" +
 	"\x0fSetModelRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x12\n" +
@@ -4907,9 +5280,32 @@ const file_outguard_proto_rawDesc = "" +
 	"\taggregate\x18\x04 \x01(\tR\taggregate\x12\x1e\n" +
 	"\n" +
 	"pseudonyms\x18\x05 \x03(\tR\n" +
-	"pseudonyms\"<\n" +
+	"pseudonyms\x12\x1a\n" +
+	"\bworkload\x18\x06 \x01(\tR\bworkload\"<\n" +
 	"\x10SetModelResponse\x12(\n" +
-	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model2\x84\n" +
+	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\"l\n" +
+	"\x10JoinModelRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\x12\x14\n" +
+	"\x05group\x18\x04 \x01(\tR\x05group\"=\n" +
+	"\x11JoinModelResponse\x12(\n" +
+	"\x05model\x18\x01 \x01(\v2\x12.outguard.v1.ModelR\x05model\"\xc3\x02\n" +
+	"\tContainer\x12\x1b\n" +
+	"\tcgroup_id\x18\x01 \x01(\x04R\bcgroupId\x12\x16\n" +
+	"\x06cgroup\x18\x02 \x01(\tR\x06cgroup\x12\x18\n" +
+	"\aruntime\x18\x03 \x01(\tR\aruntime\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\x12\x14\n" +
+	"\x05begun\x18\x05 \x01(\bR\x05begun\x12\x15\n" +
+	"\x06mnt_ns\x18\x06 \x01(\rR\x05mntNs\x12\x15\n" +
+	"\x06pid_ns\x18\a \x01(\rR\x05pidNs\x12\x17\n" +
+	"\auser_ns\x18\b \x01(\rR\x06userNs\x12\x15\n" +
+	"\x06net_ns\x18\t \x01(\rR\x05netNs\x12\x18\n" +
+	"\aprogram\x18\n" +
+	" \x01(\tR\aprogram\x12\x17\n" +
+	"\aboot_ns\x18\v \x01(\x04R\x06bootNs\x12\x14\n" +
+	"\x05tasks\x18\f \x01(\x04R\x05tasks\x12\x1a\n" +
+	"\bworkload\x18\r \x01(\tR\bworkload2\xd0\n" +
 	"\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
@@ -4927,7 +5323,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\vExportModel\x12\x1f.outguard.v1.ExportModelRequest\x1a .outguard.v1.ExportModelResponse0\x01\x12R\n" +
 	"\vImportModel\x12\x1f.outguard.v1.ImportModelRequest\x1a .outguard.v1.ImportModelResponse(\x01\x12P\n" +
 	"\vAcceptModel\x12\x1f.outguard.v1.AcceptModelRequest\x1a .outguard.v1.AcceptModelResponse\x12G\n" +
-	"\bSetModel\x12\x1c.outguard.v1.SetModelRequest\x1a\x1d.outguard.v1.SetModelResponse\x12>\n" +
+	"\bSetModel\x12\x1c.outguard.v1.SetModelRequest\x1a\x1d.outguard.v1.SetModelResponse\x12J\n" +
+	"\tJoinModel\x12\x1d.outguard.v1.JoinModelRequest\x1a\x1e.outguard.v1.JoinModelResponse\x12>\n" +
 	"\x05Pause\x12\x19.outguard.v1.PauseRequest\x1a\x1a.outguard.v1.PauseResponse\x12A\n" +
 	"\x06Resume\x12\x1a.outguard.v1.ResumeRequest\x1a\x1b.outguard.v1.ResumeResponse\x12F\n" +
 	"\aCapture\x12\x1b.outguard.v1.CaptureRequest\x1a\x1c.outguard.v1.CaptureResponse0\x01\x12P\n" +
@@ -4945,7 +5342,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),       // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),      // 1: outguard.v1.StatusResponse
@@ -5005,7 +5402,10 @@ var file_outguard_proto_goTypes = []any{
 	(*RecordsResponse)(nil),     // 55: outguard.v1.RecordsResponse
 	(*SetModelRequest)(nil),     // 56: outguard.v1.SetModelRequest
 	(*SetModelResponse)(nil),    // 57: outguard.v1.SetModelResponse
-	nil,                         // 58: outguard.v1.Finding.DetailEntry
+	(*JoinModelRequest)(nil),    // 58: outguard.v1.JoinModelRequest
+	(*JoinModelResponse)(nil),   // 59: outguard.v1.JoinModelResponse
+	(*Container)(nil),           // 60: outguard.v1.Container
+	nil,                         // 61: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
@@ -5013,77 +5413,81 @@ var file_outguard_proto_depIdxs = []int32{
 	6,  // 2: outguard.v1.VM.session:type_name -> outguard.v1.Session
 	8,  // 3: outguard.v1.VM.classes:type_name -> outguard.v1.ClassCount
 	32, // 4: outguard.v1.VM.models:type_name -> outguard.v1.Model
-	7,  // 5: outguard.v1.Session.hooks:type_name -> outguard.v1.Hook
-	11, // 6: outguard.v1.EventsResponse.events:type_name -> outguard.v1.Event
-	13, // 7: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
-	15, // 8: outguard.v1.Event.exec:type_name -> outguard.v1.Exec
-	14, // 9: outguard.v1.Event.file:type_name -> outguard.v1.File
-	16, // 10: outguard.v1.Event.mmap:type_name -> outguard.v1.Mmap
-	17, // 11: outguard.v1.Event.socket:type_name -> outguard.v1.Socket
-	18, // 12: outguard.v1.Event.address:type_name -> outguard.v1.Address
-	19, // 13: outguard.v1.Event.signal:type_name -> outguard.v1.Signal
-	20, // 14: outguard.v1.Event.newtask:type_name -> outguard.v1.Newtask
-	21, // 15: outguard.v1.Event.exit:type_name -> outguard.v1.Exit
-	22, // 16: outguard.v1.Event.cgroup:type_name -> outguard.v1.Cgroup
-	12, // 17: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
-	12, // 18: outguard.v1.Signal.target:type_name -> outguard.v1.Task
-	12, // 19: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
-	12, // 20: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
-	25, // 21: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
-	26, // 22: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	58, // 23: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
-	29, // 24: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
-	32, // 25: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
-	33, // 26: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
-	32, // 27: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
-	32, // 28: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
-	32, // 29: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
-	32, // 30: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
-	29, // 31: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
-	29, // 32: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
-	50, // 33: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
-	29, // 34: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
-	53, // 35: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	32, // 36: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
-	0,  // 37: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 38: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 39: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	54, // 40: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
-	23, // 41: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	27, // 42: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	30, // 43: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	40, // 44: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	42, // 45: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	34, // 46: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	36, // 47: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	38, // 48: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	56, // 49: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
-	44, // 50: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	46, // 51: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	48, // 52: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	51, // 53: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	1,  // 54: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 55: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 56: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	55, // 57: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	24, // 58: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	28, // 59: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	31, // 60: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	41, // 61: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	43, // 62: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	35, // 63: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	37, // 64: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	39, // 65: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	57, // 66: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	45, // 67: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	47, // 68: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	49, // 69: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	52, // 70: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	54, // [54:71] is the sub-list for method output_type
-	37, // [37:54] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	60, // 5: outguard.v1.VM.containers:type_name -> outguard.v1.Container
+	7,  // 6: outguard.v1.Session.hooks:type_name -> outguard.v1.Hook
+	11, // 7: outguard.v1.EventsResponse.events:type_name -> outguard.v1.Event
+	13, // 8: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
+	15, // 9: outguard.v1.Event.exec:type_name -> outguard.v1.Exec
+	14, // 10: outguard.v1.Event.file:type_name -> outguard.v1.File
+	16, // 11: outguard.v1.Event.mmap:type_name -> outguard.v1.Mmap
+	17, // 12: outguard.v1.Event.socket:type_name -> outguard.v1.Socket
+	18, // 13: outguard.v1.Event.address:type_name -> outguard.v1.Address
+	19, // 14: outguard.v1.Event.signal:type_name -> outguard.v1.Signal
+	20, // 15: outguard.v1.Event.newtask:type_name -> outguard.v1.Newtask
+	21, // 16: outguard.v1.Event.exit:type_name -> outguard.v1.Exit
+	22, // 17: outguard.v1.Event.cgroup:type_name -> outguard.v1.Cgroup
+	12, // 18: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
+	12, // 19: outguard.v1.Signal.target:type_name -> outguard.v1.Task
+	12, // 20: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
+	12, // 21: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
+	25, // 22: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
+	26, // 23: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
+	61, // 24: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	29, // 25: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
+	32, // 26: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
+	33, // 27: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
+	32, // 28: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
+	32, // 29: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
+	32, // 30: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
+	32, // 31: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
+	29, // 32: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
+	29, // 33: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
+	50, // 34: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
+	29, // 35: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
+	53, // 36: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
+	32, // 37: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
+	32, // 38: outguard.v1.JoinModelResponse.model:type_name -> outguard.v1.Model
+	0,  // 39: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 40: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 41: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	54, // 42: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	23, // 43: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	27, // 44: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	30, // 45: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	40, // 46: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	42, // 47: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	34, // 48: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	36, // 49: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	38, // 50: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	56, // 51: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
+	58, // 52: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
+	44, // 53: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	46, // 54: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	48, // 55: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	51, // 56: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	1,  // 57: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 58: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 59: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	55, // 60: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	24, // 61: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	28, // 62: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	31, // 63: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	41, // 64: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	43, // 65: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	35, // 66: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	37, // 67: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	39, // 68: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	57, // 69: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	59, // 70: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
+	45, // 71: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	47, // 72: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	49, // 73: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	52, // 74: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	57, // [57:75] is the sub-list for method output_type
+	39, // [39:57] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -5097,7 +5501,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,7 @@ type Backend struct {
 	modelFiles map[uuid.UUID][]byte
 	bundles    []*apipb.Bundle
 	cgroups    *api.Cgroups
+	containers []*apipb.Container
 }
 
 // StatusFunc is what Status answers with.
@@ -53,7 +54,8 @@ func New() *Backend {
 }
 
 // Add adds to what the backend knows: *apipb.VM, *engine.Batch,
-// *engine.Finding, *apipb.Order, api.Model, *api.Cgroups or *apipb.Bundle.
+// *engine.Finding, *apipb.Order, api.Model, *api.Cgroups,
+// *apipb.Container or *apipb.Bundle.
 func (b *Backend) Add(things ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -69,6 +71,8 @@ func (b *Backend) Add(things ...any) {
 			b.orders = append(b.orders, t)
 		case api.Model:
 			b.models = append(b.models, t)
+		case *apipb.Container:
+			b.containers = append(b.containers, t)
 		case *api.Cgroups:
 			b.cgroups = t
 		case *apipb.Bundle:
@@ -203,27 +207,27 @@ func (b *Backend) Models(context.Context) ([]api.Model, error) {
 }
 
 // Learn implements api.Backend.
-func (b *Backend) Learn(_ context.Context, engine string, vm uuid.UUID, _ api.Caller) (api.Model, error) {
-	return b.setSealed(engine, vm, false)
+func (b *Backend) Learn(_ context.Context, of api.ModelRef, _ api.Caller) (api.Model, error) {
+	return b.setSealed(of, false)
 }
 
 // Seal implements api.Backend.
-func (b *Backend) Seal(_ context.Context, engine string, vm uuid.UUID, _ api.Caller) (api.Model, error) {
-	return b.setSealed(engine, vm, true)
+func (b *Backend) Seal(_ context.Context, of api.ModelRef, _ api.Caller) (api.Model, error) {
+	return b.setSealed(of, true)
 }
 
-func (b *Backend) setSealed(engine string, vm uuid.UUID, sealed bool) (api.Model, error) {
-	return b.changeModel(engine, vm, func(m *api.Model) { m.Sealed = sealed })
+func (b *Backend) setSealed(of api.ModelRef, sealed bool) (api.Model, error) {
+	return b.changeModel(of, func(m *api.Model) { m.Sealed = sealed })
 }
 
 var noModel = api.Error(connect.CodeNotFound, "outguard model list lists them", errors.New("no such model"))
 
-func (b *Backend) changeModel(engine string, vm uuid.UUID, change func(*api.Model)) (api.Model, error) {
+func (b *Backend) changeModel(of api.ModelRef, change func(*api.Model)) (api.Model, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range b.models {
 		m := &b.models[i]
-		if m.VM == vm && (engine == "" || engine == m.Engine) {
+		if m.VM == of.VM && m.Workload == of.Workload && (of.Engine == "" || of.Engine == m.Engine) {
 			change(m)
 			m.Version++
 			return *m, nil
@@ -295,36 +299,52 @@ func (b *Backend) Bundles(context.Context) ([]*apipb.Bundle, error) {
 }
 
 // ExportModel implements api.Backend.
-func (b *Backend) ExportModel(_ context.Context, _ string, vm uuid.UUID) ([]byte, error) {
+func (b *Backend) ExportModel(_ context.Context, of api.ModelRef) ([]byte, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if file, has := b.modelFiles[vm]; has {
+	if file, has := b.modelFiles[of.VM]; has {
 		return file, nil
 	}
 	return nil, noModel
 }
 
 // ImportModel implements api.Backend: whatever the file holds is the model.
-func (b *Backend) ImportModel(_ context.Context, engine string, vm uuid.UUID, file []byte, _ api.Caller) (api.Model, error) {
+func (b *Backend) ImportModel(_ context.Context, of api.ModelRef, file []byte, _ api.Caller) (api.Model, error) {
 	b.mu.Lock()
 	if b.modelFiles == nil {
 		b.modelFiles = map[uuid.UUID][]byte{}
 	}
-	b.modelFiles[vm] = bytes.Clone(file)
+	b.modelFiles[of.VM] = bytes.Clone(file)
 	b.mu.Unlock()
-	return b.changeModel(engine, vm, func(*api.Model) {})
+	return b.changeModel(of, func(*api.Model) {})
 }
 
 // AcceptModel implements api.Backend.
-func (b *Backend) AcceptModel(_ context.Context, name string, vm uuid.UUID, points [][engine.PointSize]byte, _ api.Caller) (api.Model, error) {
-	return b.changeModel(name, vm, func(m *api.Model) { m.Points += uint64(len(points)) })
+func (b *Backend) AcceptModel(_ context.Context, of api.ModelRef, points [][engine.PointSize]byte, _ api.Caller) (api.Model, error) {
+	return b.changeModel(of, func(m *api.Model) { m.Points += uint64(len(points)) })
 }
 
 // SetModel implements api.Backend.
-func (b *Backend) SetModel(_ context.Context, name string, vm uuid.UUID, s engine.Settings, _ api.Caller) (api.Model, error) {
-	return b.changeModel(name, vm, func(m *api.Model) {
+func (b *Backend) SetModel(_ context.Context, of api.ModelRef, s engine.Settings, _ api.Caller) (api.Model, error) {
+	return b.changeModel(of, func(m *api.Model) {
 		if s.Aggregate != nil {
 			m.Aggregate = hex.EncodeToString(s.Aggregate[:])
 		}
 	})
+}
+
+// JoinModel implements api.Backend.
+func (b *Backend) JoinModel(_ context.Context, of api.ModelRef, group string, _ api.Caller) (api.Model, error) {
+	return b.changeModel(of, func(m *api.Model) { m.Group = group })
+}
+
+// Containers implements api.Backend: those that were added are every VM's.
+func (b *Backend) Containers(context.Context, uuid.UUID) ([]*apipb.Container, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []*apipb.Container
+	for _, c := range b.containers {
+		out = append(out, clone(c))
+	}
+	return out, nil
 }

@@ -216,6 +216,8 @@ type Model struct {
 	SinceNew      uint64                 `protobuf:"varint,13,opt,name=since_new,json=sinceNew,proto3" json:"since_new,omitempty"`
 	Quiet         bool                   `protobuf:"varint,14,opt,name=quiet,proto3" json:"quiet,omitempty"`
 	Hours         []*Hour                `protobuf:"bytes,15,rep,name=hours,proto3" json:"hours,omitempty"`
+	Workload      string                 `protobuf:"bytes,16,opt,name=workload,proto3" json:"workload,omitempty"` // empty: the VM's own
+	Group         string                 `protobuf:"bytes,17,opt,name=group,proto3" json:"group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -355,6 +357,20 @@ func (x *Model) GetHours() []*Hour {
 	return nil
 }
 
+func (x *Model) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *Model) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
 type Hour struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Start         int64                  `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"` // seconds since 1970
@@ -417,7 +433,8 @@ func (x *Hour) GetNew() uint64 {
 
 type VM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"` // 16 bytes
+	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`             // 16 bytes
+	Workload      string                 `protobuf:"bytes,2,opt,name=workload,proto3" json:"workload,omitempty"` // empty: the VM's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -457,6 +474,13 @@ func (x *VM) GetVm() []byte {
 		return x.Vm
 	}
 	return nil
+}
+
+func (x *VM) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
 }
 
 type CheckpointReply struct {
@@ -699,6 +723,7 @@ type ImportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	File          []byte                 `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -747,10 +772,18 @@ func (x *ImportRequest) GetFile() []byte {
 	return nil
 }
 
+func (x *ImportRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
 type AcceptRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Points        [][]byte               `protobuf:"bytes,2,rep,name=points,proto3" json:"points,omitempty"` // 32 bytes each
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -799,12 +832,20 @@ func (x *AcceptRequest) GetPoints() [][]byte {
 	return nil
 }
 
+func (x *AcceptRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
 type SetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Base          []byte                 `protobuf:"bytes,2,opt,name=base,proto3" json:"base,omitempty"`             // 32 bytes; empty: as it is
 	Aggregate     []byte                 `protobuf:"bytes,3,opt,name=aggregate,proto3" json:"aggregate,omitempty"`   // as well
 	Pseudonyms    [][]byte               `protobuf:"bytes,4,rep,name=pseudonyms,proto3" json:"pseudonyms,omitempty"` // 32 bytes each
+	Workload      string                 `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -865,6 +906,13 @@ func (x *SetRequest) GetPseudonyms() [][]byte {
 		return x.Pseudonyms
 	}
 	return nil
+}
+
+func (x *SetRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
 }
 
 type PlacesReply struct {
@@ -1135,6 +1183,66 @@ func (x *Container) GetWorkload() string {
 	return ""
 }
 
+type JoinRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            []byte                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Workload      string                 `protobuf:"bytes,2,opt,name=workload,proto3" json:"workload,omitempty"`
+	Group         string                 `protobuf:"bytes,3,opt,name=group,proto3" json:"group,omitempty"` // empty: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinRequest) Reset() {
+	*x = JoinRequest{}
+	mi := &file_engine_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinRequest) ProtoMessage() {}
+
+func (x *JoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
+func (*JoinRequest) Descriptor() ([]byte, []int) {
+	return file_engine_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *JoinRequest) GetVm() []byte {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
 var File_engine_proto protoreflect.FileDescriptor
 
 const file_engine_proto_rawDesc = "" +
@@ -1147,7 +1255,7 @@ const file_engine_proto_rawDesc = "" +
 	"\x06models\x18\x03 \x01(\bR\x06models\"\x0f\n" +
 	"\rModelsRequest\"@\n" +
 	"\vModelsReply\x121\n" +
-	"\x06models\x18\x01 \x03(\v2\x19.outguard.engine.v1.ModelR\x06models\"\xaa\x03\n" +
+	"\x06models\x18\x01 \x03(\v2\x19.outguard.engine.v1.ModelR\x06models\"\xdc\x03\n" +
 	"\x05Model\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x18\n" +
 	"\amapping\x18\x02 \x01(\tR\amapping\x12\x16\n" +
@@ -1166,13 +1274,16 @@ const file_engine_proto_rawDesc = "" +
 	"\tforensics\x18\f \x01(\x04R\tforensics\x12\x1b\n" +
 	"\tsince_new\x18\r \x01(\x04R\bsinceNew\x12\x14\n" +
 	"\x05quiet\x18\x0e \x01(\bR\x05quiet\x12.\n" +
-	"\x05hours\x18\x0f \x03(\v2\x18.outguard.engine.v1.HourR\x05hours\"F\n" +
+	"\x05hours\x18\x0f \x03(\v2\x18.outguard.engine.v1.HourR\x05hours\x12\x1a\n" +
+	"\bworkload\x18\x10 \x01(\tR\bworkload\x12\x14\n" +
+	"\x05group\x18\x11 \x01(\tR\x05group\"F\n" +
 	"\x04Hour\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x16\n" +
 	"\x06events\x18\x02 \x01(\x04R\x06events\x12\x10\n" +
-	"\x03new\x18\x03 \x01(\x04R\x03new\"\x14\n" +
+	"\x03new\x18\x03 \x01(\x04R\x03new\"0\n" +
 	"\x02VM\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\fR\x02vm\"I\n" +
+	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x1a\n" +
+	"\bworkload\x18\x02 \x01(\tR\bworkload\"I\n" +
 	"\x0fCheckpointReply\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\fR\n" +
@@ -1190,13 +1301,15 @@ const file_engine_proto_rawDesc = "" +
 	"checkpoint\"\x0e\n" +
 	"\fRestoreReply\"!\n" +
 	"\vExportReply\x12\x12\n" +
-	"\x04file\x18\x01 \x01(\fR\x04file\"3\n" +
+	"\x04file\x18\x01 \x01(\fR\x04file\"O\n" +
 	"\rImportRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x12\n" +
-	"\x04file\x18\x02 \x01(\fR\x04file\"7\n" +
+	"\x04file\x18\x02 \x01(\fR\x04file\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\"S\n" +
 	"\rAcceptRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x16\n" +
-	"\x06points\x18\x02 \x03(\fR\x06points\"n\n" +
+	"\x06points\x18\x02 \x03(\fR\x06points\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\"\x8a\x01\n" +
 	"\n" +
 	"SetRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x12\n" +
@@ -1204,7 +1317,8 @@ const file_engine_proto_rawDesc = "" +
 	"\taggregate\x18\x03 \x01(\fR\taggregate\x12\x1e\n" +
 	"\n" +
 	"pseudonyms\x18\x04 \x03(\fR\n" +
-	"pseudonyms\"\xd4\x01\n" +
+	"pseudonyms\x12\x1a\n" +
+	"\bworkload\x18\x05 \x01(\tR\bworkload\"\xd4\x01\n" +
 	"\vPlacesReply\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x124\n" +
 	"\acgroups\x18\x02 \x03(\v2\x1a.outguard.engine.v1.CgroupR\acgroups\x12=\n" +
@@ -1230,7 +1344,11 @@ const file_engine_proto_rawDesc = "" +
 	" \x01(\fR\aprogram\x12\x17\n" +
 	"\aboot_ns\x18\v \x01(\x04R\x06bootNs\x12\x14\n" +
 	"\x05tasks\x18\f \x01(\x04R\x05tasks\x12\x1a\n" +
-	"\bworkload\x18\r \x01(\tR\bworkload2\x9e\x06\n" +
+	"\bworkload\x18\r \x01(\tR\bworkload\"O\n" +
+	"\vJoinRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\fR\x02vm\x12\x1a\n" +
+	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x14\n" +
+	"\x05group\x18\x03 \x01(\tR\x05group2\xe4\x06\n" +
 	"\aControl\x12P\n" +
 	"\bDescribe\x12#.outguard.engine.v1.DescribeRequest\x1a\x1f.outguard.engine.v1.Description\x12L\n" +
 	"\x06Models\x12!.outguard.engine.v1.ModelsRequest\x1a\x1f.outguard.engine.v1.ModelsReply\x12<\n" +
@@ -1242,7 +1360,8 @@ const file_engine_proto_rawDesc = "" +
 	"\x06Export\x12\x16.outguard.engine.v1.VM\x1a\x1f.outguard.engine.v1.ExportReply\x12H\n" +
 	"\x06Import\x12!.outguard.engine.v1.ImportRequest\x1a\x1b.outguard.engine.v1.Changed\x12H\n" +
 	"\x06Accept\x12!.outguard.engine.v1.AcceptRequest\x1a\x1b.outguard.engine.v1.Changed\x12B\n" +
-	"\x03Set\x12\x1e.outguard.engine.v1.SetRequest\x1a\x1b.outguard.engine.v1.Changed\x12A\n" +
+	"\x03Set\x12\x1e.outguard.engine.v1.SetRequest\x1a\x1b.outguard.engine.v1.Changed\x12D\n" +
+	"\x04Join\x12\x1f.outguard.engine.v1.JoinRequest\x1a\x1b.outguard.engine.v1.Changed\x12A\n" +
 	"\x06Places\x12\x16.outguard.engine.v1.VM\x1a\x1f.outguard.engine.v1.PlacesReplyB6Z4github.com/outguard/outguard/plugins/engine/enginepbb\x06proto3"
 
 var (
@@ -1257,7 +1376,7 @@ func file_engine_proto_rawDescGZIP() []byte {
 	return file_engine_proto_rawDescData
 }
 
-var file_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_engine_proto_goTypes = []any{
 	(*DescribeRequest)(nil), // 0: outguard.engine.v1.DescribeRequest
 	(*Description)(nil),     // 1: outguard.engine.v1.Description
@@ -1277,6 +1396,7 @@ var file_engine_proto_goTypes = []any{
 	(*PlacesReply)(nil),     // 15: outguard.engine.v1.PlacesReply
 	(*Cgroup)(nil),          // 16: outguard.engine.v1.Cgroup
 	(*Container)(nil),       // 17: outguard.engine.v1.Container
+	(*JoinRequest)(nil),     // 18: outguard.engine.v1.JoinRequest
 }
 var file_engine_proto_depIdxs = []int32{
 	4,  // 0: outguard.engine.v1.ModelsReply.models:type_name -> outguard.engine.v1.Model
@@ -1295,20 +1415,22 @@ var file_engine_proto_depIdxs = []int32{
 	12, // 13: outguard.engine.v1.Control.Import:input_type -> outguard.engine.v1.ImportRequest
 	13, // 14: outguard.engine.v1.Control.Accept:input_type -> outguard.engine.v1.AcceptRequest
 	14, // 15: outguard.engine.v1.Control.Set:input_type -> outguard.engine.v1.SetRequest
-	6,  // 16: outguard.engine.v1.Control.Places:input_type -> outguard.engine.v1.VM
-	1,  // 17: outguard.engine.v1.Control.Describe:output_type -> outguard.engine.v1.Description
-	3,  // 18: outguard.engine.v1.Control.Models:output_type -> outguard.engine.v1.ModelsReply
-	8,  // 19: outguard.engine.v1.Control.Learn:output_type -> outguard.engine.v1.Changed
-	8,  // 20: outguard.engine.v1.Control.Seal:output_type -> outguard.engine.v1.Changed
-	7,  // 21: outguard.engine.v1.Control.Checkpoint:output_type -> outguard.engine.v1.CheckpointReply
-	10, // 22: outguard.engine.v1.Control.Restore:output_type -> outguard.engine.v1.RestoreReply
-	11, // 23: outguard.engine.v1.Control.Export:output_type -> outguard.engine.v1.ExportReply
-	8,  // 24: outguard.engine.v1.Control.Import:output_type -> outguard.engine.v1.Changed
-	8,  // 25: outguard.engine.v1.Control.Accept:output_type -> outguard.engine.v1.Changed
-	8,  // 26: outguard.engine.v1.Control.Set:output_type -> outguard.engine.v1.Changed
-	15, // 27: outguard.engine.v1.Control.Places:output_type -> outguard.engine.v1.PlacesReply
-	17, // [17:28] is the sub-list for method output_type
-	6,  // [6:17] is the sub-list for method input_type
+	18, // 16: outguard.engine.v1.Control.Join:input_type -> outguard.engine.v1.JoinRequest
+	6,  // 17: outguard.engine.v1.Control.Places:input_type -> outguard.engine.v1.VM
+	1,  // 18: outguard.engine.v1.Control.Describe:output_type -> outguard.engine.v1.Description
+	3,  // 19: outguard.engine.v1.Control.Models:output_type -> outguard.engine.v1.ModelsReply
+	8,  // 20: outguard.engine.v1.Control.Learn:output_type -> outguard.engine.v1.Changed
+	8,  // 21: outguard.engine.v1.Control.Seal:output_type -> outguard.engine.v1.Changed
+	7,  // 22: outguard.engine.v1.Control.Checkpoint:output_type -> outguard.engine.v1.CheckpointReply
+	10, // 23: outguard.engine.v1.Control.Restore:output_type -> outguard.engine.v1.RestoreReply
+	11, // 24: outguard.engine.v1.Control.Export:output_type -> outguard.engine.v1.ExportReply
+	8,  // 25: outguard.engine.v1.Control.Import:output_type -> outguard.engine.v1.Changed
+	8,  // 26: outguard.engine.v1.Control.Accept:output_type -> outguard.engine.v1.Changed
+	8,  // 27: outguard.engine.v1.Control.Set:output_type -> outguard.engine.v1.Changed
+	8,  // 28: outguard.engine.v1.Control.Join:output_type -> outguard.engine.v1.Changed
+	15, // 29: outguard.engine.v1.Control.Places:output_type -> outguard.engine.v1.PlacesReply
+	18, // [18:30] is the sub-list for method output_type
+	6,  // [6:18] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1325,7 +1447,7 @@ func file_engine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_proto_rawDesc), len(file_engine_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,6 +31,7 @@ const (
 	Control_Import_FullMethodName     = "/outguard.engine.v1.Control/Import"
 	Control_Accept_FullMethodName     = "/outguard.engine.v1.Control/Accept"
 	Control_Set_FullMethodName        = "/outguard.engine.v1.Control/Set"
+	Control_Join_FullMethodName       = "/outguard.engine.v1.Control/Join"
 	Control_Places_FullMethodName     = "/outguard.engine.v1.Control/Places"
 )
 
@@ -50,6 +51,8 @@ type ControlClient interface {
 	Import(ctx context.Context, in *ImportRequest, opts ...grpc.CallOption) (*Changed, error)
 	Accept(ctx context.Context, in *AcceptRequest, opts ...grpc.CallOption) (*Changed, error)
 	Set(ctx context.Context, in *SetRequest, opts ...grpc.CallOption) (*Changed, error)
+	// Unimplemented of engines that have one model for each VM.
+	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*Changed, error)
 	// Unimplemented of engines that do not tell containers apart.
 	Places(ctx context.Context, in *VM, opts ...grpc.CallOption) (*PlacesReply, error)
 }
@@ -162,6 +165,16 @@ func (c *controlClient) Set(ctx context.Context, in *SetRequest, opts ...grpc.Ca
 	return out, nil
 }
 
+func (c *controlClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*Changed, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Changed)
+	err := c.cc.Invoke(ctx, Control_Join_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) Places(ctx context.Context, in *VM, opts ...grpc.CallOption) (*PlacesReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PlacesReply)
@@ -188,6 +201,8 @@ type ControlServer interface {
 	Import(context.Context, *ImportRequest) (*Changed, error)
 	Accept(context.Context, *AcceptRequest) (*Changed, error)
 	Set(context.Context, *SetRequest) (*Changed, error)
+	// Unimplemented of engines that have one model for each VM.
+	Join(context.Context, *JoinRequest) (*Changed, error)
 	// Unimplemented of engines that do not tell containers apart.
 	Places(context.Context, *VM) (*PlacesReply, error)
 	mustEmbedUnimplementedControlServer()
@@ -229,6 +244,9 @@ func (UnimplementedControlServer) Accept(context.Context, *AcceptRequest) (*Chan
 }
 func (UnimplementedControlServer) Set(context.Context, *SetRequest) (*Changed, error) {
 	return nil, status.Error(codes.Unimplemented, "method Set not implemented")
+}
+func (UnimplementedControlServer) Join(context.Context, *JoinRequest) (*Changed, error) {
+	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
 }
 func (UnimplementedControlServer) Places(context.Context, *VM) (*PlacesReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Places not implemented")
@@ -434,6 +452,24 @@ func _Control_Set_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Join_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JoinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Join(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Join_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Join(ctx, req.(*JoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_Places_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(VM)
 	if err := dec(in); err != nil {
@@ -498,6 +534,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Set",
 			Handler:    _Control_Set_Handler,
+		},
+		{
+			MethodName: "Join",
+			Handler:    _Control_Join_Handler,
 		},
 		{
 			MethodName: "Places",

@@ -30,8 +30,18 @@ type Process struct {
 	ExecID uint32
 	UID    uint32
 	Parent *Process
+	Place  *Place // its children are there too; nil: where nothing names it
 	comm   string
 }
+
+// Place is a cgroup and namespaces.
+type Place struct {
+	Cgroup              uint64
+	Mnt, PID, User, Net uint32
+}
+
+// Machine is the place of a guest's first process.
+var Machine = Place{1, 4026531841, 0xeffffffc, 0xeffffffd, 4026531840}
 
 // NewGuest makes a guest that runs nothing yet.
 func NewGuest(vm uuid.UUID) *Guest {
@@ -41,11 +51,7 @@ func NewGuest(vm uuid.UUID) *Guest {
 // Event fills in what every record of p has.
 func (g *Guest) Event(p *Process, t vsockproto.EventType) vsockproto.Event {
 	g.now += uint64(time.Millisecond)
-	class := vsockproto.Bulk
-	switch t {
-	case vsockproto.BprmCommittedCreds, vsockproto.TaskNewtask, vsockproto.SchedProcessExit, vsockproto.TaskSnapshot, vsockproto.TaskKill:
-		class = vsockproto.Critical
-	}
+	class := t.Class()
 	g.sequence[class]++
 	e := vsockproto.Event{Header: vsockproto.Header{Type: t, Class: class, Sequence: g.sequence[class], BootNs: g.now}}
 	s := &e.Subject
@@ -56,6 +62,9 @@ func (g *Guest) Event(p *Process, t vsockproto.EventType) vsockproto.Event {
 	s.UID, s.EUID, s.SUID, s.FSUID = p.UID, p.UID, p.UID, p.UID
 	s.GID, s.EGID, s.SGID, s.FSGID = p.UID, p.UID, p.UID, p.UID
 	s.CgroupID, s.MntNS, s.PidNS, s.UserNS, s.NetNS = 1, 2, 3, 4, 5
+	if at := p.Place; at != nil {
+		s.CgroupID, s.MntNS, s.PidNS, s.UserNS, s.NetNS = at.Cgroup, at.Mnt, at.PID, at.User, at.Net
+	}
 	if p.UID == 0 {
 		s.CapEff = 1<<41 - 1
 	}
@@ -98,13 +107,39 @@ func (g *Guest) Running(path string) *Process {
 	return p
 }
 
+// Init is the guest's first process, in the machine's own place, with the name of
+// its cgroup.
+func (g *Guest) Init() *Process {
+	p := &Process{Task: vsockproto.Task{PID: 1, TGID: 1, StartNs: 1}, Place: &Machine, comm: "init"}
+	named := g.Event(p, vsockproto.CgroupSnapshot)
+	named.Cgroup.ID, named.Path.Data = Machine.Cgroup, []byte("/")
+	g.Add(&named)
+	e := g.Event(p, vsockproto.TaskSnapshot)
+	e.File, e.Path.Data = File("/sbin/init"), []byte("/sbin/init")
+	g.Add(&e)
+	return p
+}
+
+// Contain makes a cgroup and starts a program there as a runtime does: a child
+// enters the cgroup, then namespaces of its own, and then it runs the program.
+func (g *Guest) Contain(runtime *Process, cgroup uint64, at, path string) *Process {
+	e := g.Event(runtime, vsockproto.CgroupMkdir)
+	e.Cgroup.ID, e.Path.Data = cgroup, []byte(at)
+	g.Add(&e)
+	child := g.Fork(runtime)
+	own := uint32(1000 * cgroup)
+	child.Place = &Place{cgroup, own, own + 1, Machine.User, own + 2}
+	g.Exec(child, path)
+	return child
+}
+
 // Fork makes a child of p.
 func (g *Guest) Fork(p *Process) *Process {
 	e := g.Event(p, vsockproto.TaskNewtask)
 	g.pid++
 	child := &Process{
 		Task:   vsockproto.Task{PID: g.pid, TGID: g.pid, StartNs: g.now},
-		ExecID: p.ExecID, UID: p.UID, Parent: p, comm: p.comm,
+		ExecID: p.ExecID, UID: p.UID, Parent: p, Place: p.Place, comm: p.comm,
 	}
 	e.Child, e.ChildLeaderStartNs, e.ChildExecID = child.Task, child.Task.StartNs, child.ExecID
 	g.Add(&e)

@@ -40,72 +40,37 @@ type Checkpoint struct {
 	Judged uint64
 }
 
-// Learn opens the VM's model; the checkpoint holds the change.
+// Learn opens the VM's own model; the checkpoint holds the change.
 func (p *Process) Learn(ctx context.Context, vm uuid.UUID) (engine.Model, Checkpoint, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	c, err := p.control.Learn(ctx, &enginepb.VM{Vm: vm[:]})
-	return changed("learn", c, err)
+	return p.Of("").Learn(ctx, vm)
 }
 
-// Seal closes the VM's model; the checkpoint holds the change.
+// Seal closes the VM's own model; the checkpoint holds the change.
 func (p *Process) Seal(ctx context.Context, vm uuid.UUID) (engine.Model, Checkpoint, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	c, err := p.control.Seal(ctx, &enginepb.VM{Vm: vm[:]})
-	return changed("seal", c, err)
+	return p.Of("").Seal(ctx, vm)
 }
 
-// Export returns the VM's model as a file of the engine's own format.
+// Export returns the VM's own model as a file of the engine's own format.
 func (p *Process) Export(ctx context.Context, vm uuid.UUID) ([]byte, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	r, err := p.control.Export(ctx, &enginepb.VM{Vm: vm[:]})
-	if err != nil {
-		return nil, said(err) // the engine says what it was doing
-	}
-	return r.GetFile(), nil
+	return p.Of("").Export(ctx, vm)
 }
 
 // Import makes the model of a file the VM's own; the checkpoint holds the
 // change.
 func (p *Process) Import(ctx context.Context, vm uuid.UUID, file []byte) (engine.Model, Checkpoint, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	c, err := p.control.Import(ctx, &enginepb.ImportRequest{Vm: vm[:], File: file})
-	return changed("import", c, err)
+	return p.Of("").Import(ctx, vm, file)
 }
 
 // Accept makes points that came as violations the model's own; the checkpoint
 // holds the change.
 func (p *Process) Accept(ctx context.Context, vm uuid.UUID, points [][engine.PointSize]byte) (engine.Model, Checkpoint, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	r := &enginepb.AcceptRequest{Vm: vm[:]}
-	for i := range points {
-		r.Points = append(r.Points, points[i][:])
-	}
-	c, err := p.control.Accept(ctx, r)
-	return changed("accept", c, err)
+	return p.Of("").Accept(ctx, vm, points)
 }
 
-// Set sets what a person says of the VM's model; the checkpoint holds the
+// Set sets what a person says of the VM's own model; the checkpoint holds the
 // change.
 func (p *Process) Set(ctx context.Context, vm uuid.UUID, s engine.Settings) (engine.Model, Checkpoint, error) {
-	ctx, cancel := p.deadline(ctx)
-	defer cancel()
-	r := &enginepb.SetRequest{Vm: vm[:]}
-	if s.Base != nil {
-		r.Base = s.Base[:]
-	}
-	if s.Aggregate != nil {
-		r.Aggregate = s.Aggregate[:]
-	}
-	for i := range s.Pseudonyms {
-		r.Pseudonyms = append(r.Pseudonyms, s.Pseudonyms[i][:])
-	}
-	c, err := p.control.Set(ctx, r)
-	return changed("set", c, err)
+	return p.Of("").Set(ctx, vm, s)
 }
 
 func changed(what string, c *enginepb.Changed, err error) (engine.Model, Checkpoint, error) {
@@ -186,6 +151,10 @@ func modelFromPB(m *enginepb.Model) (engine.Model, error) {
 		Violations: m.GetViolations(), Measurement: m.GetMeasurement(), State: m.GetState(),
 		Aggregate: m.GetAggregate(), Version: m.GetVersion(), Forensics: m.GetForensics(),
 		SinceNew: m.GetSinceNew(), Quiet: m.GetQuiet(),
+		Workload: m.GetWorkload(), Group: m.GetGroup(),
+	}
+	if len(out.Workload) > engine.MaxName || len(out.Group) > engine.MaxName {
+		return engine.Model{}, fmt.Errorf("model of workload %.40q: %w", out.Workload, ErrProtocol)
 	}
 	for _, h := range m.GetHours()[:min(len(m.GetHours()), maxHours)] {
 		out.Hours = append(out.Hours, engine.Hour{Start: time.Unix(h.GetStart(), 0), Events: h.GetEvents(), New: h.GetNew()})

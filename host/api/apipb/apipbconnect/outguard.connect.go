@@ -71,6 +71,8 @@ const (
 	OutguardAcceptModelProcedure = "/outguard.v1.Outguard/AcceptModel"
 	// OutguardSetModelProcedure is the fully-qualified name of the Outguard's SetModel RPC.
 	OutguardSetModelProcedure = "/outguard.v1.Outguard/SetModel"
+	// OutguardJoinModelProcedure is the fully-qualified name of the Outguard's JoinModel RPC.
+	OutguardJoinModelProcedure = "/outguard.v1.Outguard/JoinModel"
 	// OutguardPauseProcedure is the fully-qualified name of the Outguard's Pause RPC.
 	OutguardPauseProcedure = "/outguard.v1.Outguard/Pause"
 	// OutguardResumeProcedure is the fully-qualified name of the Outguard's Resume RPC.
@@ -111,6 +113,8 @@ type OutguardClient interface {
 	AcceptModel(context.Context, *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error)
 	// SetModel sets what a person says of a VM's model.
 	SetModel(context.Context, *apipb.SetModelRequest) (*apipb.SetModelResponse, error)
+	// JoinModel makes workloads of one or many VMs share a model, or no longer.
+	JoinModel(context.Context, *apipb.JoinModelRequest) (*apipb.JoinModelResponse, error)
 	// Pause stops a VM's vCPUs and answers when libvirt says that they stand.
 	Pause(context.Context, *apipb.PauseRequest) (*apipb.PauseResponse, error)
 	// Resume lets them run again.
@@ -210,6 +214,12 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(outguardMethods.ByName("SetModel")),
 			connect.WithClientOptions(opts...),
 		),
+		joinModel: connect.NewClient[apipb.JoinModelRequest, apipb.JoinModelResponse](
+			httpClient,
+			baseURL+OutguardJoinModelProcedure,
+			connect.WithSchema(outguardMethods.ByName("JoinModel")),
+			connect.WithClientOptions(opts...),
+		),
 		pause: connect.NewClient[apipb.PauseRequest, apipb.PauseResponse](
 			httpClient,
 			baseURL+OutguardPauseProcedure,
@@ -252,6 +262,7 @@ type outguardClient struct {
 	importModel *connect.Client[apipb.ImportModelRequest, apipb.ImportModelResponse]
 	acceptModel *connect.Client[apipb.AcceptModelRequest, apipb.AcceptModelResponse]
 	setModel    *connect.Client[apipb.SetModelRequest, apipb.SetModelResponse]
+	joinModel   *connect.Client[apipb.JoinModelRequest, apipb.JoinModelResponse]
 	pause       *connect.Client[apipb.PauseRequest, apipb.PauseResponse]
 	resume      *connect.Client[apipb.ResumeRequest, apipb.ResumeResponse]
 	capture     *connect.Client[apipb.CaptureRequest, apipb.CaptureResponse]
@@ -355,6 +366,15 @@ func (c *outguardClient) SetModel(ctx context.Context, req *apipb.SetModelReques
 	return nil, err
 }
 
+// JoinModel calls outguard.v1.Outguard.JoinModel.
+func (c *outguardClient) JoinModel(ctx context.Context, req *apipb.JoinModelRequest) (*apipb.JoinModelResponse, error) {
+	response, err := c.joinModel.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Pause calls outguard.v1.Outguard.Pause.
 func (c *outguardClient) Pause(ctx context.Context, req *apipb.PauseRequest) (*apipb.PauseResponse, error) {
 	response, err := c.pause.CallUnary(ctx, connect.NewRequest(req))
@@ -417,6 +437,8 @@ type OutguardHandler interface {
 	AcceptModel(context.Context, *apipb.AcceptModelRequest) (*apipb.AcceptModelResponse, error)
 	// SetModel sets what a person says of a VM's model.
 	SetModel(context.Context, *apipb.SetModelRequest) (*apipb.SetModelResponse, error)
+	// JoinModel makes workloads of one or many VMs share a model, or no longer.
+	JoinModel(context.Context, *apipb.JoinModelRequest) (*apipb.JoinModelResponse, error)
 	// Pause stops a VM's vCPUs and answers when libvirt says that they stand.
 	Pause(context.Context, *apipb.PauseRequest) (*apipb.PauseResponse, error)
 	// Resume lets them run again.
@@ -512,6 +534,12 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(outguardMethods.ByName("SetModel")),
 		connect.WithHandlerOptions(opts...),
 	)
+	outguardJoinModelHandler := connect.NewUnaryHandlerSimple(
+		OutguardJoinModelProcedure,
+		svc.JoinModel,
+		connect.WithSchema(outguardMethods.ByName("JoinModel")),
+		connect.WithHandlerOptions(opts...),
+	)
 	outguardPauseHandler := connect.NewUnaryHandlerSimple(
 		OutguardPauseProcedure,
 		svc.Pause,
@@ -564,6 +592,8 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardAcceptModelHandler.ServeHTTP(w, r)
 		case OutguardSetModelProcedure:
 			outguardSetModelHandler.ServeHTTP(w, r)
+		case OutguardJoinModelProcedure:
+			outguardJoinModelHandler.ServeHTTP(w, r)
 		case OutguardPauseProcedure:
 			outguardPauseHandler.ServeHTTP(w, r)
 		case OutguardResumeProcedure:
@@ -631,6 +661,10 @@ func (UnimplementedOutguardHandler) AcceptModel(context.Context, *apipb.AcceptMo
 
 func (UnimplementedOutguardHandler) SetModel(context.Context, *apipb.SetModelRequest) (*apipb.SetModelResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.SetModel is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) JoinModel(context.Context, *apipb.JoinModelRequest) (*apipb.JoinModelResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.JoinModel is not implemented"))
 }
 
 func (UnimplementedOutguardHandler) Pause(context.Context, *apipb.PauseRequest) (*apipb.PauseResponse, error) {
