@@ -88,13 +88,13 @@ func (w *world) guestFiles(t *testing.T) []image.File {
 		t.Fatalf("%v (make build makes it)", err)
 	}
 	task := "#!/bin/sh\ncd /tmp && OUTGUARD_REQUIRE=vsock-loopback exec /usr/lib/outguard-tests/listen.test -test.v -test.run 'Vsock|VSOCK'\n"
-	return []image.File{
+	return append(crunFiles(t), []image.File{
 		agent,
 		w.compiled(t, "/usr/lib/outguard-tests/listen.test", "test", "-c", "./host/listen"),
 		w.compiled(t, "/usr/bin/outguard-poke", "build", "./vmtests/cmd/outguard-poke"),
 		w.compiled(t, "/usr/bin/outguard-versions", "build", "./vmtests/cmd/outguard-versions"),
 		{Path: "/etc/tasks/listen", Mode: 0o755, Data: []byte(task)},
-	}
+	}...)
 }
 
 // compiled is a program of this module, static, to stand at path in the guest.
