@@ -23,8 +23,8 @@ import (
 
 // exportFlags are those of export.
 type exportFlags struct {
-	format, output, to string
-	follow             bool
+	format, output, to, workload string
+	follow, only                 bool
 }
 
 func (a *app) exportCmd() *cobra.Command {
@@ -34,8 +34,11 @@ func (a *app) exportCmd() *cobra.Command {
 		Short: "Stream a domain's events as TSEM exports them, for Quixote's tools",
 		Long: `Print the events of a domain, one JSON object a line, as TSEM's kernel exports them
 to Quixote's agents: those that the tsem engine models, from the first one that is
-recorded, and with --follow those that come. outguard tsem replay of it gives the
-measurement and the state that the engine has of the same model.
+recorded, and with --follow those that come. With --workload it is those of one
+model alone: a container's, by its name in outguard model list, or with an empty
+name the domain's own. outguard tsem replay of that gives the measurement and the
+state that the engine has of the same model; of a domain without containers that
+is everything.
 
 Every line is JSON. Quixote's agents search text: a name with a brace, a backslash
 or a control character they misread, or refuse the line. How many names were such
@@ -44,12 +47,17 @@ stands as \udc80 to \udcff.`,
 		Example: `  outguard export web >web.jsonl
   outguard export web --follow --to unix:/run/siem.sock`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
-	}, func(cmd *cobra.Command, args []string) error { return a.export(cmd.Context(), args[0], &f) })
+	}, func(cmd *cobra.Command, args []string) error {
+		f.only = cmd.Flags().Changed("workload")
+		return a.export(cmd.Context(), args[0], &f)
+	})
 	fl := cmd.Flags()
 	fl.StringVar(&f.format, "format", "quixote", "in this `format`: quixote")
 	fl.BoolVarP(&f.follow, "follow", "f", false, "go on with what arrives")
 	fl.StringVarP(&f.output, "output", "o", "-", "write to this `file`, which must not exist; - is standard output")
 	fl.StringVar(&f.to, "to", "", "write to the socket at this `address`: unix:PATH or tcp:HOST:PORT")
+	fl.StringVar(&f.workload, "workload", "", "what is of this workload alone, by its `name` in outguard model list; '' is the domain's own (default: everything)")
+	_ = cmd.RegisterFlagCompletionFunc("workload", a.completeWorkload)
 	cmd.MarkFlagsMutuallyExclusive("output", "to")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]cobra.Completion{"quixote"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -73,6 +81,9 @@ func (a *app) export(ctx context.Context, vm string, f *exportFlags) error {
 	}
 	defer func() { _ = s.Close() }()
 	x := &exporting{out: bufio.NewWriterSize(out, 64<<10), exporter: tsem.NewExporter(), live: f.follow}
+	if f.only {
+		x.exporter.Only(f.workload)
+	}
 	err = x.run(s)
 	if f.follow && ctx.Err() != nil && (errors.Is(err, context.Canceled) || connect.CodeOf(err) == connect.CodeCanceled) {
 		err = nil

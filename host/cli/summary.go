@@ -10,9 +10,17 @@ import (
 
 // eventLine is an event for people.
 func eventLine(e *apipb.Event) string {
-	return fmt.Sprintf("%s  %-12s %8d  %-20s %7d %-15s  %s",
+	return fmt.Sprintf("%s  %-12s %8d  %-20s %7d %-15s  %s%s",
 		clock(e.Received), vmName(e), e.Index, safe.Text(e.Type),
-		e.GetSubject().GetTgid(), quote(e.GetSubject().GetComm()), summary(e))
+		e.GetSubject().GetTgid(), quote(e.GetSubject().GetComm()), summary(e), containerSummary(e.GetSubject()))
+}
+
+// containerSummary says in which container, where its cgroup shows that.
+func containerSummary(s *apipb.Subject) string {
+	if s.GetContainer() == "" {
+		return ""
+	}
+	return "  {" + safe.Text(s.Runtime) + "/" + safe.Text(s.Container) + "}"
 }
 
 // summary says what was done, in a word or two.

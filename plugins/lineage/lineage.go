@@ -210,7 +210,12 @@ func (t *Tree) Stats() Stats {
 // were when the event happened. After an exec the program is the new one.
 func (t *Tree) Apply(e *vsockproto.Event) Identity {
 	who := t.identity(e)
-	t.place(e, &who)
+	if task := who.Task; task != nil {
+		if task.moved(e) {
+			t.settle(e, task, &who)
+		}
+		who.Container, who.Unknown = task.home, task.lost
+	}
 	return who
 }
 

@@ -15,25 +15,23 @@ type where struct {
 
 func whereOf(s *vsockproto.Subject) where { return where{s.CgroupID, namespacesOf(s)} }
 
-// place finds the container of an event's task.
+func (w *where) is(s *vsockproto.Subject) bool {
+	return w.cgroup == s.CgroupID && w.Mnt == s.MntNS && w.PID == s.PidNS && w.User == s.UserNS && w.Net == s.NetNS
+}
+
+// moved reports whether an event may say something new of its task's place.
+func (t *Task) moved(e *vsockproto.Event) bool {
+	return !t.where.is(&e.Subject) || e.Type == vsockproto.BprmCommittedCreds || e.Type == vsockproto.TaskSnapshot
+}
+
+// settle finds the container of an event's task.
 //
 // A task belongs to a container once it was seen in its cgroup and in its
 // namespaces, or began there; its children belong there from the start. What a
 // runtime does in a container's cgroup before that is the machine's. A task
 // that has left still belongs there: that is where it has to be held to.
-func (t *Tree) place(e *vsockproto.Event, who *Identity) {
-	task := who.Task
-	if task == nil {
-		return
-	}
-	if now := whereOf(&e.Subject); now != task.where || e.Type == vsockproto.BprmCommittedCreds || e.Type == vsockproto.TaskSnapshot {
-		task.where = now
-		t.settle(e, task, who)
-	}
-	who.Container, who.Unknown = task.home, task.lost
-}
-
 func (t *Tree) settle(e *vsockproto.Event, task *Task, who *Identity) {
+	task.where = whereOf(&e.Subject)
 	if e.PID == 1 && e.PidNS == initialPidNS && (e.Type == vsockproto.TaskSnapshot || t.machine == Namespaces{}) {
 		t.machine = task.where.Namespaces
 	}

@@ -15,8 +15,14 @@ import (
 // before, and the engine that has learned them.
 func distinct(b testing.TB, mapping Mapping, n int) (*Engine, []*engine.Batch) {
 	b.Helper()
-	e, g := New(&Options{Mapping: mapping}), enginetest.NewGuest(id)
-	server := g.Running("/usr/sbin/httpd")
+	g := enginetest.NewGuest(id)
+	return distinctOf(b, mapping, n, g, g.Running("/usr/sbin/httpd"), "")
+}
+
+// distinctOf is the same of one process, which is of that workload.
+func distinctOf(b testing.TB, mapping Mapping, n int, g *enginetest.Guest, server *enginetest.Process, workload string) (*Engine, []*engine.Batch) {
+	b.Helper()
+	e := New(&Options{Mapping: mapping})
 	judge(b, e, g.Batch())
 	var all []*engine.Batch
 	const perBatch = 100
@@ -34,7 +40,7 @@ func distinct(b testing.TB, mapping Mapping, n int) (*Engine, []*engine.Batch) {
 			b.Fatal(summary(f))
 		}
 	}
-	if got := e.vms[id].model.Valid(); got != uint64(n) {
+	if got := e.vms[id].find(workload).model.Valid(); got < uint64(n) {
 		b.Fatalf("%d points, want %d", got, n)
 	}
 	if _, err := e.Seal(b.Context(), id); err != nil {
@@ -55,6 +61,31 @@ func BenchmarkWire(b *testing.B) {
 	for _, c := range sizes {
 		b.Run(c.name, func(b *testing.B) {
 			e, all := distinct(b, c.mapping, c.n)
+			report := func(f engine.Finding) { b.Error(f.Reason) }
+			events, i, start := 0, 0, cpu()
+			b.ReportAllocs()
+			for b.Loop() {
+				_ = e.Judge(all[i], report)
+				events += all[i].Count
+				i = (i + 1) % len(all)
+			}
+			reportRate(b, events, start)
+		})
+	}
+}
+
+// BenchmarkWireContained judges what a container does, whose model is one of two,
+// and what the machine itself does, in the same guest.
+func BenchmarkWireContained(b *testing.B) {
+	for _, workload := range []string{"", "crun/web"} {
+		b.Run("full/300/"+map[string]string{"": "machine", "crun/web": "container"}[workload], func(b *testing.B) {
+			g := enginetest.NewGuest(id)
+			init := g.Init()
+			server := g.Contain(g.Run(init, "/usr/bin/crun"), 11, "/crun-web", "/srv/web")
+			if workload == "" {
+				server = init
+			}
+			e, all := distinctOf(b, Full, 300, g, server, workload)
 			report := func(f engine.Finding) { b.Error(f.Reason) }
 			events, i, start := 0, 0, cpu()
 			b.ReportAllocs()

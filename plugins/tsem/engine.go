@@ -56,8 +56,10 @@ type vm struct {
 
 	workloads map[string]*workload             // of containers, by name
 	of        map[*lineage.Container]*workload // found before
-	whole     bool                             // containers are the VM's own, as when its model was learned
-	refused   uint64                           // kinds of container that there was no room for
+	lastIn    *lineage.Container               // and of those the last one
+	lastOf    *workload
+	whole     bool   // containers are the VM's own, as when its model was learned
+	refused   uint64 // kinds of container that there was no room for
 }
 
 // first is the violation that made a task untrusted.
@@ -194,7 +196,7 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 	case err != nil:
 		if !w.full {
 			w.full = true
-			report(modelFull(b, r, err))
+			report(modelFull(w, b, r, err))
 		}
 	case outcome.Violation && !w.model.Sealed():
 		if w.model.Validate(c.Point) {

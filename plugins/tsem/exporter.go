@@ -16,6 +16,7 @@ type Exporter struct {
 	tr     translator
 	record vsockproto.Event
 	out    Exported
+	only   *string // this workload's
 }
 
 // Exported is an event of the quixote mapping, with what is told of it beside
@@ -30,9 +31,14 @@ type Exported struct {
 // NewExporter makes an Exporter that has seen nothing.
 func NewExporter() *Exporter { return &Exporter{tree: lineage.New(identify, nil)} }
 
+// Only leaves out what is not of that workload, "" being the VM's own: a replay of
+// what is left measures to what the engine has of the workload's model.
+func (x *Exporter) Only(workload string) { x.only = &workload }
+
 // Batch hands the events of b on, each valid until emit returns; emit's error
 // ends it. bad is called for bytes that are no record.
 func (x *Exporter) Batch(b *engine.Batch, bad func(error), emit func(*Exported) error) error {
+	x.tree.SetSession(b.Session)
 	for rest := b.Records; len(rest) > 0; {
 		next, err := x.record.Parse(rest)
 		if err != nil {
@@ -54,7 +60,7 @@ func (x *Exporter) event(emit func(*Exported) error) error {
 		return nil
 	}
 	who := x.tree.Apply(r)
-	if !modelled(r) {
+	if !modelled(r) || x.only != nil && WorkloadOf(who.Container) != *x.only {
 		return nil
 	}
 	ev := x.tr.translate(r, who, x.tree)

@@ -49,7 +49,7 @@ func comm(r *vsockproto.Event) string {
 func (v *vm) firstOf(w *workload, b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients) engine.Finding {
 	f := about(b, r)
 	f.Rule, f.Severity, f.Technique = RuleViolation, engine.High, technique(r)
-	f.Reason = fmt.Sprintf("%s %s, which the model has not seen.", v.actor(r, who), deed(r, v.tree))
+	f.Reason = fmt.Sprintf("%s %s, which %s has not seen.", v.actor(r, who), deed(r, v.tree), w.words())
 	f.Detail = v.detail(w, r, who, c)
 	return f
 }
@@ -57,7 +57,7 @@ func (v *vm) firstOf(w *workload, b *engine.Batch, r *vsockproto.Event, who line
 func (v *vm) again(w *workload, b *engine.Batch, r *vsockproto.Event, who lineage.Identity, c *Coefficients) engine.Finding {
 	f := about(b, r)
 	f.Rule, f.Severity, f.Technique = RuleUntrusted, engine.Medium, technique(r)
-	f.Reason = fmt.Sprintf("%s %s, which the model has not seen; it was untrusted already.", v.actor(r, who), deed(r, v.tree))
+	f.Reason = fmt.Sprintf("%s %s, which %s has not seen; it was untrusted already.", v.actor(r, who), deed(r, v.tree), w.words())
 	f.Detail = v.detail(w, r, who, c)
 	if ref, has := v.first(who.Task.Mark); has {
 		f.Detail["first"] = fmt.Sprintf("%s/%d cpu %d class %d sequence %d", ref.Session, ref.Index, ref.CPU, ref.Class, ref.Sequence)
@@ -266,10 +266,13 @@ func unmappable(b *engine.Batch, r *vsockproto.Event, err error) engine.Finding 
 	return f
 }
 
-func modelFull(b *engine.Batch, r *vsockproto.Event, err error) engine.Finding {
+func modelFull(w *workload, b *engine.Batch, r *vsockproto.Event, err error) engine.Finding {
 	f := about(b, r)
 	f.Rule, f.Severity = RuleFull, engine.High
-	f.Reason = fmt.Sprintf("The model learns no more points: %v.", err)
+	f.Reason = fmt.Sprintf("%s learns no more points: %v.", upper(w.words()), err)
+	if w.name != "" {
+		f.Detail = map[string]string{"workload": w.name}
+	}
 	return f
 }
 

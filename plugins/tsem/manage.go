@@ -49,7 +49,7 @@ func (o of) make(what string, id uuid.UUID) (*vm, *workload, error) {
 	}
 	w := o.e.newWorkload(v, o.name)
 	v.workloads[o.name] = w
-	clear(v.of)
+	v.forgetPlaces()
 	return v, w, nil
 }
 

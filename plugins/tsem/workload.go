@@ -4,6 +4,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -26,6 +27,16 @@ type workload struct {
 	full       bool              // said that the model is full
 	leaves     lineage.Departure // in what its tasks left it while it learned
 }
+
+// words are the model in a sentence.
+func (w *workload) words() string {
+	if w.name == "" {
+		return "the model"
+	}
+	return "the model of container \"" + w.name + "\""
+}
+
+func upper(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
 // maxWorkloadName bounds a name that is made of a guest's text.
 const maxWorkloadName = 200
@@ -71,7 +82,11 @@ func (e *Engine) workloadOf(v *vm, c *lineage.Container) (w *workload, refused b
 	if c == nil || v.whole {
 		return &v.workload, false
 	}
+	if c == v.lastIn {
+		return v.lastOf, false // events come in runs of one container
+	}
 	if w = v.of[c]; w != nil {
+		v.lastIn, v.lastOf = c, w
 		return w, false
 	}
 	name := WorkloadOf(c)
@@ -86,10 +101,16 @@ func (e *Engine) workloadOf(v *vm, c *lineage.Container) (w *workload, refused b
 		w, refused = &v.workload, v.refused == 1
 	}
 	if len(v.of) >= 2*engine.MaxPlaces {
-		clear(v.of) // of containers that are gone, most of them
+		v.forgetPlaces() // of containers that are gone, most of them
 	}
 	v.of[c] = w
 	return w, refused
+}
+
+// forgetPlaces has each container's workload found anew.
+func (v *vm) forgetPlaces() {
+	clear(v.of)
+	v.lastIn, v.lastOf = nil, nil
 }
 
 func (e *Engine) newWorkload(v *vm, name string) *workload {

@@ -373,3 +373,37 @@ func TestOldCheckpointIsWhole(t *testing.T) {
 		t.Error("learning anew it has none")
 	}
 }
+
+// TestExportOfAWorkload: replayed, it measures to what the engine has.
+func TestExportOfAWorkload(t *testing.T) {
+	e := New(&Options{Mapping: Quixote})
+	g := &containers{Guest: enginetest.NewGuest(id)}
+	g.init = g.Init()
+	g.runtime = g.Run(g.init, "/usr/bin/crun")
+	g.web = g.Contain(g.runtime, 11, "/machine.slice/crun-web.scope", "/srv/web")
+	g.db = g.Contain(g.runtime, 12, "/db", "/srv/db")
+	g.work()
+	b := g.Batch()
+	judge(t, e, b)
+	events := 0
+	for _, m := range e.Models() {
+		replay, x, mapper := NewModel(0), NewExporter(), NewMapper()
+		x.Only(m.Workload)
+		err := x.Batch(b, func(err error) { t.Error(err) }, func(ev *Exported) error {
+			events++
+			c, err := mapper.Map(ev.Event)
+			if err != nil {
+				return err
+			}
+			_, err = replay.Update(c.Point)
+			return err
+		})
+		if err != nil || hexOf(replay.Measurement()) != m.Measurement || hexOf(replay.State()) != m.State {
+			t.Errorf("%q: measurement %s, want %s, error %v", m.Workload, hexOf(replay.Measurement()), m.Measurement, err)
+		}
+	}
+	whole := 0
+	if err := NewExporter().Batch(b, func(err error) { t.Error(err) }, func(*Exported) error { whole++; return nil }); err != nil || whole != events {
+		t.Errorf("%d events in all, %d of workloads, error %v", whole, events, err)
+	}
+}
