@@ -83,6 +83,10 @@ type Backend interface {
 
 	// Bundles lists the bundles on this host, oldest first.
 	Bundles(ctx context.Context) ([]*apipb.Bundle, error)
+
+	// ReloadPlaybook reads the playbook's file anew and returns what is in force
+	// then. On an error that is what was before.
+	ReloadPlaybook(ctx context.Context, by Caller) (*apipb.Playbook, error)
 }
 
 // Query says which part of the record is wanted.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/safe"
 	"github.com/outguard/outguard/host/decide"
 )
 
@@ -15,7 +17,41 @@ const defaultPlaybook = "/etc/outguard/playbook.yaml"
 
 func (a *app) playbookCmd() *cobra.Command {
 	return group(&cobra.Command{Use: "playbook", Short: "Show and check what follows from which finding"},
-		a.playbookShowCmd(), a.playbookCheckCmd())
+		a.playbookShowCmd(), a.playbookCheckCmd(), a.playbookReloadCmd())
+}
+
+func (a *app) playbookReloadCmd() *cobra.Command {
+	return a.command(&cobra.Command{
+		Use: "reload", Short: "Have the monitor decide by the playbook that is on disk now",
+		Long: `Have the monitor read the file of its playbook anew, as SIGHUP does. It comes
+into force as a whole; one with a mistake does not, and the one before stays.
+What its rules did counts for rules of the same name.`,
+		Args: cobra.NoArgs,
+	}, func(cmd *cobra.Command, _ []string) error {
+		client, err := a.client()
+		if err != nil {
+			return err
+		}
+		r, err := client.ReloadPlaybook(cmd.Context(), &apipb.ReloadPlaybookRequest{})
+		if err != nil {
+			return err
+		}
+		a.print(r.Playbook, func() { a.printf("in force: %s\n", playbookLine(r.Playbook)) })
+		return nil
+	})
+}
+
+// playbookLine is a playbook in force, in words.
+func playbookLine(p *apipb.Playbook) string {
+	file := "the built-in one (`outguard playbook show` prints it)"
+	if p.File != "" {
+		file = quote(p.File)
+	}
+	line := fmt.Sprintf("%s, %d rules, sha256 %.16s, loaded %s", file, p.Rules, safe.Text(p.Sha256), clock(p.Loaded))
+	if p.DryRun {
+		line += ", dry run: nothing is ordered"
+	}
+	return line
 }
 
 func (a *app) playbookShowCmd() *cobra.Command {

@@ -42,8 +42,8 @@ func (a *app) describeStatus(s *apipb.StatusResponse) {
 	a.fact("listens on", strings.Join(s.Listeners, ", "))
 	a.fact("sessions", fmt.Sprint(s.Sessions))
 	playbook := s.Playbook
-	if playbook == "" {
-		playbook = "built in (`outguard playbook show` prints it)"
+	if s.InForce != nil {
+		playbook = playbookLine(s.InForce)
 	}
 	a.fact("playbook", playbook)
 	if len(s.Engines) == 0 {

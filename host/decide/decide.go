@@ -1,7 +1,6 @@
 package decide
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -30,122 +29,80 @@ type Decision struct {
 	Rule    string // the playbook's rule, "" where none matched
 	Steps   []Step // in order; none where the rule held back
 	Held    string // why it held back, "" where it did not
+
+	Dropped []Dropped `json:",omitempty"` // steps of the rule that a limit took
+	Counted []string  `json:",omitempty"` // rules with a repetition that this finding counts for
+	Dry     []Trial   `json:",omitempty"` // what rules on trial would have done
 }
 
-// Key names one rule's history with one VM.
-type Key struct {
-	VM   uuid.UUID
-	Rule string
+// Dropped is a step that a limit took from a decision.
+type Dropped struct {
+	Step Step
+	Why  string
 }
 
-// Last is what a rule last did about a VM.
-type Last struct {
-	At      time.Time
-	Session uuid.UUID
-	Held    uint64 // findings held back since
+// Trial is what a rule would have decided that is not in force.
+type Trial struct {
+	Rule    string
+	Steps   []Step
+	Held    string
+	Dropped []Dropped `json:",omitempty"`
 }
 
-// History is what the rules did. Decide only reads it; Note adds a decision.
-type History map[Key]Last
+// maxTrials bounds what one decision says of rules on trial.
+const maxTrials = 16
 
 // Decide returns what the playbook says of a finding. It changes nothing.
-func Decide(p *Playbook, in Input, h History) Decision {
+func Decide(p *Playbook, in Input, h *History) Decision {
 	f := in.Finding
 	d := Decision{At: in.Now, VM: f.VM, Session: in.Session, Finding: f.ID}
 	for i := range p.Rules {
 		r := &p.Rules[i]
-		if !r.Match.holds(f, in.Name) {
+		if !r.Match.holds(f, in.Name, p.Labels) {
 			continue
 		}
-		d.Rule = r.Name
-		last, acted := h[Key{f.VM, r.Name}]
-		if acted {
-			d.Held = r.held(last, in)
+		if r.Match.Repeated.Times > 0 {
+			d.Counted = append(d.Counted, r.Name)
+			if !r.repeated(in, h) {
+				continue
+			}
 		}
-		if d.Held == "" {
-			d.Steps = r.Steps
+		dry := r.DryRun || p.DryRun
+		t := r.acts(p, in, h, dry)
+		if !dry {
+			d.Rule, d.Steps, d.Held, d.Dropped = t.Rule, t.Steps, t.Held, t.Dropped
+			return d
 		}
-		return d
+		if len(d.Dry) < maxTrials {
+			d.Dry = append(d.Dry, t)
+		}
+		if !r.DryRun { // the whole playbook is on trial, and this rule would have decided
+			return d
+		}
 	}
 	return d
 }
 
-// held says why a rule that acted at last does not act now, "" where it does.
-func (r *Rule) held(last Last, in Input) string {
-	switch r.OncePer {
-	case PerRun:
-		if !in.RunSince.After(last.At) {
-			return "acted in this run of the VM"
-		}
-	case PerSession:
-		if last.Session == in.Session {
-			return "acted in this session"
-		}
-	case PerVM:
-		return "acted on this VM"
+// acts is what a rule that matches does about a finding.
+func (r *Rule) acts(p *Playbook, in Input, h *History, dry bool) Trial {
+	t := Trial{Rule: r.Name}
+	if last := h.last(in.Finding.VM, r.Name, dry); !last.At.IsZero() {
+		t.Held = r.held(last, in)
 	}
-	if until := last.At.Add(r.Cooldown); in.Now.Before(until) {
-		return fmt.Sprintf("cooling down for %s", until.Sub(in.Now).Round(time.Millisecond))
+	if t.Held == "" {
+		t.Steps, t.Dropped = p.Limits.apply(r.Steps, in, h, dry)
 	}
-	return ""
+	return t
 }
 
-// Note records a decision: what acted starts anew, what was held is counted.
-func (h History) Note(d Decision) {
-	if d.Rule == "" {
-		return
-	}
-	k := Key{d.VM, d.Rule}
-	if d.Held != "" {
-		last := h[k]
-		last.Held++
-		h[k] = last
-		return
-	}
-	h[k] = Last{At: d.At, Session: d.Session}
-}
-
-// Forget lets a rule act on a VM again: its order was refused or failed.
-func (h History) Forget(vm uuid.UUID, rule string) { delete(h, Key{vm, rule}) }
-
-// Drop forgets a VM that is no more.
-func (h History) Drop(vm uuid.UUID) {
-	for k := range h {
-		if k.VM == vm {
-			delete(h, k)
+// repeated reports whether a rule has matched as often as it asks for, this
+// finding counted.
+func (r *Rule) repeated(in Input, h *History) bool {
+	from, n := in.Now.Add(-r.Match.Repeated.Within), 1
+	for _, at := range h.seen(in.Finding.VM, r.Name) {
+		if !at.Before(from) {
+			n++
 		}
 	}
-}
-
-func (m *Match) holds(f *engine.Finding, name string) bool {
-	return f.Severity >= m.Severity &&
-		(m.Engine == "" || glob(m.Engine, f.Engine)) &&
-		(m.Rule == "" || glob(m.Rule, f.Rule)) &&
-		(m.Technique == "" || glob(m.Technique, f.Technique)) &&
-		(m.VM == "" || glob(m.VM, name) || glob(m.VM, f.VM.String()))
-}
-
-// glob matches with * for any text and ? for one byte, in time bounded by the
-// product of both lengths.
-func glob(pattern, s string) bool {
-	p, i, star, mark := 0, 0, -1, 0
-	for i < len(s) {
-		switch {
-		case p < len(pattern) && pattern[p] == '*':
-			star, mark = p, i
-			p++
-		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
-			p++
-			i++
-		case star >= 0:
-			mark++
-			p, i = star+1, mark
-		default:
-			return false
-		}
-	}
-	for p < len(pattern) && pattern[p] == '*' {
-		p++
-	}
-	return p == len(pattern)
+	return n >= r.Match.Repeated.Times
 }

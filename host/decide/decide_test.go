@@ -25,7 +25,7 @@ func violation(id uuid.UUID) *engine.Finding {
 func at(d time.Duration) time.Time { return t0.Add(d) }
 
 // decideAndNote decides and notes, as the monitor does.
-func decideAndNote(p *Playbook, in Input, h History) Decision {
+func decideAndNote(p *Playbook, in Input, h *History) Decision {
 	d := Decide(p, in, h)
 	h.Note(d)
 	return d
@@ -47,7 +47,7 @@ func TestDefaultPlaybook(t *testing.T) {
 		{"ioc", engine.Severest, "", nil},
 	} {
 		f := &engine.Finding{Engine: c.engine, VM: vm, Severity: c.severity}
-		d := Decide(p, Input{Finding: f, Now: t0}, History{})
+		d := Decide(p, Input{Finding: f, Now: t0}, &History{})
 		if d.Rule != c.rule || !slices.Equal(d.Steps, c.steps) {
 			t.Errorf("%s %d: %s %v, want %s %v", c.engine, c.severity, d.Rule, d.Steps, c.rule, c.steps)
 		}
@@ -57,7 +57,7 @@ func TestDefaultPlaybook(t *testing.T) {
 // TestManyViolationsOneCapture: a flood is answered once, and again after the
 // VM was let run.
 func TestManyViolationsOneCapture(t *testing.T) {
-	p, h := Default(), History{}
+	p, h := Default(), &History{}
 	acted := 0
 	for i := range 1000 {
 		in := Input{Finding: violation(vm), RunSince: at(-time.Hour), Now: at(time.Duration(i) * time.Millisecond)}
@@ -68,7 +68,7 @@ func TestManyViolationsOneCapture(t *testing.T) {
 	if acted != 1 {
 		t.Fatalf("%d of 1000 violations acted", acted)
 	}
-	if last := h[Key{vm, "violation"}]; last.Held != 999 {
+	if last := h.Last(vm, "violation"); last.Held != 999 {
 		t.Errorf("%d held back are counted", last.Held)
 	}
 	if d := Decide(p, Input{Finding: violation(vm2), Now: at(time.Second)}, h); len(d.Steps) == 0 {
@@ -106,7 +106,7 @@ func TestOncePer(t *testing.T) {
 		}
 		var acts []string
 		for name, in := range again {
-			h := History{}
+			h := &History{}
 			first.Finding, in.Finding = violation(vm), violation(vm)
 			decideAndNote(p, first, h)
 			d := decideAndNote(p, in, h)
@@ -125,16 +125,16 @@ func TestOncePer(t *testing.T) {
 }
 
 func TestDecideIsPure(t *testing.T) {
-	p, h := Default(), History{}
+	p, h := Default(), &History{}
 	in := Input{Finding: violation(vm), Now: t0}
 	a, b := Decide(p, in, h), Decide(p, in, h)
-	if len(h) != 0 || fmt.Sprint(a) != fmt.Sprint(b) {
+	if len(h.rules) != 0 || fmt.Sprint(a) != fmt.Sprint(b) {
 		t.Errorf("history %v, %v and %v", h, a, b)
 	}
 }
 
 func TestForgetAndDrop(t *testing.T) {
-	p, h := Default(), History{}
+	p, h := Default(), &History{}
 	in := Input{Finding: violation(vm), Now: t0}
 	d := decideAndNote(p, in, h)
 	h.Forget(vm, d.Rule)
@@ -142,13 +142,15 @@ func TestForgetAndDrop(t *testing.T) {
 		t.Errorf("a failed order is not given again: %+v", d)
 	}
 	h.Drop(vm)
-	if len(h) != 0 {
+	if len(h.rules) != 0 {
 		t.Errorf("%v", h)
 	}
 }
 
 func TestMatch(t *testing.T) {
-	f := &engine.Finding{Engine: "tsem", VM: vm, Rule: "tsem/violation", Severity: engine.High, Technique: "T1059.004"}
+	f := &engine.Finding{Engine: "tsem", VM: vm, Rule: "tsem/violation", Severity: engine.High, Technique: "T1059.004",
+		Detail: map[string]string{"program": "/usr/bin/python3", "container": "shop-1", "cgroup": "77"}}
+	labels := map[string][]string{"production": {"db-*", "web-*"}, "by-uuid": {"11111111-*"}, "staging": {"stage-*"}}
 	for _, c := range []struct {
 		m    Match
 		want bool
@@ -168,10 +170,36 @@ func TestMatch(t *testing.T) {
 		{Match{Severity: engine.High}, true},
 		{Match{Severity: engine.Severest}, false},
 		{Match{Engine: "tsem", VM: "db-*"}, false},
+		{Match{Label: "production"}, true},
+		{Match{Label: "by-uuid"}, true},
+		{Match{Label: "staging"}, false},
+		{Match{Label: "none"}, false},
+		{Match{Program: "/usr/bin/*"}, true},
+		{Match{Program: "/usr/sbin/*"}, false},
+		{Match{Container: "shop-?"}, true},
+		{Match{Container: "77"}, false}, // it has a name
+		{Match{Label: "production", Container: "other"}, false},
 	} {
-		if got := c.m.holds(f, "web-1"); got != c.want {
+		if got := c.m.holds(f, "web-1", labels); got != c.want {
 			t.Errorf("%+v: %t", c.m, got)
 		}
+	}
+}
+
+// TestMatchOfTheUnknown: a glob stands for no program and no container that the
+// engine did not tell, and a container without a name is its cgroup.
+func TestMatchOfTheUnknown(t *testing.T) {
+	f := &engine.Finding{VM: vm, Detail: map[string]string{"cgroup": "77"}}
+	for _, c := range []struct {
+		m    Match
+		want bool
+	}{{Match{Program: "*"}, false}, {Match{Container: "77"}, true}} {
+		if got := c.m.holds(f, "", nil); got != c.want {
+			t.Errorf("%+v: %t", c.m, got)
+		}
+	}
+	if (&Match{Container: "*"}).holds(&engine.Finding{VM: vm}, "", nil) {
+		t.Error("a finding of no container matched")
 	}
 }
 
@@ -207,6 +235,15 @@ func TestParseErrors(t *testing.T) {
 		{"no version", "rules: []\n", "version: must be 1"},
 		{"type", "version: 1\nrules: seven\n", "2:8: "},
 		{"syntax", "version: 1\nrules: [\n", "2:"},
+		{"repeated once", head + "  - name: a\n    match: {repeated: {times: 1, within: 1m}}\n    steps: [log]\n", `4:31: rules[0].match.repeated.times: 1 is not between 2 and 100`},
+		{"repeated for ever", head + "  - name: a\n    match: {repeated: {times: 2}}\n    steps: [log]\n", `rules[0].match.repeated.within: "" is no duration`},
+		{"repeated too long", head + "  - name: a\n    match: {repeated: {times: 2, within: 48h}}\n    steps: [log]\n", "48h is more than 24h"},
+		{"unknown label", head + "  - name: a\n    match: {label: prod}\n    steps: [log]\n", `4:20: rules[0].match.label: "prod" is none of the labels`},
+		{"empty label", "version: 1\nlabels: {prod: []}\nrules: []\n", `"prod" has 0 globs`},
+		{"label's name", "version: 1\nlabels: {\"a b\": [x]}\nrules: []\n", `"a b" is no label`},
+		{"limit", "version: 1\nlimits: {capture: {vm: 4}}\nrules: []\n", `2:24: limits.capture.vm: "4" is no limit`},
+		{"limit of a pause", "version: 1\nlimits: {pause: {vm: 4/1h}}\nrules: []\n", "2:10: "},
+		{"limit's time", "version: 1\nlimits: {capture: {total: 4/48h}}\nrules: []\n", "at most 24h"},
 		{"alias", "version: 1\nrules:\n  - &a {name: a, match: {}, steps: [log]}\n  - *a\n", "3:5: anchors"},
 		{"two documents", "version: 1\n---\nversion: 1\n", "one document"},
 		{"control character", head + "  - {name: \"a\\e[31m\", match: {}, steps: [log]}\n", "control character"},
@@ -243,7 +280,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%v, %v", p, err)
 		}
 		if p != nil {
-			Decide(p, Input{Finding: violation(vm), Now: t0}, History{})
+			Decide(p, Input{Finding: violation(vm), Now: t0}, &History{})
 		}
 	})
 }

@@ -4,6 +4,11 @@
 // A playbook is a YAML file of at most 1 MiB:
 //
 //	version: 1
+//	dry_run: false                  # true: nothing is ordered
+//	labels:                         # each a set of VMs, by globs over names and UUIDs
+//	  production: ["web-*", "db-*"]
+//	limits:                         # of one VM and of all; these are the defaults
+//	  capture: {vm: 4/1h, total: 60/1h}
 //	rules:
 //	  - name: stop-and-capture      # unique; orders and findings show it
 //	    match:                      # all that is given must hold; {} matches all
@@ -12,15 +17,21 @@
 //	      severity: high            # at least: info, low, medium, high, critical
 //	      technique: "T1059*"       # glob over the ATT&CK id
 //	      vm: "web-*"               # glob over the domain's name or its UUID
+//	      label: production         # one of the labels
+//	      container: "shop-*"       # glob over its name, else its cgroup's id
+//	      program: "/usr/bin/*"     # glob over the path of what acted
+//	      repeated: {times: 5, within: 1m}  # so many of one VM that match all else
 //	    steps: [log, pause, capture]
 //	    once_per: run               # run (default), session, vm or event
 //	    cooldown: 10m               # default 0: none
+//	    dry_run: false              # true: on trial
 //
 // The first rule that matches decides, also where it then holds back: its
 // steps are ordered once per run of the VM (from its start or resume to its
 // next stop), per session of its agent, per VM, or for each event, and not
-// again within the cooldown. What was held back is counted. A glob's * stands
-// for any text and ? for one byte; nothing else is special.
+// again within the cooldown. What was held back is counted. A rule whose
+// repetition has not come, and one on trial, do not decide: the next is asked.
+// A glob's * stands for any text and ? for one byte; nothing else is special.
 //
 // The steps: log; pause stops all vCPUs; capture takes memory and disks and
 // must follow pause; resume must be said, and last. No matching rule, no step.

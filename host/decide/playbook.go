@@ -2,9 +2,8 @@ package decide
 
 import (
 	_ "embed"
+	"fmt"
 	"time"
-
-	"github.com/outguard/outguard/plugins/engine"
 )
 
 // Step is one thing to be done.
@@ -31,7 +30,10 @@ const (
 
 // Playbook is a validated policy.
 type Playbook struct {
-	Rules []Rule
+	Rules  []Rule
+	Labels map[string][]string // a label and the globs over names and UUIDs that have it
+	Limits Limits
+	DryRun bool // nothing is ordered
 }
 
 // Rule maps findings to steps.
@@ -41,16 +43,48 @@ type Rule struct {
 	Steps    []Step
 	OncePer  Once
 	Cooldown time.Duration
+	DryRun   bool // on trial: recorded, not ordered, and the next rule is asked
 }
 
-// Match is what a finding must be; zero fields match all.
-type Match struct {
-	Engine    string
-	Rule      string
-	Severity  engine.Severity // at least
-	Technique string
-	VM        string
+// Limits bound the steps that cost the host. They take a step from a decision
+// and leave the others.
+type Limits struct {
+	Capture Limit
 }
+
+// Limit bounds one step.
+type Limit struct{ VM, Total Budget }
+
+// Budget is so many within a time, which slides.
+type Budget struct {
+	N   int
+	Per time.Duration
+}
+
+func (b Budget) String() string { return fmt.Sprintf("%d/%s", b.N, short(b.Per)) }
+
+// Bounds of a budget, and of a repetition.
+const (
+	MaxPer    = 1000
+	MaxWindow = 24 * time.Hour
+	MaxTimes  = 100
+)
+
+// DefaultLimits are those of a playbook that says none.
+func DefaultLimits() Limits {
+	return Limits{
+		Capture: Limit{VM: Budget{4, time.Hour}, Total: Budget{60, time.Hour}},
+	}
+}
+
+func (l *Limits) of(s Step) (Limit, bool) {
+	if s == Capture {
+		return l.Capture, true
+	}
+	return Limit{}, false
+}
+
+func limited(s Step) bool { _, ok := new(Limits).of(s); return ok }
 
 //go:embed default.yaml
 var defaultText string

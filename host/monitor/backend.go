@@ -38,8 +38,9 @@ func (b backend) Status(ctx context.Context) (*apipb.StatusResponse, error) {
 	s := &apipb.StatusResponse{
 		Version: m.version, Started: api.FormatTime(m.started), Pid: uint32(os.Getpid()),
 		StateDir: m.cfg.StateDir, HostKey: m.key.Public, Libvirt: "qemu:///system",
-		Listeners: m.doors.names(), Playbook: playbookFile(m.cfg),
+		Listeners: m.doors.names(), InForce: playbookOf(m.judge.inForce()),
 	}
+	s.Playbook = s.InForce.File
 	if _, err := m.libvirt.Version(ctx); err != nil {
 		s.LibvirtError = err.Error()
 	}

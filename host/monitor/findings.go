@@ -28,7 +28,7 @@ type judge struct {
 	m *Monitor
 
 	mu       sync.Mutex // one finding at a time, so that the record has one order
-	playbook *decide.Playbook
+	playbook *loaded
 	history  decide.History
 	known    map[place]*earlier          // on record from an earlier process; each is met once at most
 	ordered  map[string]bool             // findings for which an earlier process gave orders
@@ -76,9 +76,12 @@ func (j *judge) decide(f *engine.Finding) {
 		return
 	}
 	name := j.m.domains.name(f.VM)
-	d := decide.Decide(j.playbook, j.input(f, name), j.history)
+	d := decide.Decide(j.playbook.Playbook, j.input(f, name), &j.history)
 	j.history.Note(d)
 	j.m.keep(f.VM, evidence.KindDecision, d.At, &d) // that nothing is to be done is a decision too
+	for _, t := range d.Dry {
+		j.m.metrics.Decision(t.Rule, "dry run: "+outcome(t.Steps, t.Held, t.Dropped))
+	}
 	if d.Rule == "" {
 		return
 	}
@@ -87,7 +90,10 @@ func (j *judge) decide(f *engine.Finding) {
 
 // carry gives the orders of a decision that is on record.
 func (j *judge) carry(f *engine.Finding, d decide.Decision, name string) {
-	j.m.metrics.Decision(d.Rule, outcome(&d))
+	j.m.metrics.Decision(d.Rule, outcome(d.Steps, d.Held, d.Dropped))
+	for _, x := range d.Dropped {
+		j.m.log.Warn("a limit of the playbook took a step", "vm", name, "finding", f.ID, "rule", d.Rule, "step", x.Step, "limit", x.Why)
+	}
 	if len(d.Steps) > 0 {
 		failpoint.At(failpoint.Decided)
 		j.order(f, &d, name)
@@ -153,15 +159,21 @@ func took(e respond.Entry) time.Duration {
 	return to.Sub(from)
 }
 
-func outcome(d *decide.Decision) string {
-	if d.Held != "" {
+// outcome is a decision in a word: "pause+capture", "held", "pause-capture"
+// where a limit took the capture.
+func outcome(steps []decide.Step, held string, dropped []decide.Dropped) string {
+	if held != "" {
 		return "held"
 	}
-	s := make([]string, len(d.Steps))
-	for i, step := range d.Steps {
+	s := make([]string, len(steps))
+	for i, step := range steps {
 		s[i] = string(step)
 	}
-	return strings.Join(s, "+")
+	text := strings.Join(s, "+")
+	for _, d := range dropped {
+		text += "-" + string(d.Step)
+	}
+	return text
 }
 
 // stamp sets what the finder left to the host.

@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/evidence"
 	"github.com/outguard/outguard/host/respond"
 	"github.com/outguard/outguard/plugins/engine"
@@ -95,7 +94,7 @@ func FuzzRecall(f *testing.F) {
 		f.Add(uint16(kind), []byte(text))
 	}
 	f.Fuzz(func(t *testing.T, kind uint16, payload []byte) {
-		j := &judge{known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}, history: decide.History{}, orders: map[uuid.UUID]respond.Entry{}}
+		j := &judge{known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}, orders: map[uuid.UUID]respond.Entry{}}
 		byID := map[string]*earlier{}
 		at := &evidence.Record{Kind: evidence.KindFinding, Time: time.Now(), Payload: []byte(`{"ID":"a","VM":"6f1d7f5e-3c0a-4b0e-9a53-0d8a2b0f6c11"}`)}
 		if err := j.note(at, byID); err != nil {

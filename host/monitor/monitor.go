@@ -16,7 +16,6 @@ import (
 
 	"github.com/outguard/outguard/host/bolt"
 	"github.com/outguard/outguard/host/bundle"
-	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/engines"
 	"github.com/outguard/outguard/host/evidence"
@@ -54,6 +53,7 @@ type Monitor struct {
 
 	tell       []engine.Finding // of opening the files
 	owed       owed             // what has no room on the record
+	hangups    <-chan os.Signal // have the playbook read anew; nil: nobody does
 	loose      sync.WaitGroup   // findings that could not be told where they were made
 	enrolError string           // what is wrong with the enrolments, as last logged
 
@@ -78,33 +78,6 @@ func (m *Monitor) enrolDir() string { return filepath.Join(m.cfg.StateDir, "enro
 
 // APISocket is where the monitor of this configuration answers.
 func (c *Config) APISocket() string { return filepath.Join(c.RunDir, "api.sock") }
-
-// playbookFile is the file in force, "" for the built-in playbook.
-func playbookFile(cfg *Config) string {
-	if cfg.Playbook != "" {
-		return cfg.Playbook
-	}
-	if _, err := os.Stat(DefaultPlaybookPath); err == nil {
-		return DefaultPlaybookPath
-	}
-	return ""
-}
-
-func loadPlaybook(cfg *Config) (*decide.Playbook, error) {
-	path := playbookFile(cfg)
-	if path == "" {
-		return decide.Default(), nil
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("playbook: %w", err)
-	}
-	p, err := decide.Parse(text)
-	if err != nil {
-		return nil, fmt.Errorf("playbook %s: %w", path, err)
-	}
-	return p, nil
-}
 
 // Run opens everything, starts everything, and returns when ctx has ended and
 // all of it has stopped, the last received first: what was received is judged,
@@ -135,7 +108,7 @@ func (m *Monitor) open() error {
 	if err != nil {
 		return err
 	}
-	m.judge = &judge{m: m, playbook: playbook, history: decide.History{}, known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}, orders: map[uuid.UUID]respond.Entry{}}
+	m.judge = &judge{m: m, playbook: playbook, known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}, orders: map[uuid.UUID]respond.Entry{}}
 	for _, dir := range []struct {
 		path string
 		mode os.FileMode

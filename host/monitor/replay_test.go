@@ -59,7 +59,7 @@ func TestRememberWhatWasDecided(t *testing.T) {
 			put(evidence.KindDecision, d)
 		}
 	}
-	j := &judge{known: map[place]*earlier{}, ordered: map[string]bool{"a": true}, kept: map[keptID]bool{}, history: decide.History{}, orders: map[uuid.UUID]respond.Entry{}}
+	j := &judge{known: map[place]*earlier{}, ordered: map[string]bool{"a": true}, kept: map[keptID]bool{}, orders: map[uuid.UUID]respond.Entry{}}
 	if err := j.remember(evidence.NewReader(stream.Dir()), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -33,6 +33,7 @@ func (m *Monitor) stages() stages {
 	s = append(s,
 		stage{name: "domains", ready: m.look}, // a finding of what is judged again knows its domain
 		stage{name: "findings", ready: m.judge.settleEarlier},
+		stage{name: "playbook", ready: m.tellPlaybook, run: m.followPlaybook},
 		stage{name: "replay", ready: m.replay},
 		stage{name: "counters", run: newCounters(m).run},
 		stage{name: "sessions", run: m.sessions.Run},

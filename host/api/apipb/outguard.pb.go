@@ -82,6 +82,7 @@ type StatusResponse struct {
 	Engines       []*Engine              `protobuf:"bytes,9,rep,name=engines,proto3" json:"engines,omitempty"`
 	Playbook      string                 `protobuf:"bytes,10,opt,name=playbook,proto3" json:"playbook,omitempty"`  // file
 	Sessions      uint32                 `protobuf:"varint,11,opt,name=sessions,proto3" json:"sessions,omitempty"` // live
+	InForce       *Playbook              `protobuf:"bytes,12,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -191,6 +192,13 @@ func (x *StatusResponse) GetSessions() uint32 {
 		return x.Sessions
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetInForce() *Playbook {
+	if x != nil {
+		return x.InForce
+	}
+	return nil
 }
 
 type Engine struct {
@@ -4877,12 +4885,169 @@ func (x *Container) GetWorkload() string {
 	return ""
 }
 
+type ReloadPlaybookRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadPlaybookRequest) Reset() {
+	*x = ReloadPlaybookRequest{}
+	mi := &file_outguard_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadPlaybookRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadPlaybookRequest) ProtoMessage() {}
+
+func (x *ReloadPlaybookRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadPlaybookRequest.ProtoReflect.Descriptor instead.
+func (*ReloadPlaybookRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{61}
+}
+
+type ReloadPlaybookResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Playbook      *Playbook              `protobuf:"bytes,1,opt,name=playbook,proto3" json:"playbook,omitempty"` // now in force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadPlaybookResponse) Reset() {
+	*x = ReloadPlaybookResponse{}
+	mi := &file_outguard_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadPlaybookResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadPlaybookResponse) ProtoMessage() {}
+
+func (x *ReloadPlaybookResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadPlaybookResponse.ProtoReflect.Descriptor instead.
+func (*ReloadPlaybookResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *ReloadPlaybookResponse) GetPlaybook() *Playbook {
+	if x != nil {
+		return x.Playbook
+	}
+	return nil
+}
+
+// Playbook is what the monitor decides by.
+type Playbook struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`     // empty: the built-in one
+	Sha256        string                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"` // of its text, hex
+	Loaded        string                 `protobuf:"bytes,3,opt,name=loaded,proto3" json:"loaded,omitempty"`
+	Rules         uint32                 `protobuf:"varint,4,opt,name=rules,proto3" json:"rules,omitempty"`
+	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // nothing is ordered
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Playbook) Reset() {
+	*x = Playbook{}
+	mi := &file_outguard_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Playbook) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Playbook) ProtoMessage() {}
+
+func (x *Playbook) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Playbook.ProtoReflect.Descriptor instead.
+func (*Playbook) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *Playbook) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *Playbook) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *Playbook) GetLoaded() string {
+	if x != nil {
+		return x.Loaded
+	}
+	return ""
+}
+
+func (x *Playbook) GetRules() uint32 {
+	if x != nil {
+		return x.Rules
+	}
+	return 0
+}
+
+func (x *Playbook) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 var File_outguard_proto protoreflect.FileDescriptor
 
 const file_outguard_proto_rawDesc = "" +
 	"\n" +
 	"\x0eoutguard.proto\x12\voutguard.v1\"\x0f\n" +
-	"\rStatusRequest\"\xd2\x02\n" +
+	"\rStatusRequest\"\x84\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\astarted\x18\x02 \x01(\tR\astarted\x12\x10\n" +
@@ -4895,7 +5060,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\aengines\x18\t \x03(\v2\x13.outguard.v1.EngineR\aengines\x12\x1a\n" +
 	"\bplaybook\x18\n" +
 	" \x01(\tR\bplaybook\x12\x1a\n" +
-	"\bsessions\x18\v \x01(\rR\bsessions\"\xde\x01\n" +
+	"\bsessions\x18\v \x01(\rR\bsessions\x120\n" +
+	"\bin_force\x18\f \x01(\v2\x15.outguard.v1.PlaybookR\ainForce\"\xde\x01\n" +
 	"\x06Engine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -5305,8 +5471,16 @@ const file_outguard_proto_rawDesc = "" +
 	" \x01(\tR\aprogram\x12\x17\n" +
 	"\aboot_ns\x18\v \x01(\x04R\x06bootNs\x12\x14\n" +
 	"\x05tasks\x18\f \x01(\x04R\x05tasks\x12\x1a\n" +
-	"\bworkload\x18\r \x01(\tR\bworkload2\xd0\n" +
-	"\n" +
+	"\bworkload\x18\r \x01(\tR\bworkload\"\x17\n" +
+	"\x15ReloadPlaybookRequest\"K\n" +
+	"\x16ReloadPlaybookResponse\x121\n" +
+	"\bplaybook\x18\x01 \x01(\v2\x15.outguard.v1.PlaybookR\bplaybook\"}\n" +
+	"\bPlaybook\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x16\n" +
+	"\x06loaded\x18\x03 \x01(\tR\x06loaded\x12\x14\n" +
+	"\x05rules\x18\x04 \x01(\rR\x05rules\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun2\xab\v\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
 	"\aListVMs\x12\x1b.outguard.v1.ListVMsRequest\x1a\x1c.outguard.v1.ListVMsResponse\x12C\n" +
@@ -5328,7 +5502,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05Pause\x12\x19.outguard.v1.PauseRequest\x1a\x1a.outguard.v1.PauseResponse\x12A\n" +
 	"\x06Resume\x12\x1a.outguard.v1.ResumeRequest\x1a\x1b.outguard.v1.ResumeResponse\x12F\n" +
 	"\aCapture\x12\x1b.outguard.v1.CaptureRequest\x1a\x1c.outguard.v1.CaptureResponse0\x01\x12P\n" +
-	"\vListBundles\x12\x1f.outguard.v1.ListBundlesRequest\x1a .outguard.v1.ListBundlesResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
+	"\vListBundles\x12\x1f.outguard.v1.ListBundlesRequest\x1a .outguard.v1.ListBundlesResponse\x12Y\n" +
+	"\x0eReloadPlaybook\x12\".outguard.v1.ReloadPlaybookRequest\x1a#.outguard.v1.ReloadPlaybookResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
 
 var (
 	file_outguard_proto_rawDescOnce sync.Once
@@ -5342,152 +5517,159 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_outguard_proto_goTypes = []any{
-	(*StatusRequest)(nil),       // 0: outguard.v1.StatusRequest
-	(*StatusResponse)(nil),      // 1: outguard.v1.StatusResponse
-	(*Engine)(nil),              // 2: outguard.v1.Engine
-	(*ListVMsRequest)(nil),      // 3: outguard.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),     // 4: outguard.v1.ListVMsResponse
-	(*VM)(nil),                  // 5: outguard.v1.VM
-	(*Session)(nil),             // 6: outguard.v1.Session
-	(*Hook)(nil),                // 7: outguard.v1.Hook
-	(*ClassCount)(nil),          // 8: outguard.v1.ClassCount
-	(*EventsRequest)(nil),       // 9: outguard.v1.EventsRequest
-	(*EventsResponse)(nil),      // 10: outguard.v1.EventsResponse
-	(*Event)(nil),               // 11: outguard.v1.Event
-	(*Task)(nil),                // 12: outguard.v1.Task
-	(*Subject)(nil),             // 13: outguard.v1.Subject
-	(*File)(nil),                // 14: outguard.v1.File
-	(*Exec)(nil),                // 15: outguard.v1.Exec
-	(*Mmap)(nil),                // 16: outguard.v1.Mmap
-	(*Socket)(nil),              // 17: outguard.v1.Socket
-	(*Address)(nil),             // 18: outguard.v1.Address
-	(*Signal)(nil),              // 19: outguard.v1.Signal
-	(*Newtask)(nil),             // 20: outguard.v1.Newtask
-	(*Exit)(nil),                // 21: outguard.v1.Exit
-	(*Cgroup)(nil),              // 22: outguard.v1.Cgroup
-	(*FindingsRequest)(nil),     // 23: outguard.v1.FindingsRequest
-	(*FindingsResponse)(nil),    // 24: outguard.v1.FindingsResponse
-	(*Finding)(nil),             // 25: outguard.v1.Finding
-	(*Ref)(nil),                 // 26: outguard.v1.Ref
-	(*ListOrdersRequest)(nil),   // 27: outguard.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),  // 28: outguard.v1.ListOrdersResponse
-	(*Order)(nil),               // 29: outguard.v1.Order
-	(*ListModelsRequest)(nil),   // 30: outguard.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),  // 31: outguard.v1.ListModelsResponse
-	(*Model)(nil),               // 32: outguard.v1.Model
-	(*ModelHour)(nil),           // 33: outguard.v1.ModelHour
-	(*ExportModelRequest)(nil),  // 34: outguard.v1.ExportModelRequest
-	(*ExportModelResponse)(nil), // 35: outguard.v1.ExportModelResponse
-	(*ImportModelRequest)(nil),  // 36: outguard.v1.ImportModelRequest
-	(*ImportModelResponse)(nil), // 37: outguard.v1.ImportModelResponse
-	(*AcceptModelRequest)(nil),  // 38: outguard.v1.AcceptModelRequest
-	(*AcceptModelResponse)(nil), // 39: outguard.v1.AcceptModelResponse
-	(*LearnModelRequest)(nil),   // 40: outguard.v1.LearnModelRequest
-	(*LearnModelResponse)(nil),  // 41: outguard.v1.LearnModelResponse
-	(*SealModelRequest)(nil),    // 42: outguard.v1.SealModelRequest
-	(*SealModelResponse)(nil),   // 43: outguard.v1.SealModelResponse
-	(*PauseRequest)(nil),        // 44: outguard.v1.PauseRequest
-	(*PauseResponse)(nil),       // 45: outguard.v1.PauseResponse
-	(*ResumeRequest)(nil),       // 46: outguard.v1.ResumeRequest
-	(*ResumeResponse)(nil),      // 47: outguard.v1.ResumeResponse
-	(*CaptureRequest)(nil),      // 48: outguard.v1.CaptureRequest
-	(*CaptureResponse)(nil),     // 49: outguard.v1.CaptureResponse
-	(*Progress)(nil),            // 50: outguard.v1.Progress
-	(*ListBundlesRequest)(nil),  // 51: outguard.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil), // 52: outguard.v1.ListBundlesResponse
-	(*Bundle)(nil),              // 53: outguard.v1.Bundle
-	(*RecordsRequest)(nil),      // 54: outguard.v1.RecordsRequest
-	(*RecordsResponse)(nil),     // 55: outguard.v1.RecordsResponse
-	(*SetModelRequest)(nil),     // 56: outguard.v1.SetModelRequest
-	(*SetModelResponse)(nil),    // 57: outguard.v1.SetModelResponse
-	(*JoinModelRequest)(nil),    // 58: outguard.v1.JoinModelRequest
-	(*JoinModelResponse)(nil),   // 59: outguard.v1.JoinModelResponse
-	(*Container)(nil),           // 60: outguard.v1.Container
-	nil,                         // 61: outguard.v1.Finding.DetailEntry
+	(*StatusRequest)(nil),          // 0: outguard.v1.StatusRequest
+	(*StatusResponse)(nil),         // 1: outguard.v1.StatusResponse
+	(*Engine)(nil),                 // 2: outguard.v1.Engine
+	(*ListVMsRequest)(nil),         // 3: outguard.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),        // 4: outguard.v1.ListVMsResponse
+	(*VM)(nil),                     // 5: outguard.v1.VM
+	(*Session)(nil),                // 6: outguard.v1.Session
+	(*Hook)(nil),                   // 7: outguard.v1.Hook
+	(*ClassCount)(nil),             // 8: outguard.v1.ClassCount
+	(*EventsRequest)(nil),          // 9: outguard.v1.EventsRequest
+	(*EventsResponse)(nil),         // 10: outguard.v1.EventsResponse
+	(*Event)(nil),                  // 11: outguard.v1.Event
+	(*Task)(nil),                   // 12: outguard.v1.Task
+	(*Subject)(nil),                // 13: outguard.v1.Subject
+	(*File)(nil),                   // 14: outguard.v1.File
+	(*Exec)(nil),                   // 15: outguard.v1.Exec
+	(*Mmap)(nil),                   // 16: outguard.v1.Mmap
+	(*Socket)(nil),                 // 17: outguard.v1.Socket
+	(*Address)(nil),                // 18: outguard.v1.Address
+	(*Signal)(nil),                 // 19: outguard.v1.Signal
+	(*Newtask)(nil),                // 20: outguard.v1.Newtask
+	(*Exit)(nil),                   // 21: outguard.v1.Exit
+	(*Cgroup)(nil),                 // 22: outguard.v1.Cgroup
+	(*FindingsRequest)(nil),        // 23: outguard.v1.FindingsRequest
+	(*FindingsResponse)(nil),       // 24: outguard.v1.FindingsResponse
+	(*Finding)(nil),                // 25: outguard.v1.Finding
+	(*Ref)(nil),                    // 26: outguard.v1.Ref
+	(*ListOrdersRequest)(nil),      // 27: outguard.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),     // 28: outguard.v1.ListOrdersResponse
+	(*Order)(nil),                  // 29: outguard.v1.Order
+	(*ListModelsRequest)(nil),      // 30: outguard.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 31: outguard.v1.ListModelsResponse
+	(*Model)(nil),                  // 32: outguard.v1.Model
+	(*ModelHour)(nil),              // 33: outguard.v1.ModelHour
+	(*ExportModelRequest)(nil),     // 34: outguard.v1.ExportModelRequest
+	(*ExportModelResponse)(nil),    // 35: outguard.v1.ExportModelResponse
+	(*ImportModelRequest)(nil),     // 36: outguard.v1.ImportModelRequest
+	(*ImportModelResponse)(nil),    // 37: outguard.v1.ImportModelResponse
+	(*AcceptModelRequest)(nil),     // 38: outguard.v1.AcceptModelRequest
+	(*AcceptModelResponse)(nil),    // 39: outguard.v1.AcceptModelResponse
+	(*LearnModelRequest)(nil),      // 40: outguard.v1.LearnModelRequest
+	(*LearnModelResponse)(nil),     // 41: outguard.v1.LearnModelResponse
+	(*SealModelRequest)(nil),       // 42: outguard.v1.SealModelRequest
+	(*SealModelResponse)(nil),      // 43: outguard.v1.SealModelResponse
+	(*PauseRequest)(nil),           // 44: outguard.v1.PauseRequest
+	(*PauseResponse)(nil),          // 45: outguard.v1.PauseResponse
+	(*ResumeRequest)(nil),          // 46: outguard.v1.ResumeRequest
+	(*ResumeResponse)(nil),         // 47: outguard.v1.ResumeResponse
+	(*CaptureRequest)(nil),         // 48: outguard.v1.CaptureRequest
+	(*CaptureResponse)(nil),        // 49: outguard.v1.CaptureResponse
+	(*Progress)(nil),               // 50: outguard.v1.Progress
+	(*ListBundlesRequest)(nil),     // 51: outguard.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil),    // 52: outguard.v1.ListBundlesResponse
+	(*Bundle)(nil),                 // 53: outguard.v1.Bundle
+	(*RecordsRequest)(nil),         // 54: outguard.v1.RecordsRequest
+	(*RecordsResponse)(nil),        // 55: outguard.v1.RecordsResponse
+	(*SetModelRequest)(nil),        // 56: outguard.v1.SetModelRequest
+	(*SetModelResponse)(nil),       // 57: outguard.v1.SetModelResponse
+	(*JoinModelRequest)(nil),       // 58: outguard.v1.JoinModelRequest
+	(*JoinModelResponse)(nil),      // 59: outguard.v1.JoinModelResponse
+	(*Container)(nil),              // 60: outguard.v1.Container
+	(*ReloadPlaybookRequest)(nil),  // 61: outguard.v1.ReloadPlaybookRequest
+	(*ReloadPlaybookResponse)(nil), // 62: outguard.v1.ReloadPlaybookResponse
+	(*Playbook)(nil),               // 63: outguard.v1.Playbook
+	nil,                            // 64: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
-	5,  // 1: outguard.v1.ListVMsResponse.vms:type_name -> outguard.v1.VM
-	6,  // 2: outguard.v1.VM.session:type_name -> outguard.v1.Session
-	8,  // 3: outguard.v1.VM.classes:type_name -> outguard.v1.ClassCount
-	32, // 4: outguard.v1.VM.models:type_name -> outguard.v1.Model
-	60, // 5: outguard.v1.VM.containers:type_name -> outguard.v1.Container
-	7,  // 6: outguard.v1.Session.hooks:type_name -> outguard.v1.Hook
-	11, // 7: outguard.v1.EventsResponse.events:type_name -> outguard.v1.Event
-	13, // 8: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
-	15, // 9: outguard.v1.Event.exec:type_name -> outguard.v1.Exec
-	14, // 10: outguard.v1.Event.file:type_name -> outguard.v1.File
-	16, // 11: outguard.v1.Event.mmap:type_name -> outguard.v1.Mmap
-	17, // 12: outguard.v1.Event.socket:type_name -> outguard.v1.Socket
-	18, // 13: outguard.v1.Event.address:type_name -> outguard.v1.Address
-	19, // 14: outguard.v1.Event.signal:type_name -> outguard.v1.Signal
-	20, // 15: outguard.v1.Event.newtask:type_name -> outguard.v1.Newtask
-	21, // 16: outguard.v1.Event.exit:type_name -> outguard.v1.Exit
-	22, // 17: outguard.v1.Event.cgroup:type_name -> outguard.v1.Cgroup
-	12, // 18: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
-	12, // 19: outguard.v1.Signal.target:type_name -> outguard.v1.Task
-	12, // 20: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
-	12, // 21: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
-	25, // 22: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
-	26, // 23: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	61, // 24: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
-	29, // 25: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
-	32, // 26: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
-	33, // 27: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
-	32, // 28: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
-	32, // 29: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
-	32, // 30: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
-	32, // 31: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
-	29, // 32: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
-	29, // 33: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
-	50, // 34: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
-	29, // 35: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
-	53, // 36: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	32, // 37: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
-	32, // 38: outguard.v1.JoinModelResponse.model:type_name -> outguard.v1.Model
-	0,  // 39: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 40: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 41: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	54, // 42: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
-	23, // 43: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	27, // 44: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	30, // 45: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	40, // 46: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	42, // 47: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	34, // 48: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	36, // 49: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	38, // 50: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	56, // 51: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
-	58, // 52: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
-	44, // 53: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	46, // 54: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	48, // 55: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	51, // 56: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	1,  // 57: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 58: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 59: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	55, // 60: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	24, // 61: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	28, // 62: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	31, // 63: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	41, // 64: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	43, // 65: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	35, // 66: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	37, // 67: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	39, // 68: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	57, // 69: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	59, // 70: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
-	45, // 71: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	47, // 72: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	49, // 73: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	52, // 74: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	57, // [57:75] is the sub-list for method output_type
-	39, // [39:57] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	63, // 1: outguard.v1.StatusResponse.in_force:type_name -> outguard.v1.Playbook
+	5,  // 2: outguard.v1.ListVMsResponse.vms:type_name -> outguard.v1.VM
+	6,  // 3: outguard.v1.VM.session:type_name -> outguard.v1.Session
+	8,  // 4: outguard.v1.VM.classes:type_name -> outguard.v1.ClassCount
+	32, // 5: outguard.v1.VM.models:type_name -> outguard.v1.Model
+	60, // 6: outguard.v1.VM.containers:type_name -> outguard.v1.Container
+	7,  // 7: outguard.v1.Session.hooks:type_name -> outguard.v1.Hook
+	11, // 8: outguard.v1.EventsResponse.events:type_name -> outguard.v1.Event
+	13, // 9: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
+	15, // 10: outguard.v1.Event.exec:type_name -> outguard.v1.Exec
+	14, // 11: outguard.v1.Event.file:type_name -> outguard.v1.File
+	16, // 12: outguard.v1.Event.mmap:type_name -> outguard.v1.Mmap
+	17, // 13: outguard.v1.Event.socket:type_name -> outguard.v1.Socket
+	18, // 14: outguard.v1.Event.address:type_name -> outguard.v1.Address
+	19, // 15: outguard.v1.Event.signal:type_name -> outguard.v1.Signal
+	20, // 16: outguard.v1.Event.newtask:type_name -> outguard.v1.Newtask
+	21, // 17: outguard.v1.Event.exit:type_name -> outguard.v1.Exit
+	22, // 18: outguard.v1.Event.cgroup:type_name -> outguard.v1.Cgroup
+	12, // 19: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
+	12, // 20: outguard.v1.Signal.target:type_name -> outguard.v1.Task
+	12, // 21: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
+	12, // 22: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
+	25, // 23: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
+	26, // 24: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
+	64, // 25: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	29, // 26: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
+	32, // 27: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
+	33, // 28: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
+	32, // 29: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
+	32, // 30: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
+	32, // 31: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
+	32, // 32: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
+	29, // 33: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
+	29, // 34: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
+	50, // 35: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
+	29, // 36: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
+	53, // 37: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
+	32, // 38: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
+	32, // 39: outguard.v1.JoinModelResponse.model:type_name -> outguard.v1.Model
+	63, // 40: outguard.v1.ReloadPlaybookResponse.playbook:type_name -> outguard.v1.Playbook
+	0,  // 41: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 42: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 43: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	54, // 44: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	23, // 45: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	27, // 46: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	30, // 47: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	40, // 48: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	42, // 49: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	34, // 50: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	36, // 51: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	38, // 52: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	56, // 53: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
+	58, // 54: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
+	44, // 55: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	46, // 56: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	48, // 57: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	51, // 58: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	61, // 59: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
+	1,  // 60: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 61: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 62: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	55, // 63: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	24, // 64: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	28, // 65: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	31, // 66: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	41, // 67: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	43, // 68: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	35, // 69: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	37, // 70: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	39, // 71: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	57, // 72: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	59, // 73: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
+	45, // 74: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	47, // 75: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	49, // 76: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	52, // 77: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	62, // 78: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
+	60, // [60:79] is the sub-list for method output_type
+	41, // [41:60] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -5501,7 +5683,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   62,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -298,6 +298,11 @@ func (b *Backend) Bundles(context.Context) ([]*apipb.Bundle, error) {
 	return out, nil
 }
 
+// ReloadPlaybook implements api.Backend.
+func (b *Backend) ReloadPlaybook(context.Context, api.Caller) (*apipb.Playbook, error) {
+	return &apipb.Playbook{File: "/etc/outguard/playbook.yaml", Sha256: "00ff", Loaded: api.FormatTime(b.Now()), Rules: 2}, nil
+}
+
 // ExportModel implements api.Backend.
 func (b *Backend) ExportModel(_ context.Context, of api.ModelRef) ([]byte, error) {
 	b.mu.Lock()

@@ -25,7 +25,8 @@ func main() {
 const usage = `usage: outguardd [--config FILE] [--check] [--version]
 
 outguardd watches the enrolled domains of this host. It runs in the foreground
-and logs to standard error; SIGTERM stops it in order.
+and logs to standard error; SIGTERM stops it in order, SIGHUP has it read its
+playbook anew.
 
 `
 
@@ -66,7 +67,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: c.LogLevel()}))
-	if err := monitor.New(c, version.String(), log).Run(ctx); err != nil {
+	m := monitor.New(c, version.String(), log)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	m.Reloads(hangups)
+	if err := m.Run(ctx); err != nil {
 		log.Error("monitor stopped", "error", err)
 		return 1
 	}

@@ -81,6 +81,8 @@ const (
 	OutguardCaptureProcedure = "/outguard.v1.Outguard/Capture"
 	// OutguardListBundlesProcedure is the fully-qualified name of the Outguard's ListBundles RPC.
 	OutguardListBundlesProcedure = "/outguard.v1.Outguard/ListBundles"
+	// OutguardReloadPlaybookProcedure is the fully-qualified name of the Outguard's ReloadPlaybook RPC.
+	OutguardReloadPlaybookProcedure = "/outguard.v1.Outguard/ReloadPlaybook"
 )
 
 // OutguardClient is a client for the outguard.v1.Outguard service.
@@ -123,6 +125,9 @@ type OutguardClient interface {
 	Capture(context.Context, *apipb.CaptureRequest) (*connect.ServerStreamForClient[apipb.CaptureResponse], error)
 	// ListBundles lists the bundles on this host, oldest first.
 	ListBundles(context.Context, *apipb.ListBundlesRequest) (*apipb.ListBundlesResponse, error)
+	// ReloadPlaybook reads the playbook's file anew: it comes into force whole, or
+	// the one before stays and the error says why.
+	ReloadPlaybook(context.Context, *apipb.ReloadPlaybookRequest) (*apipb.ReloadPlaybookResponse, error)
 }
 
 // NewOutguardClient constructs a client for the outguard.v1.Outguard service. By default, it uses
@@ -244,29 +249,36 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(outguardMethods.ByName("ListBundles")),
 			connect.WithClientOptions(opts...),
 		),
+		reloadPlaybook: connect.NewClient[apipb.ReloadPlaybookRequest, apipb.ReloadPlaybookResponse](
+			httpClient,
+			baseURL+OutguardReloadPlaybookProcedure,
+			connect.WithSchema(outguardMethods.ByName("ReloadPlaybook")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // outguardClient implements OutguardClient.
 type outguardClient struct {
-	status      *connect.Client[apipb.StatusRequest, apipb.StatusResponse]
-	listVMs     *connect.Client[apipb.ListVMsRequest, apipb.ListVMsResponse]
-	events      *connect.Client[apipb.EventsRequest, apipb.EventsResponse]
-	records     *connect.Client[apipb.RecordsRequest, apipb.RecordsResponse]
-	findings    *connect.Client[apipb.FindingsRequest, apipb.FindingsResponse]
-	listOrders  *connect.Client[apipb.ListOrdersRequest, apipb.ListOrdersResponse]
-	listModels  *connect.Client[apipb.ListModelsRequest, apipb.ListModelsResponse]
-	learnModel  *connect.Client[apipb.LearnModelRequest, apipb.LearnModelResponse]
-	sealModel   *connect.Client[apipb.SealModelRequest, apipb.SealModelResponse]
-	exportModel *connect.Client[apipb.ExportModelRequest, apipb.ExportModelResponse]
-	importModel *connect.Client[apipb.ImportModelRequest, apipb.ImportModelResponse]
-	acceptModel *connect.Client[apipb.AcceptModelRequest, apipb.AcceptModelResponse]
-	setModel    *connect.Client[apipb.SetModelRequest, apipb.SetModelResponse]
-	joinModel   *connect.Client[apipb.JoinModelRequest, apipb.JoinModelResponse]
-	pause       *connect.Client[apipb.PauseRequest, apipb.PauseResponse]
-	resume      *connect.Client[apipb.ResumeRequest, apipb.ResumeResponse]
-	capture     *connect.Client[apipb.CaptureRequest, apipb.CaptureResponse]
-	listBundles *connect.Client[apipb.ListBundlesRequest, apipb.ListBundlesResponse]
+	status         *connect.Client[apipb.StatusRequest, apipb.StatusResponse]
+	listVMs        *connect.Client[apipb.ListVMsRequest, apipb.ListVMsResponse]
+	events         *connect.Client[apipb.EventsRequest, apipb.EventsResponse]
+	records        *connect.Client[apipb.RecordsRequest, apipb.RecordsResponse]
+	findings       *connect.Client[apipb.FindingsRequest, apipb.FindingsResponse]
+	listOrders     *connect.Client[apipb.ListOrdersRequest, apipb.ListOrdersResponse]
+	listModels     *connect.Client[apipb.ListModelsRequest, apipb.ListModelsResponse]
+	learnModel     *connect.Client[apipb.LearnModelRequest, apipb.LearnModelResponse]
+	sealModel      *connect.Client[apipb.SealModelRequest, apipb.SealModelResponse]
+	exportModel    *connect.Client[apipb.ExportModelRequest, apipb.ExportModelResponse]
+	importModel    *connect.Client[apipb.ImportModelRequest, apipb.ImportModelResponse]
+	acceptModel    *connect.Client[apipb.AcceptModelRequest, apipb.AcceptModelResponse]
+	setModel       *connect.Client[apipb.SetModelRequest, apipb.SetModelResponse]
+	joinModel      *connect.Client[apipb.JoinModelRequest, apipb.JoinModelResponse]
+	pause          *connect.Client[apipb.PauseRequest, apipb.PauseResponse]
+	resume         *connect.Client[apipb.ResumeRequest, apipb.ResumeResponse]
+	capture        *connect.Client[apipb.CaptureRequest, apipb.CaptureResponse]
+	listBundles    *connect.Client[apipb.ListBundlesRequest, apipb.ListBundlesResponse]
+	reloadPlaybook *connect.Client[apipb.ReloadPlaybookRequest, apipb.ReloadPlaybookResponse]
 }
 
 // Status calls outguard.v1.Outguard.Status.
@@ -407,6 +419,15 @@ func (c *outguardClient) ListBundles(ctx context.Context, req *apipb.ListBundles
 	return nil, err
 }
 
+// ReloadPlaybook calls outguard.v1.Outguard.ReloadPlaybook.
+func (c *outguardClient) ReloadPlaybook(ctx context.Context, req *apipb.ReloadPlaybookRequest) (*apipb.ReloadPlaybookResponse, error) {
+	response, err := c.reloadPlaybook.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // OutguardHandler is an implementation of the outguard.v1.Outguard service.
 type OutguardHandler interface {
 	// Status tells of the monitor itself.
@@ -447,6 +468,9 @@ type OutguardHandler interface {
 	Capture(context.Context, *apipb.CaptureRequest, *connect.ServerStream[apipb.CaptureResponse]) error
 	// ListBundles lists the bundles on this host, oldest first.
 	ListBundles(context.Context, *apipb.ListBundlesRequest) (*apipb.ListBundlesResponse, error)
+	// ReloadPlaybook reads the playbook's file anew: it comes into force whole, or
+	// the one before stays and the error says why.
+	ReloadPlaybook(context.Context, *apipb.ReloadPlaybookRequest) (*apipb.ReloadPlaybookResponse, error)
 }
 
 // NewOutguardHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -564,6 +588,12 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(outguardMethods.ByName("ListBundles")),
 		connect.WithHandlerOptions(opts...),
 	)
+	outguardReloadPlaybookHandler := connect.NewUnaryHandlerSimple(
+		OutguardReloadPlaybookProcedure,
+		svc.ReloadPlaybook,
+		connect.WithSchema(outguardMethods.ByName("ReloadPlaybook")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/outguard.v1.Outguard/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OutguardStatusProcedure:
@@ -602,6 +632,8 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardCaptureHandler.ServeHTTP(w, r)
 		case OutguardListBundlesProcedure:
 			outguardListBundlesHandler.ServeHTTP(w, r)
+		case OutguardReloadPlaybookProcedure:
+			outguardReloadPlaybookHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -681,4 +713,8 @@ func (UnimplementedOutguardHandler) Capture(context.Context, *apipb.CaptureReque
 
 func (UnimplementedOutguardHandler) ListBundles(context.Context, *apipb.ListBundlesRequest) (*apipb.ListBundlesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.ListBundles is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) ReloadPlaybook(context.Context, *apipb.ReloadPlaybookRequest) (*apipb.ReloadPlaybookResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.ReloadPlaybook is not implemented"))
 }
