@@ -173,6 +173,24 @@ func (s *service) Resume(ctx context.Context, r *apipb.ResumeRequest) (*apipb.Re
 	return &apipb.ResumeResponse{Order: s.order(ctx, o)}, nil
 }
 
+// containing are the steps that Contain takes.
+var containing = []string{"isolate", "connect", "reset", "destroy"}
+
+func (s *service) Contain(ctx context.Context, r *apipb.ContainRequest) (*apipb.ContainResponse, error) {
+	if !slices.Contains(containing, r.Step) {
+		return nil, invalid("", "step %q is none of %s", r.Step, strings.Join(containing, ", "))
+	}
+	vm, by, err := s.ordered(ctx, r.Step, r.Vm, r.Reason)
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.backend.Contain(ctx, vm, r.Step, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.ContainResponse{Order: s.order(ctx, o)}, nil
+}
+
 func (s *service) ListBundles(ctx context.Context, r *apipb.ListBundlesRequest) (*apipb.ListBundlesResponse, error) {
 	want, err := s.resolveOptional(ctx, r.Vm)
 	if err != nil {

@@ -59,13 +59,20 @@ func orderRow(o *apipb.Order) []string {
 	if result == "" {
 		result = o.Bundle
 	}
-	return []string{clock(o.Decided), vmName(o), o.Step, o.State, between(o.Decided, o.Effect), by, result, o.Id}
+	step := o.Step
+	if o.Target != "" {
+		step += " " + o.Target
+	}
+	return []string{clock(o.Decided), vmName(o), step, o.State, between(o.Decided, o.Effect), by, result, o.Id}
 }
 
 func (a *app) describeOrder(o *apipb.Order) {
 	a.fact("id", o.Id)
 	a.fact("vm", o.Vm+" "+o.Uuid)
 	a.fact("step", o.Step)
+	if o.Target != "" {
+		a.fact("tells", o.Target)
+	}
 	a.fact("state", o.State)
 	if o.Error != "" {
 		a.fact("error", o.Error)

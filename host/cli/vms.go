@@ -81,9 +81,18 @@ func vmRow(v *apipb.VM) []string {
 	received, lost := counts(v)
 	s := v.GetSession()
 	return []string{
-		v.Name, v.State, agentState(v), v.Transport, s.GetKernel(), hooks(s),
+		v.Name, vmState(v), agentState(v), v.Transport, s.GetKernel(), hooks(s),
 		fmt.Sprint(received), lost, modelState(v.Models), fmt.Sprint(v.Findings), clock(s.GetLastSeen()),
 	}
+}
+
+// vmState is libvirt's word, and whether an order keeps the domain from its
+// network.
+func vmState(v *apipb.VM) string {
+	if v.Isolated {
+		return v.State + ", isolated"
+	}
+	return v.State
 }
 
 func agentState(v *apipb.VM) string {
@@ -144,7 +153,7 @@ func modelState(models []*apipb.Model) string {
 func (a *app) describeVM(v *apipb.VM) {
 	a.fact("name", v.Name)
 	a.fact("uuid", v.Uuid)
-	a.fact("state", v.State)
+	a.fact("state", vmState(v))
 	a.fact("enrolled", yesNo(v.Enrolled))
 	a.fact("transport", v.Transport)
 	a.fact("agent", agentState(v))

@@ -3,6 +3,7 @@ package decide
 import (
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,7 +49,7 @@ func (c *checker) playbook(f *file) *Playbook {
 		c.bad("$.rules", "at most %d rules", MaxRules)
 		return nil
 	}
-	p := &Playbook{DryRun: f.DryRun, Labels: c.labels(f.Labels), Limits: c.limits(&f.Limits)}
+	p := &Playbook{DryRun: f.DryRun, Labels: c.labels(f.Labels), Limits: c.limits(&f.Limits), Alerts: c.targets(f.Alerts)}
 	seen := map[string]bool{}
 	for i := range f.Rules {
 		at := fmt.Sprintf("$.rules[%d]", i)
@@ -57,6 +58,7 @@ func (c *checker) playbook(f *file) *Playbook {
 			c.bad(at+".name", "%q names an earlier rule", r.Name)
 		}
 		seen[r.Name] = true
+		c.alert(at, &f.Rules[i], &r, p)
 		if l := r.Match.Label; l != "" && f.Labels[l] == nil {
 			c.bad(at+".match.label", "%q is none of the labels of this playbook", l)
 		}
@@ -155,6 +157,7 @@ func plainName(r rune) bool {
 
 func (c *checker) limits(f *fileLimits) Limits {
 	l := DefaultLimits()
+	c.limit("$.limits.alert", &f.Alert, &l.Alert)
 	c.limit("$.limits.capture", &f.Capture, &l.Capture)
 	return l
 }
@@ -204,6 +207,114 @@ func (c *checker) text(at, s string) {
 	}
 }
 
+// alert takes whom a rule's alert tells: who is named, else all.
+func (c *checker) alert(at string, f *fileRule, r *Rule, p *Playbook) {
+	if !slices.Contains(r.Steps, Alert) {
+		if len(f.Alert) > 0 {
+			c.bad(at+".alert", "needs the step alert")
+		}
+		return
+	}
+	for i, name := range f.Alert {
+		if _, ok := p.Target(name); !ok {
+			c.bad(fmt.Sprintf("%s.alert[%d]", at, i), "%q is none of the alerts of this playbook", name)
+		}
+		if slices.Contains(r.Alerts, name) {
+			c.bad(fmt.Sprintf("%s.alert[%d]", at, i), "%q stands there twice", name)
+		}
+		r.Alerts = append(r.Alerts, name)
+	}
+	if len(f.Alert) > 0 {
+		return
+	}
+	for _, t := range p.Alerts {
+		r.Alerts = append(r.Alerts, t.Name)
+	}
+	if len(r.Alerts) == 0 {
+		c.bad(at+".steps", "alert needs whom to tell: name a webhook or a command under alerts")
+	}
+}
+
+// Bounds of alerts.
+const (
+	MaxTargets = 16
+	maxTimeout = 5 * time.Minute
+	maxGather  = time.Hour
+	maxArgs    = 64
+)
+
+func (c *checker) targets(all []fileTarget) (out []Target) {
+	if len(all) > MaxTargets {
+		c.bad("$.alerts", "at most %d", MaxTargets)
+		return nil
+	}
+	seen := map[string]bool{}
+	for i := range all {
+		at := fmt.Sprintf("$.alerts[%d]", i)
+		t := c.target(at, &all[i])
+		if seen[t.Name] {
+			c.bad(at+".name", "%q names an earlier one", t.Name)
+		}
+		seen[t.Name] = true
+		out = append(out, t)
+	}
+	return out
+}
+
+func (c *checker) target(at string, f *fileTarget) Target {
+	t := Target{Name: f.Name, Webhook: f.Webhook, Token: f.Token, Command: f.Command, Timeout: 10 * time.Second, Gather: 2 * time.Second}
+	if t.Name == "" || len(t.Name) > 64 || strings.ContainsFunc(t.Name, func(r rune) bool { return !plainName(r) }) {
+		c.bad(at+".name", "%q is no name: letters, digits and ._- are, 64 at most", t.Name)
+	}
+	switch {
+	case (t.Webhook == "") == (len(t.Command) == 0):
+		c.bad(at, "either a webhook or a command is expected")
+	case t.Webhook != "":
+		c.webhook(at, t.Webhook)
+	default:
+		c.command(at+".command", t.Command)
+	}
+	if t.Token != "" && (t.Token[0] != '/' || t.Webhook == "") {
+		c.bad(at+".token_file", "%q is no absolute path beside a webhook", t.Token)
+	}
+	if f.Timeout != "" {
+		if t.Timeout = c.duration(at+".timeout", f.Timeout); t.Timeout <= 0 || t.Timeout > maxTimeout {
+			c.bad(at+".timeout", "%s is not between 0 and %s", f.Timeout, short(maxTimeout))
+		}
+	}
+	if f.Gather != "" {
+		if t.Gather = c.duration(at+".gather", f.Gather); t.Gather > maxGather {
+			c.bad(at+".gather", "%s is more than %s", f.Gather, short(maxGather))
+		}
+	}
+	return t
+}
+
+func (c *checker) webhook(at, text string) {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || len(text) > 2048:
+		c.bad(at+".webhook", "no URL such as https://host/path") // its text is often a secret
+	case u.User != nil:
+		c.bad(at+".webhook", "user and password do not belong into a URL: use token_file")
+	}
+}
+
+func (c *checker) command(at string, args []string) {
+	if len(args) > maxArgs {
+		c.bad(at, "at most %d arguments", maxArgs)
+		return
+	}
+	if args[0] == "" || args[0][0] != '/' {
+		c.bad(at+"[0]", "%q is no absolute path; the arguments stand beside it, as in [/bin/x, -v]", args[0])
+	}
+	for i, a := range args {
+		if len(a) > 4096 || strings.ContainsRune(a, 0) {
+			c.bad(fmt.Sprintf("%s[%d]", at, i), "longer than 4096 bytes, or with a zero byte")
+		}
+	}
+}
+
 func (c *checker) steps(at string, names []string) []Step {
 	if len(names) == 0 {
 		c.bad(at, "is empty; use [log] to do nothing more")
@@ -212,22 +323,30 @@ func (c *checker) steps(at string, names []string) []Step {
 	seen := map[Step]bool{}
 	for i, name := range names {
 		here, s := fmt.Sprintf("%s[%d]", at, i), Step(name)
-		switch s {
-		case Log, Pause, Capture, Resume:
-		default:
-			c.bad(here, "%q is none of log, pause, capture, resume", name)
+		if !slices.Contains(AllSteps, s) {
+			c.bad(here, "%q is none of %s", name, stepList())
 		}
 		if seen[s] {
 			c.bad(here, "%q stands there twice", name)
 		}
-		if s == Capture && !seen[Pause] {
+		switch {
+		case s == Capture && !seen[Pause]:
 			c.bad(here, "capture must follow pause: memory and disks of a running VM are no pair")
-		}
-		if s == Resume && i != len(names)-1 {
-			c.bad(here, "resume must come last")
+		case s == Capture && seen[Reset]:
+			c.bad(here, "capture must come before reset, which ends what was in memory")
+		case (s == Resume || s == Destroy) && i != len(names)-1:
+			c.bad(here, "%s must come last", s)
 		}
 		seen[s] = true
 		out = append(out, s)
 	}
 	return out
+}
+
+func stepList() string {
+	names := make([]string, len(AllSteps))
+	for i, s := range AllSteps {
+		names[i] = string(s)
+	}
+	return strings.Join(names, ", ")
 }

@@ -1,6 +1,7 @@
 package decide
 
 import (
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -30,6 +31,7 @@ type Decision struct {
 	Steps   []Step // in order; none where the rule held back
 	Held    string // why it held back, "" where it did not
 
+	Alerts  []string  `json:",omitempty"` // names of whom the step alert tells
 	Dropped []Dropped `json:",omitempty"` // steps of the rule that a limit took
 	Counted []string  `json:",omitempty"` // rules with a repetition that this finding counts for
 	Dry     []Trial   `json:",omitempty"` // what rules on trial would have done
@@ -71,6 +73,9 @@ func Decide(p *Playbook, in Input, h *History) Decision {
 		t := r.acts(p, in, h, dry)
 		if !dry {
 			d.Rule, d.Steps, d.Held, d.Dropped = t.Rule, t.Steps, t.Held, t.Dropped
+			if slices.Contains(t.Steps, Alert) {
+				d.Alerts = r.Alerts
+			}
 			return d
 		}
 		if len(d.Dry) < maxTrials {

@@ -7,7 +7,14 @@
 //	dry_run: false                  # true: nothing is ordered
 //	labels:                         # each a set of VMs, by globs over names and UUIDs
 //	  production: ["web-*", "db-*"]
+//	alerts:                         # whom the step alert tells
+//	  - name: pager
+//	    webhook: https://host/path  # or command: [/absolute/path, arguments]
+//	    token_file: /path           # Authorization: Bearer
+//	    timeout: 10s                # of one attempt
+//	    gather: 2s                  # to wait for more findings, which are counted
 //	limits:                         # of one VM and of all; these are the defaults
+//	  alert: {vm: 12/1h, total: 240/1h}
 //	  capture: {vm: 4/1h, total: 60/1h}
 //	rules:
 //	  - name: stop-and-capture      # unique; orders and findings show it
@@ -21,7 +28,8 @@
 //	      container: "shop-*"       # glob over its name, else its cgroup's id
 //	      program: "/usr/bin/*"     # glob over the path of what acted
 //	      repeated: {times: 5, within: 1m}  # so many of one VM that match all else
-//	    steps: [log, pause, capture]
+//	    steps: [log, alert, pause, capture]
+//	    alert: [pager]              # default: all of alerts
 //	    once_per: run               # run (default), session, vm or event
 //	    cooldown: 10m               # default 0: none
 //	    dry_run: false              # true: on trial
@@ -33,6 +41,8 @@
 // repetition has not come, and one on trial, do not decide: the next is asked.
 // A glob's * stands for any text and ? for one byte; nothing else is special.
 //
-// The steps: log; pause stops all vCPUs; capture takes memory and disks and
-// must follow pause; resume must be said, and last. No matching rule, no step.
+// The steps: log; alert; isolate takes the network links down; pause stops all
+// vCPUs; capture takes memory and disks, must follow pause and come before
+// reset; reset; destroy and resume, of which one may come last. No matching
+// rule, no step.
 package decide

@@ -25,10 +25,21 @@ type file struct {
 	DryRun  bool                `yaml:"dry_run"`
 	Labels  map[string][]string `yaml:"labels"`
 	Limits  fileLimits          `yaml:"limits"`
+	Alerts  []fileTarget        `yaml:"alerts"`
 	Rules   []fileRule          `yaml:"rules"`
 }
 
+type fileTarget struct {
+	Name    string   `yaml:"name"`
+	Webhook string   `yaml:"webhook"`
+	Token   string   `yaml:"token_file"`
+	Command []string `yaml:"command"`
+	Timeout string   `yaml:"timeout"`
+	Gather  string   `yaml:"gather"`
+}
+
 type fileLimits struct {
+	Alert   fileLimit `yaml:"alert"`
 	Capture fileLimit `yaml:"capture"`
 }
 
@@ -41,6 +52,7 @@ type fileRule struct {
 	Name     string     `yaml:"name"`
 	Match    *fileMatch `yaml:"match"`
 	Steps    []string   `yaml:"steps"`
+	Alert    []string   `yaml:"alert"`
 	OncePer  string     `yaml:"once_per"`
 	Cooldown string     `yaml:"cooldown"`
 	DryRun   bool       `yaml:"dry_run"`

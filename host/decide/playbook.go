@@ -12,10 +12,17 @@ type Step string
 // The steps.
 const (
 	Log     Step = "log"
+	Alert   Step = "alert"
+	Isolate Step = "isolate"
 	Pause   Step = "pause"
 	Capture Step = "capture"
+	Reset   Step = "reset"
+	Destroy Step = "destroy"
 	Resume  Step = "resume"
 )
+
+// AllSteps are the steps, in the order in which most playbooks have them.
+var AllSteps = []Step{Log, Alert, Isolate, Pause, Capture, Reset, Destroy, Resume}
 
 // Once says how often a rule acts on one VM.
 type Once string
@@ -31,9 +38,30 @@ const (
 // Playbook is a validated policy.
 type Playbook struct {
 	Rules  []Rule
+	Alerts []Target            // whom the step alert tells
 	Labels map[string][]string // a label and the globs over names and UUIDs that have it
 	Limits Limits
 	DryRun bool // nothing is ordered
+}
+
+// Target is whom the step alert tells: a webhook or a program.
+type Target struct {
+	Name    string
+	Webhook string        // URL
+	Token   string        // file with what Authorization: Bearer takes; "" for none
+	Command []string      // absolute path, and arguments
+	Timeout time.Duration // of one attempt
+	Gather  time.Duration // to wait for what else is found, which is counted
+}
+
+// Target finds whom a name means.
+func (p *Playbook) Target(name string) (Target, bool) {
+	for _, t := range p.Alerts {
+		if t.Name == name {
+			return t, true
+		}
+	}
+	return Target{}, false
 }
 
 // Rule maps findings to steps.
@@ -41,6 +69,7 @@ type Rule struct {
 	Name     string
 	Match    Match
 	Steps    []Step
+	Alerts   []string // names of whom its alert tells
 	OncePer  Once
 	Cooldown time.Duration
 	DryRun   bool // on trial: recorded, not ordered, and the next rule is asked
@@ -49,6 +78,7 @@ type Rule struct {
 // Limits bound the steps that cost the host. They take a step from a decision
 // and leave the others.
 type Limits struct {
+	Alert   Limit
 	Capture Limit
 }
 
@@ -73,12 +103,16 @@ const (
 // DefaultLimits are those of a playbook that says none.
 func DefaultLimits() Limits {
 	return Limits{
+		Alert:   Limit{VM: Budget{12, time.Hour}, Total: Budget{240, time.Hour}},
 		Capture: Limit{VM: Budget{4, time.Hour}, Total: Budget{60, time.Hour}},
 	}
 }
 
 func (l *Limits) of(s Step) (Limit, bool) {
-	if s == Capture {
+	switch s {
+	case Alert:
+		return l.Alert, true
+	case Capture:
 		return l.Capture, true
 	}
 	return Limit{}, false

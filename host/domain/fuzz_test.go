@@ -8,6 +8,7 @@ func FuzzXML(f *testing.F) {
 	f.Add(`<capabilities><host><secmodel><model>dac</model><baselabel>+64055:+109</baselabel></secmodel></host></capabilities>`)
 	f.Add(`<domain><devices><vsock><cid address='99999999999'/></vsock></devices></domain>`)
 	f.Add(`<!DOCTYPE a [<!ENTITY b "c">]><domain>&b;</domain>`)
+	f.Add(`<domain><devices><interface type='user'><mac address='52:54:00:00:00:01'/><link state='down'/></interface></devices></domain>`)
 	f.Fuzz(func(t *testing.T, text string) {
 		if cid, err := parseCID(text); err != nil && cid != 0 {
 			t.Error("a CID beside an error")
@@ -18,6 +19,11 @@ func FuzzXML(f *testing.F) {
 		}
 		if got, err := parseQEMUIDs(text); err != nil && got != (ids{}) {
 			t.Error("ids beside an error")
+		}
+		if n, err := parseNetwork(text); err == nil {
+			for _, l := range n.links {
+				l.with(false)
+			}
 		}
 	})
 }

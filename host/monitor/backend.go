@@ -77,9 +77,15 @@ func (b backend) VMs(ctx context.Context) ([]*apipb.VM, error) {
 	if err != nil {
 		b.m.log.Warn("models", "error", err)
 	}
+	isolated, err := b.m.journal.AllIsolated()
+	if err != nil {
+		return nil, err
+	}
 	var out []*apipb.VM
 	for _, w := range b.m.domains.list() {
-		out = append(out, b.vm(w, models))
+		v := b.vm(w, models)
+		v.Isolated = len(isolated[w.UUID]) > 0
+		out = append(out, v)
 	}
 	return out, nil
 }
@@ -379,7 +385,7 @@ func orderOf(e respond.Entry) *apipb.Order {
 	o := e.Order
 	p := &apipb.Order{
 		Id: o.ID.String(), Group: o.Group.String(), Vm: o.Name, Uuid: o.VM.String(), Step: string(o.Kind), State: "pending",
-		By: o.Asked, Reason: o.Reason, Rule: o.Rule, Finding: o.Finding,
+		Target: o.Target, By: o.Asked, Reason: o.Reason, Rule: o.Rule, Finding: o.Finding,
 		Received: api.FormatTime(o.Received), Found: api.FormatTime(o.Found), Decided: api.FormatTime(o.Decided),
 	}
 	if w := e.Waiting; w != nil {
@@ -532,6 +538,10 @@ func (b backend) Pause(ctx context.Context, vm uuid.UUID, by api.Caller) (*apipb
 
 func (b backend) Resume(ctx context.Context, vm uuid.UUID, by api.Caller) (*apipb.Order, error) {
 	return b.order(ctx, vm, by, respond.Resume)
+}
+
+func (b backend) Contain(ctx context.Context, vm uuid.UUID, step string, by api.Caller) (*apipb.Order, error) {
+	return b.order(ctx, vm, by, respond.Kind(step))
 }
 
 // Capture leaves a VM running that ran before: pause and resume are orders too.

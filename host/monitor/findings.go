@@ -115,7 +115,7 @@ func (j *judge) order(f *engine.Finding, d *decide.Decision, name string) {
 		steps[i] = respond.Kind(s)
 	}
 	_, err := j.m.responder.Submit(context.Background(), respond.Request{
-		VM: f.VM, Name: name, Steps: steps, Asked: "playbook", Reason: f.Reason,
+		VM: f.VM, Name: name, Steps: steps, Alerts: d.Alerts, Asked: "playbook", Reason: f.Reason,
 		Finding: f.ID, Rule: d.Rule, Received: f.Received, Found: f.At, Decided: d.At,
 	})
 	if err != nil {
@@ -125,10 +125,11 @@ func (j *judge) order(f *engine.Finding, d *decide.Decision, name string) {
 	}
 }
 
-// settled lets a rule act again whose order came to nothing.
+// settled lets a rule act again whose order came to nothing. An alert that
+// nobody took is no reason to stop the VM again.
 func (j *judge) settled(e respond.Entry) {
 	j.m.metrics.Order(string(e.Order.Kind), string(e.Result.Status), took(e))
-	if e.Result.Status == respond.Failed && e.Order.Rule != "" {
+	if e.Result.Status == respond.Failed && e.Order.Rule != "" && e.Order.Kind != respond.Alert {
 		go func() { // Observe must not block, and found may hold the lock
 			j.mu.Lock()
 			defer j.mu.Unlock()

@@ -168,6 +168,76 @@ func TestKilledAroundLibvirt(t *testing.T) {
 	}
 }
 
+// TestKilledAroundContainment kills the monitor around the libvirt calls of the
+// steps that contain a VM: the next one brings about what was ordered, and each
+// order has one result.
+func TestKilledAroundContainment(t *testing.T) {
+	l := domaintest.NewPrivate(t)
+	for _, step := range []string{"isolate", "reset", "destroy"} {
+		for _, p := range []failpoint.Point{failpoint.Ordered, failpoint.Asking, failpoint.Asked, failpoint.Settling, failpoint.Settled} {
+			t.Run(step+"/"+string(p), func(t *testing.T) {
+				h := newMortal(t)
+				h.write(h.root+"/playbook.yaml", strings.ReplaceAll(pausePlaybook, "[log, pause]", "["+step+"]"))
+				l.Run(h.vm, h.vm.String())
+				if step != "destroy" {
+					t.Cleanup(func() { l.Virsh("destroy", h.vm.String()) })
+				}
+				(&counter{}).between(t, h.root+"/no-libvirt", l.Socket)
+				h.start()
+				a := prototest.NewAgent(nil)
+				stop := h.persistent(a)
+				defer stop()
+				<-a.Up()
+				send(t, a, opened("/etc/passwd"))
+				h.seal()
+				h.arm(p)
+				if err := a.Send(t.Context(), opened("/new")); err != nil {
+					t.Fatal(err)
+				}
+				h.died(p)
+				h.start()
+				if err := a.Drained(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				o := h.order(step, "done")
+				if had := p == failpoint.Asked || p == failpoint.Settling; step != "reset" && o.Already != had || o.Recovered != (p != failpoint.Settled) {
+					t.Errorf("order: %v", o)
+				}
+				h.contained(l, step)
+				stop()
+				if err := h.end(syscall.SIGTERM); err != nil {
+					t.Error(err)
+				}
+				h.verify()
+				h.accountFor(2, []string{"/new"})
+			})
+		}
+	}
+}
+
+// contained asks libvirt for a step's effect, and takes the way back where there
+// is one.
+func (h *host) contained(l *domaintest.Private, step string) {
+	h.t.Helper()
+	vm := h.vm.String()
+	link := func() string { return l.Virsh("domif-getlink", vm, domaintest.BareMAC) }
+	switch step {
+	case "destroy":
+		if all := l.Virsh("list", "--all", "--uuid"); strings.Contains(all, vm) {
+			h.t.Errorf("it is there: %s", all)
+		}
+	case "isolate":
+		r, err := h.api.ListVMs(h.t.Context(), &apipb.ListVMsRequest{Vm: vm})
+		if err != nil || !r.Vms[0].Isolated || !strings.Contains(link(), "down") {
+			h.t.Errorf("%s, %v, %v", link(), r, err)
+		}
+		o, err := h.api.Contain(h.t.Context(), &apipb.ContainRequest{Vm: vm, Step: "connect"})
+		if err != nil || o.Order.Detail != "up: "+domaintest.BareMAC || !strings.Contains(link(), "up") {
+			h.t.Errorf("%s, %v, %v", link(), o, err)
+		}
+	}
+}
+
 // TestLibvirtAway takes libvirtd away: the monitor goes on recording and judging,
 // the order waits, also for a monitor that comes after this one, and when
 // libvirtd is back all is as it should be.

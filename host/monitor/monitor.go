@@ -227,7 +227,7 @@ func (m *Monitor) wire() error {
 	m.libvirt = domain.New(&domain.Options{Socket: m.cfg.Libvirt, Log: m.log})
 	m.captures = newCapturer(m)
 	m.responder = respond.New(m.journal, m.libvirt, m.captures, m, &respond.Options{
-		Away: m.cfg.Orders.Wait, Held: m.judge.held, Observe: m.judge.settled, Log: m.log,
+		Away: m.cfg.Orders.Wait, Alerts: newAlerter(m), Held: m.judge.held, Observe: m.judge.settled, Log: m.log,
 	})
 	m.pipeline = pipeline.New()
 	for _, e := range m.cfg.Engines {

@@ -15,6 +15,16 @@ func (r *Responder) act(ctx context.Context, j *job, res *Result) error {
 	case Log:
 		res.Effect = res.Started
 		return nil
+	case Alert:
+		return r.alert(ctx, j, res)
+	case Isolate:
+		return r.isolate(ctx, j, res)
+	case Connect:
+		return r.connect(ctx, j, res)
+	case Reset:
+		return r.reset(ctx, j, res)
+	case Destroy:
+		return r.destroy(ctx, j, res)
 	case Pause:
 		return r.pause(ctx, j, res)
 	case Resume:
@@ -93,7 +103,7 @@ func (r *Responder) hold(j *job, why error) {
 func (r *Responder) holdQueue(j *job, w *Waiting) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	q := r.queue(j.order.VM)
+	q := r.queue(j.order.lane())
 	if q.held != nil {
 		return false
 	}
@@ -119,12 +129,21 @@ func (r *Responder) resume(ctx context.Context, j *job, res *Result) error {
 			res.Already, res.Effect, res.Detail = true, r.now(), "found running"
 			return nil
 		}
-		if age := r.now().Sub(j.order.Given); age > r.opts.PauseWithin {
-			res.Status, res.Error = Skipped, fmt.Sprintf("given %s ago, before a restart; order it again if it still holds", age.Round(time.Second))
+		if r.stale(j, res) {
 			return nil
 		}
 	}
 	return r.insist(ctx, j, false, r.machine.Resume, res)
+}
+
+// stale skips an order of an earlier process that nobody expects any more.
+func (r *Responder) stale(j *job, res *Result) bool {
+	age := r.now().Sub(j.order.Given)
+	if !j.recovered || age <= r.opts.PauseWithin {
+		return false
+	}
+	res.Status, res.Error = Skipped, fmt.Sprintf("given %s ago, before a restart; order it again if it still holds", age.Round(time.Second))
+	return true
 }
 
 // bundle captures the VM, which it pauses first where nobody has. What was in
@@ -173,17 +192,22 @@ func (r *Responder) tryBundle(ctx context.Context, j *job, res *Result) error {
 	return nil
 }
 
-// insist asks until the VM is as wanted, an error is for good or one that the
+// insist asks until the VM is paused, or is not, as wanted; see persist.
+func (r *Responder) insist(ctx context.Context, j *job, paused bool, ask func(context.Context, uuid.UUID) error, res *Result) error {
+	check := func(ctx context.Context) error { return r.check(ctx, j.order.VM, paused) }
+	return r.persist(ctx, j, func(ctx context.Context) error { return ask(ctx, j.order.VM) }, check, res)
+}
+
+// persist asks until check finds the effect, an error is for good or one that the
 // order waits out, or ctx ends. Asking twice does no harm: the effect is a
 // state, not a step.
-func (r *Responder) insist(ctx context.Context, j *job, paused bool, ask func(context.Context, uuid.UUID) error, res *Result) error {
-	vm := j.order.VM
+func (r *Responder) persist(ctx context.Context, j *job, ask, check func(context.Context) error, res *Result) error {
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		res.Attempts++
-		err := ask(ctx, vm)
+		err := ask(ctx)
 		effect := r.now()
 		if err == nil {
-			if err = r.check(ctx, vm, paused); err == nil {
+			if err = check(ctx); err == nil {
 				res.Effect = effect
 				return nil
 			}
@@ -193,7 +217,7 @@ func (r *Responder) insist(ctx context.Context, j *job, paused bool, ask func(co
 		}
 		select {
 		case <-ctx.Done():
-			return r.late(ctx, vm, paused, res, err)
+			return r.late(ctx, check, res, err)
 		case <-time.After(wait):
 			r.retries.Add(1)
 		}
@@ -214,10 +238,10 @@ func (r *Responder) check(ctx context.Context, vm uuid.UUID, want bool) error {
 
 // late looks once more after the deadline: a call that did not return may
 // have had its effect.
-func (r *Responder) late(ctx context.Context, vm uuid.UUID, want bool, res *Result, cause error) error {
+func (r *Responder) late(ctx context.Context, check func(context.Context) error, res *Result, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	if err := r.check(ctx, vm, want); err != nil {
+	if err := check(ctx); err != nil {
 		return fmt.Errorf("not within the deadline: %w", cause)
 	}
 	res.Effect, res.Detail = r.now(), "after the deadline"

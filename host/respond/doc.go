@@ -5,7 +5,9 @@
 //	Submit -> journal (synced) -> the VM's queue -> machine -> check -> result
 //
 // The orders of one VM are carried out one after the other; those of several
-// run side by side. What is only logged is settled by its journal entry. After
-// a restart every order without a result is found again, held against what the
-// VM is now, and given one.
+// run side by side. What is only logged is settled by its journal entry. An alert
+// has a queue of its VM and its target, beside the VM's own: it is tried until it
+// is taken or its time is over, and holds up nothing. After a restart every order
+// without a result is found again, held against what the VM is now, and given
+// one.
 package respond

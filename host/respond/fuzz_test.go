@@ -33,7 +33,7 @@ func FuzzJournal(f *testing.F) {
 	f.Add([]byte("null"), []byte("[]"), []byte("1"))
 	f.Fuzz(func(t *testing.T, order, result, waiting []byte) {
 		err := j.db.Update(func(tx *bbolt.Tx) error {
-			for bucket, b := range map[string][]byte{string(bOrders): order, string(bResults): result, string(bWaiting): waiting, string(bPending): nil, string(bUntold): nil} {
+			for bucket, b := range map[string][]byte{string(bOrders): order, string(bResults): result, string(bWaiting): waiting, string(bPending): nil, string(bUntold): nil, string(bIsolated): waiting} {
 				if err := tx.Bucket([]byte(bucket)).Put(id[:], b); err != nil {
 					return err
 				}
@@ -55,6 +55,9 @@ func FuzzJournal(f *testing.F) {
 		e, eerr := j.Entry(id)
 		if (eerr == nil) != (err == nil) || (eerr == nil && e.Result == nil) {
 			t.Errorf("%+v, %v; %v", e, eerr, err)
+		}
+		if macs, err := j.AllIsolated(); err == nil && len(macs) > 1 {
+			t.Errorf("isolated: %q", macs)
 		}
 		_, _ = j.Pending()
 		_, _ = j.Untold()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/google/uuid"
 	"go.etcd.io/bbolt"
@@ -14,16 +15,17 @@ import (
 
 // The journal is a bbolt file: "orders" and "results" hold JSON by order id,
 // "pending" the ids without a result, "untold" those whose result may not be on
-// the VM's record yet, "waiting" JSON of those that wait for libvirt, "meta" the
-// version.
+// the VM's record yet, "waiting" JSON of those that wait for libvirt, "isolated"
+// JSON of the MAC addresses that orders took down, by VM, "meta" the version.
 var (
-	bOrders  = []byte("orders")
-	bResults = []byte("results")
-	bPending = []byte("pending")
-	bUntold  = []byte("untold")
-	bWaiting = []byte("waiting")
-	bMeta    = []byte("meta")
-	kVersion = []byte("version")
+	bOrders   = []byte("orders")
+	bResults  = []byte("results")
+	bPending  = []byte("pending")
+	bUntold   = []byte("untold")
+	bWaiting  = []byte("waiting")
+	bIsolated = []byte("isolated")
+	bMeta     = []byte("meta")
+	kVersion  = []byte("version")
 )
 
 const journalVersion = "1"
@@ -84,15 +86,14 @@ func walk(db *bbolt.DB) error {
 	if err := j.Entries(func(Entry) bool { return true }); err != nil {
 		return err
 	}
-	_, err := j.Pending()
-	if err == nil {
-		_, err = j.Untold()
-	}
-	return err
+	_, err1 := j.Pending()
+	_, err2 := j.Untold()
+	_, err3 := j.AllIsolated()
+	return errors.Join(err1, err2, err3)
 }
 
 func prepare(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bOrders, bResults, bPending, bUntold, bWaiting, bMeta} {
+	for _, name := range [][]byte{bOrders, bResults, bPending, bUntold, bWaiting, bIsolated, bMeta} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -181,6 +182,74 @@ func (j *Journal) wait(order uuid.UUID, w Waiting) error {
 		}
 		return bucket.Put(order[:], b)
 	})
+}
+
+// isolate notes that links of a VM are taken down by an order, beside those that
+// are already.
+func (j *Journal) isolate(vm uuid.UUID, macs []string) error {
+	return j.db.Update(func(tx *bbolt.Tx) error {
+		all, err := isolated(tx.Bucket(bIsolated).Get(vm[:]))
+		if err != nil {
+			return err
+		}
+		for _, mac := range macs {
+			if !slices.Contains(all, mac) {
+				all = append(all, mac)
+			}
+		}
+		if len(all) == 0 {
+			return nil
+		}
+		b, err := json.Marshal(all)
+		if err != nil {
+			return err
+		}
+		return tx.Bucket(bIsolated).Put(vm[:], b)
+	})
+}
+
+// connect notes that they are up again.
+func (j *Journal) connect(vm uuid.UUID) error {
+	return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bIsolated).Delete(vm[:]) })
+}
+
+// Isolated returns the MAC addresses of a VM's links that orders took down and
+// none brought up again.
+func (j *Journal) Isolated(vm uuid.UUID) (macs []string, err error) {
+	err = j.db.View(func(tx *bbolt.Tx) error {
+		macs, err = isolated(tx.Bucket(bIsolated).Get(vm[:]))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	return macs, nil
+}
+
+// AllIsolated returns them of every VM that has some.
+func (j *Journal) AllIsolated() (map[uuid.UUID][]string, error) {
+	out := map[uuid.UUID][]string{}
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bIsolated).ForEach(func(k, v []byte) error {
+			vm, err := uuid.FromBytes(k)
+			if err != nil {
+				return err
+			}
+			out[vm], err = isolated(v)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	return out, nil
+}
+
+func isolated(b []byte) (macs []string, err error) {
+	if b != nil {
+		err = json.Unmarshal(b, &macs)
+	}
+	return macs, err
 }
 
 // told notes that the results of these orders are on the VM's record.

@@ -91,6 +91,43 @@ func TestRealVM(t *testing.T) {
 	}
 }
 
+// TestRealVMContained isolates a guest, begins it anew and ends it. An alert
+// that hangs holds up none of it.
+func TestRealVMContained(t *testing.T) {
+	const mac = "52:54:00:aa:00:01"
+	g := domaintest.Start(t, domaintest.Config{Devices: "<interface type='user'><mac address='" + mac + "'/><model type='e1000e'/></interface>"})
+	c := domain.New(nil)
+	t.Cleanup(func() { _ = c.Close() })
+	j := journal(t)
+	b := newBox(j)
+	b.told = func(ctx context.Context, _ Order) (string, error) { <-ctx.Done(); return "", ctx.Err() }
+	r := New(j, c, nil, nil, &Options{Alerts: b})
+	run(t, r)
+	orders, err := r.Submit(t.Context(), Request{VM: g.UUID, Steps: []Kind{Alert, Isolate, Pause, Reset}, Alerts: []string{"hangs"}, Asked: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range orders[1:] {
+		if res := wait(t, r, o); res.Status != Done || res.Already {
+			t.Errorf("%s: %+v", o.Kind, res)
+		}
+	}
+	if out := g.Virsh(t, "domif-getlink", mac); !strings.Contains(out, "down") {
+		t.Errorf("virsh says %s", out)
+	}
+	if p, err := c.Paused(t.Context(), g.UUID); !p || err != nil {
+		t.Errorf("paused %t, %v", p, err)
+	}
+	for i, o := range submit(t, r, g.UUID, Connect, Destroy, Destroy) {
+		if res := wait(t, r, o); res.Status != Done || res.Already != (i == 2) {
+			t.Errorf("%s: %+v", o.Kind, res)
+		}
+	}
+	if out := g.Virsh(t, "domif-getlink", mac, "--config"); !strings.Contains(out, "up") {
+		t.Errorf("virsh says %s", out)
+	}
+}
+
 func TestNoLibvirtd(t *testing.T) {
 	c := domain.New(&domain.Options{Socket: filepath.Join(t.TempDir(), "none")})
 	defer c.Close()

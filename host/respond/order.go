@@ -3,6 +3,7 @@ package respond
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,22 +15,31 @@ type Kind string
 // The kinds.
 const (
 	Log     Kind = "log"     // only to be on record
+	Alert   Kind = "alert"   // tell a target; one order for each
+	Isolate Kind = "isolate" // the network links down
+	Connect Kind = "connect" // those up again that isolate took down
 	Pause   Kind = "pause"   // stop all vCPUs
 	Capture Kind = "capture" // memory and disks into a bundle; the VM is paused for it
+	Reset   Kind = "reset"   // begin the machine anew
+	Destroy Kind = "destroy" // end it
 	Resume  Kind = "resume"  // let the vCPUs run
 )
 
-func (k Kind) valid() bool { return k == Log || k == Pause || k == Capture || k == Resume }
+// Kinds are all of them.
+var Kinds = []Kind{Log, Alert, Isolate, Connect, Pause, Capture, Reset, Destroy, Resume}
+
+func (k Kind) valid() bool { return slices.Contains(Kinds, k) }
 
 // Request asks for steps on one VM, in order.
 type Request struct {
 	VM      uuid.UUID
 	Name    string // the domain's name, for people
 	Steps   []Kind
-	Asked   string // who: "playbook", or "uid 0 (root)" from the command line
-	Reason  string // one sentence for people
-	Finding string // id of the finding, "" for a manual order
-	Rule    string // the playbook's rule, "" for a manual order
+	Alerts  []string // whom the step alert tells
+	Asked   string   // who: "playbook", or "uid 0 (root)" from the command line
+	Reason  string   // one sentence for people
+	Finding string   // id of the finding, "" for a manual order
+	Rule    string   // the playbook's rule, "" for a manual order
 
 	Received time.Time // when the finding's event had arrived on the host; zero without one
 	Found    time.Time // when the host had the finding
@@ -43,6 +53,7 @@ type Order struct {
 	VM      uuid.UUID `json:"vm"`
 	Name    string    `json:"name,omitempty"`
 	Kind    Kind      `json:"kind"`
+	Target  string    `json:"target,omitempty"` // of an alert: whom it tells
 	Asked   string    `json:"asked"`
 	Reason  string    `json:"reason,omitempty"`
 	Finding string    `json:"finding,omitempty"`
@@ -53,14 +64,18 @@ type Order struct {
 	Decided  time.Time `json:"decided,omitzero"`
 	Given    time.Time `json:"given"` // when Submit had it; the journal's entry follows
 
-	// Deadline is until when it waits for a libvirt that is away; zero: it fails.
+	// Deadline is until when it waits for a libvirt that is away, and an alert for
+	// its target; zero: it fails.
 	Deadline time.Time `json:"deadline,omitzero"`
 }
 
 // waits reports whether an order of this kind waits for a libvirt that is away.
 // A VM that somebody wants stopped, they want stopped later as well. That one
 // starts to run by itself long after it was asked for, nobody expects.
-func (k Kind) waits() bool { return k == Pause || k == Capture }
+func (k Kind) waits() bool { return k == Isolate || k == Pause || k == Capture || k == Destroy }
+
+// urgent reports whether a request with this step has room in a full queue.
+func (k Kind) urgent() bool { return k == Isolate || k == Pause || k == Destroy }
 
 // Status is how an order ended.
 type Status string
@@ -113,17 +128,21 @@ var (
 )
 
 const (
-	maxSteps = 8
-	maxText  = 4096 // of any text in a request
+	maxSteps  = 8
+	maxAlerts = 16
+	maxText   = 4096 // of any text in a request
 )
 
 // orders makes a request's orders, or says what is wrong with it.
-func (q *Request) orders(now time.Time, wait time.Duration) ([]Order, error) {
+func (q *Request) orders(now time.Time, o *Options) ([]Order, error) {
 	if q.VM == uuid.Nil {
 		return nil, errors.New("no VM")
 	}
-	if len(q.Steps) == 0 || len(q.Steps) > maxSteps {
-		return nil, fmt.Errorf("%d steps: 1 to %d are expected", len(q.Steps), maxSteps)
+	if len(q.Steps) == 0 || len(q.Steps) > maxSteps || len(q.Alerts) > maxAlerts {
+		return nil, fmt.Errorf("%d steps and %d alerts: 1 to %d and at most %d are expected", len(q.Steps), len(q.Alerts), maxSteps, maxAlerts)
+	}
+	if slices.Contains(q.Steps, Alert) && len(q.Alerts) == 0 {
+		return nil, errors.New("an alert that tells nobody")
 	}
 	if q.Asked == "" {
 		return nil, errors.New("nobody asked")
@@ -132,26 +151,38 @@ func (q *Request) orders(now time.Time, wait time.Duration) ([]Order, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]Order, 0, len(q.Steps))
+	out := make([]Order, 0, len(q.Steps)+len(q.Alerts))
 	for _, k := range q.Steps {
 		if !k.valid() {
 			return nil, fmt.Errorf("unknown step %q", k)
 		}
-		id, err := uuid.NewV7()
-		if err != nil {
-			return nil, err
+		targets := []string{""}
+		if k == Alert {
+			targets = q.Alerts
 		}
-		var deadline time.Time
-		if k.waits() {
-			deadline = now.Add(wait)
+		for _, target := range targets {
+			id, err := uuid.NewV7()
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, Order{
+				ID: id, Deadline: k.deadline(now, o), Group: group, VM: q.VM, Name: bound(q.Name), Kind: k, Target: bound(target),
+				Asked: bound(q.Asked), Reason: bound(q.Reason), Finding: bound(q.Finding), Rule: bound(q.Rule),
+				Received: q.Received, Found: q.Found, Decided: q.Decided, Given: now,
+			})
 		}
-		out = append(out, Order{
-			ID: id, Deadline: deadline, Group: group, VM: q.VM, Name: bound(q.Name), Kind: k, Asked: bound(q.Asked),
-			Reason: bound(q.Reason), Finding: bound(q.Finding), Rule: bound(q.Rule),
-			Received: q.Received, Found: q.Found, Decided: q.Decided, Given: now,
-		})
 	}
 	return out, nil
+}
+
+func (k Kind) deadline(now time.Time, o *Options) time.Time {
+	switch {
+	case k.waits():
+		return now.Add(o.Away)
+	case k == Alert:
+		return now.Add(o.AlertWithin)
+	}
+	return time.Time{}
 }
 
 func bound(s string) string { return s[:min(len(s), maxText)] }

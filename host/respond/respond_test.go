@@ -22,21 +22,27 @@ var vm1, vm2 = uuid.MustParse("11111111-1111-4111-8111-111111111111"), uuid.Must
 
 // box is a machine, a capturer and a recorder in memory, with a log of calls.
 type box struct {
-	mu      sync.Mutex
-	paused  map[uuid.UUID]bool
-	calls   []string
-	journal *Journal
-	pause   func(ctx context.Context, vm uuid.UUID) error // in place of the effect
-	resume  func(ctx context.Context, vm uuid.UUID) error
-	capture func(ctx context.Context, o Order) (string, error)
-	bundles map[uuid.UUID]string
-	busy    map[uuid.UUID]int
-	overlap bool
-	recErr  error
+	mu       sync.Mutex
+	paused   map[uuid.UUID]bool
+	calls    []string
+	journal  *Journal
+	pause    func(ctx context.Context, vm uuid.UUID) error // in place of the effect
+	resume   func(ctx context.Context, vm uuid.UUID) error
+	capture  func(ctx context.Context, o Order) (string, error)
+	bundles  map[uuid.UUID]string
+	down     map[string]bool // links of every VM; those of links are there
+	links    []string
+	off      bool
+	setLinks func(macs []string, up bool) error // in place of the effect
+	reset    func() error
+	told     func(ctx context.Context, o Order) (string, error)
+	busy     map[uuid.UUID]int
+	overlap  bool
+	recErr   error
 }
 
 func newBox(j *Journal) *box {
-	return &box{paused: map[uuid.UUID]bool{}, journal: j, bundles: map[uuid.UUID]string{}, busy: map[uuid.UUID]int{}}
+	return &box{paused: map[uuid.UUID]bool{}, journal: j, bundles: map[uuid.UUID]string{}, down: map[string]bool{}, busy: map[uuid.UUID]int{}}
 }
 
 func (b *box) say(format string, a ...any) {
@@ -93,6 +99,65 @@ func (b *box) Paused(_ context.Context, vm uuid.UUID) (bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.paused[vm], nil
+}
+
+func (b *box) LinksUp(context.Context, uuid.UUID) (up []string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, mac := range b.links {
+		if !b.down[mac] {
+			up = append(up, mac)
+		}
+	}
+	return up, nil
+}
+
+func (b *box) SetLinks(_ context.Context, vm uuid.UUID, macs []string, up bool) error {
+	defer b.enter(vm)()
+	b.say("links %v %t", macs, up)
+	if b.setLinks != nil {
+		if err := b.setLinks(macs, up); err != nil {
+			return err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, mac := range macs {
+		b.down[mac] = !up
+	}
+	return nil
+}
+
+func (b *box) Reset(_ context.Context, vm uuid.UUID) error {
+	defer b.enter(vm)()
+	b.say("reset")
+	if b.reset != nil {
+		return b.reset()
+	}
+	return nil
+}
+
+func (b *box) Destroy(_ context.Context, vm uuid.UUID) error {
+	defer b.enter(vm)()
+	b.say("destroy")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.off = true
+	return nil
+}
+
+func (b *box) Active(context.Context, uuid.UUID) (bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.off, nil
+}
+
+func (b *box) Alert(ctx context.Context, o Order) (string, error) {
+	b.say("alert %s", o.Target)
+	if b.told != nil {
+		return b.told(ctx, o)
+	}
+	return "taken", nil
 }
 
 func (b *box) Capture(ctx context.Context, o Order) (string, error) {
@@ -424,7 +489,7 @@ func TestBadRequests(t *testing.T) {
 		"no VM":        {Steps: []Kind{Pause}, Asked: "a"},
 		"no steps":     {VM: vm1, Asked: "a"},
 		"nobody":       {VM: vm1, Steps: []Kind{Pause}},
-		"unknown step": {VM: vm1, Steps: []Kind{"destroy"}, Asked: "a"},
+		"unknown step": {VM: vm1, Steps: []Kind{"dance"}, Asked: "a"},
 		"many":         {VM: vm1, Steps: slices.Repeat([]Kind{Log}, 9), Asked: "a"},
 	} {
 		if _, err := r.Submit(context.Background(), q); err == nil {
@@ -500,7 +565,7 @@ func TestRecovery(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			j := journal(t)
 			q := Request{VM: vm1, Steps: []Kind{c.kind}, Asked: "earlier"}
-			orders, err := q.orders(time.Now().Add(-c.age), time.Hour)
+			orders, err := q.orders(time.Now().Add(-c.age), &Options{Away: time.Hour})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -700,12 +765,12 @@ func TestSubmittedWhileRunStarts(t *testing.T) {
 	b := newBox(j)
 	r := New(j, b, b, b, nil)
 	req := Request{VM: vm1, Steps: []Kind{Pause}, Asked: "test"}
-	orders, err := req.orders(time.Now(), time.Hour)
+	orders, err := req.orders(time.Now(), &Options{Away: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _, jobs := split(orders, time.Now())
-	q, err := r.reserve(vm1, jobs)
+	jobs := split(orders, time.Now()).jobs
+	q, err := r.reserve(lane{vm: vm1}, jobs)
 	if err == nil {
 		err = j.begin(orders, nil)
 	}
@@ -733,7 +798,7 @@ func TestResultsReachTheRecord(t *testing.T) {
 	wait(t, r, done[1])
 	stop()
 	req := Request{VM: vm1, Steps: []Kind{Log, Resume}, Asked: "test"}
-	killed, err := req.orders(time.Now(), time.Hour)
+	killed, err := req.orders(time.Now(), &Options{Away: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -760,7 +825,7 @@ func TestResultsReachTheRecord(t *testing.T) {
 func TestFirstResultStands(t *testing.T) {
 	j := journal(t)
 	q := Request{VM: vm1, Steps: []Kind{Pause}, Asked: "a"}
-	orders, _ := q.orders(time.Now(), time.Hour)
+	orders, _ := q.orders(time.Now(), &Options{Away: time.Hour})
 	if err := j.begin(orders, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -15,14 +15,30 @@ import (
 	"github.com/outguard/outguard/host/failpoint"
 )
 
-// machine is what orders act on; *domain.Client meets it. Pause and Resume
-// return when the effect is there and are no error where it was before. An
+// machine is what orders act on; *domain.Client meets it. What changes something
+// returns when the effect is there, and is no error where it was before. An
 // error with a method Permanent() bool that returns true is not tried again; one
 // with a method Away() bool says that libvirt is not there, and the order waits.
 type machine interface {
 	Pause(ctx context.Context, vm uuid.UUID) error
 	Resume(ctx context.Context, vm uuid.UUID) error
 	Paused(ctx context.Context, vm uuid.UUID) (bool, error)
+
+	// LinksUp returns the MAC addresses of the network links that are up, and
+	// SetLinks takes links down or up, until they are set otherwise.
+	LinksUp(ctx context.Context, vm uuid.UUID) ([]string, error)
+	SetLinks(ctx context.Context, vm uuid.UUID, macs []string, up bool) error
+
+	Reset(ctx context.Context, vm uuid.UUID) error // each call begins the machine anew
+	Destroy(ctx context.Context, vm uuid.UUID) error
+	Active(ctx context.Context, vm uuid.UUID) (bool, error) // a process holds the VM
+}
+
+// alerter tells an order's target.
+type alerter interface {
+	// Alert is one attempt, and returns what the target answered. It may be called
+	// again for an order that was told already, by a process that was killed then.
+	Alert(ctx context.Context, o Order) (answer string, err error)
 }
 
 // capturer makes a bundle of a paused VM.
@@ -48,7 +64,9 @@ type recorder interface {
 type Options struct {
 	PauseWithin   time.Duration // default 5 s; resume has the same
 	CaptureWithin time.Duration // default 10 min
-	Waiting       int           // orders of one VM that may wait, twice as many where one pauses; default 64
+	AlertWithin   time.Duration // how long an alert is tried; default 10 min
+	Alerts        alerter       // default: alerts fail
+	Waiting       int           // orders of one VM that may wait, twice as many where one stops it; default 64
 	Away          time.Duration // how long an order to pause or capture waits for a libvirt that is away; default 1 h
 	Held          func(Entry)   // called when an order begins to wait for that; must not block
 	Observe       func(Entry)   // called after each result, at times from within Submit; must not block
@@ -81,7 +99,7 @@ type Responder struct {
 	given, refused, recovered, done, failed, skipped, retries, unrecorded atomic.Uint64
 
 	mu      sync.Mutex // guards what follows; never held while journaling or calling out
-	queues  map[uuid.UUID]*queue
+	queues  map[lane]*queue
 	jobs    map[uuid.UUID]*job // without a result
 	start   func(*queue)       // starts a worker; nil while Run does not run
 	opened  chan struct{}      // closed when Run has taken over what the journal holds
@@ -89,7 +107,16 @@ type Responder struct {
 	ended   bool
 }
 
-// queue holds the orders of one VM.
+// lane names a queue: the orders of one VM, or its alerts to one target, which
+// neither wait for the others nor hold them up.
+type lane struct {
+	vm     uuid.UUID
+	target string
+}
+
+func (o *Order) lane() lane { return lane{o.VM, o.Target} }
+
+// queue holds the orders of one lane.
 type queue struct {
 	submit sync.Mutex // one submission at a time, so that the journal's order is the queue's
 	jobs   []*job     // guarded by Responder.mu, as is working
@@ -101,6 +128,7 @@ type queue struct {
 
 type job struct {
 	order     Order
+	queue     *queue // an alert's, while it is submitted
 	journaled time.Time
 	recovered bool
 	begun     bool          // a capture was; the worker's own
@@ -125,7 +153,7 @@ func newJob(o Order) *job {
 func New(j *Journal, m machine, capture capturer, record recorder, opts *Options) *Responder {
 	r := &Responder{
 		journal: j, machine: m, capture: capture, record: record, now: time.Now,
-		queues: map[uuid.UUID]*queue{}, jobs: map[uuid.UUID]*job{}, opened: make(chan struct{}), stopped: make(chan struct{}),
+		queues: map[lane]*queue{}, jobs: map[uuid.UUID]*job{}, opened: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if opts != nil {
 		r.opts = *opts
@@ -135,6 +163,9 @@ func New(j *Journal, m machine, capture capturer, record recorder, opts *Options
 	}
 	if r.opts.CaptureWithin == 0 {
 		r.opts.CaptureWithin = 10 * time.Minute
+	}
+	if r.opts.AlertWithin == 0 {
+		r.opts.AlertWithin = 10 * time.Minute
 	}
 	if r.opts.Away == 0 {
 		r.opts.Away = time.Hour
@@ -185,7 +216,7 @@ func (r *Responder) open(start func(*queue)) error {
 		j := newJob(o)
 		j.recovered = true
 		r.jobs[o.ID] = j
-		q := r.queue(o.VM)
+		q := r.queue(o.lane())
 		found[q] = append(found[q], j)
 		r.recovered.Add(1)
 	}
@@ -200,12 +231,12 @@ func (r *Responder) open(start func(*queue)) error {
 	return nil
 }
 
-// queue returns a VM's queue; r.mu is held.
-func (r *Responder) queue(vm uuid.UUID) *queue {
-	q := r.queues[vm]
+// queue returns a lane's queue; r.mu is held.
+func (r *Responder) queue(l lane) *queue {
+	q := r.queues[l]
 	if q == nil {
 		q = &queue{}
-		r.queues[vm] = q
+		r.queues[l] = q
 	}
 	return q
 }
@@ -232,53 +263,89 @@ func (r *Responder) Submit(_ context.Context, req Request) ([]Order, error) {
 }
 
 func (r *Responder) submit(req Request) ([]Order, error) {
-	orders, err := req.orders(r.now(), r.opts.Away)
+	orders, err := req.orders(r.now(), &r.opts)
 	if err != nil {
 		return nil, err
 	}
-	logs, results, jobs := split(orders, r.now())
-	q, err := r.reserve(req.VM, jobs)
+	p := split(orders, r.now())
+	q, err := r.reserve(lane{vm: req.VM}, p.jobs)
 	if err != nil {
 		return nil, err
 	}
+	r.reserveAlerts(p)
 	q.submit.Lock()
 	defer q.submit.Unlock()
-	err = r.journal.begin(orders, results)
-	r.enqueue(q, jobs, err)
+	err = r.journal.begin(orders, p.results)
+	r.enqueue(q, p.jobs, err)
+	for _, j := range p.alerts {
+		r.enqueue(j.queue, []*job{j}, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
 	failpoint.At(failpoint.Journaled)
-	told := make([]uuid.UUID, len(logs))
-	for i, o := range logs {
+	told := make([]uuid.UUID, len(p.settled))
+	for i, o := range p.settled {
 		r.recordOrder(o)
-		r.tell(&job{order: o}, results[i])
+		r.tell(&job{order: o}, p.results[i])
 		told[i] = o.ID
 	}
 	r.told(told...)
 	return orders, nil
 }
 
-// split parts the orders that are carried out by being journaled, with their
-// results, from those that need a turn. So a flood of what is only logged
-// neither fills a VM's queue nor holds up its pause.
-func split(orders []Order, now time.Time) (logs []Order, results []Result, jobs []*job) {
-	for _, o := range orders {
-		if o.Kind == Log {
-			logs = append(logs, o)
-			results = append(results, Result{Order: o.ID, Status: Done, Started: now, Effect: now, Finished: now})
-			continue
-		}
-		jobs = append(jobs, newJob(o))
-	}
-	return logs, results, jobs
+// parted are the orders of a request by how they are carried out.
+type parted struct {
+	jobs    []*job  // in the VM's turn
+	alerts  []*job  // each in its target's
+	settled []Order // by being journaled, with results
+	results []Result
 }
 
-// reserve takes room for jobs in a VM's queue. A request that stops the VM has
+func (p *parted) settle(o Order, now time.Time, status Status, why string) {
+	p.settled = append(p.settled, o)
+	p.results = append(p.results, Result{Order: o.ID, Status: status, Error: why, Started: now, Effect: now, Finished: now})
+}
+
+// split parts the orders that are carried out by being journaled, with their
+// results, from those that need a turn. So a flood of what is only logged
+// neither fills a VM's queue nor holds up its pause, and neither does an alert.
+func split(orders []Order, now time.Time) *parted {
+	p := &parted{}
+	for _, o := range orders {
+		switch o.Kind {
+		case Log:
+			p.settle(o, now, Done, "")
+		case Alert:
+			p.alerts = append(p.alerts, newJob(o))
+		default:
+			p.jobs = append(p.jobs, newJob(o))
+		}
+	}
+	return p
+}
+
+// reserveAlerts takes room in the targets' lanes. Where there is none the alert
+// is skipped, which is a result: no alert keeps a VM from being stopped.
+func (r *Responder) reserveAlerts(p *parted) {
+	var left []*job
+	for _, j := range p.alerts {
+		q, err := r.reserve(j.order.lane(), []*job{j})
+		if err != nil {
+			p.settle(j.order, j.order.Given, Skipped, err.Error())
+			continue
+		}
+		j.queue = q
+		left = append(left, j)
+	}
+	p.alerts = left
+}
+
+// reserve takes room for jobs in a lane's queue. A request that stops the VM has
 // as much room again, which no other can take from it.
-func (r *Responder) reserve(vm uuid.UUID, jobs []*job) (*queue, error) {
+func (r *Responder) reserve(l lane, jobs []*job) (*queue, error) {
 	limit := r.opts.Waiting
-	if slices.ContainsFunc(jobs, func(j *job) bool { return j.order.Kind == Pause }) {
+	if slices.ContainsFunc(jobs, func(j *job) bool { return j.order.Kind.urgent() }) {
 		limit *= 2
 	}
 	r.mu.Lock()
@@ -286,7 +353,7 @@ func (r *Responder) reserve(vm uuid.UUID, jobs []*job) (*queue, error) {
 	if r.ended {
 		return nil, ErrStopped
 	}
-	q := r.queue(vm)
+	q := r.queue(l)
 	if len(jobs) > 0 && len(q.jobs)+q.room+len(jobs) > limit {
 		return nil, ErrQueueFull
 	}

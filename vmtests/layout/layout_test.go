@@ -75,6 +75,7 @@ var parts = map[string]struct{ unless, tests []string }{
 	"host/pipeline":   {tests: []string{"host/engines"}},  // that nothing is lost on the way is seen with real engines
 	"host/engines":    {},
 	"host/decide":     {},
+	"host/alert":      {},
 	"host/respond":    {tests: []string{"host/domain"}}, // that an order came about is seen on a real domain
 	"host/domain":     {},
 	"host/evidence":   {},

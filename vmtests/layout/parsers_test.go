@@ -55,7 +55,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/cli", "parseDigest", "FuzzDigest"},
 	{"host/cli", "app.paths", "FuzzPaths"},
 	{"host/decide", "Parse parsePlain", "FuzzParse"},
-	{"host/domain", "parseCID parseCapabilities parseQEMUIDs", "FuzzXML"},
+	{"host/domain", "parseCID parseCapabilities parseQEMUIDs parseNetwork", "FuzzXML"},
 	{"host/domain", "parseEnrolment Key.UnmarshalText", "FuzzParseEnrolment"},
 	{"host/engines", "parseSaved", "FuzzParseSaved"},
 	{"host/evidence", "parseRecordHeader parseSegmentHeader parseBlock trailer.parseBlocks", "FuzzSegment"},
@@ -64,7 +64,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/monitor", "ParseConfig Bytes.UnmarshalYAML parseBytes", "FuzzParseConfig"},
 	{"host/monitor", "parseEnvelope", "FuzzFrame"},
 	{"host/monitor", "unmarshal", "FuzzRecall"},
-	{"host/respond", "entry Journal.Pending Journal.wait", "FuzzJournal"},
+	{"host/respond", "entry Journal.Pending Journal.wait isolated", "FuzzJournal"},
 	{"host/session", "parseSaved", "FuzzParseSaved"},
 }
 

@@ -420,6 +420,7 @@ type VM struct {
 	EvidenceNext    uint64                 `protobuf:"varint,11,opt,name=evidence_next,json=evidenceNext,proto3" json:"evidence_next,omitempty"`         // index that the next frame gets
 	Containers      []*Container           `protobuf:"bytes,12,rep,name=containers,proto3" json:"containers,omitempty"`                                  // where they were asked for
 	ContainersError string                 `protobuf:"bytes,13,opt,name=containers_error,json=containersError,proto3" json:"containers_error,omitempty"` // why they are not known; empty: they are
+	Isolated        bool                   `protobuf:"varint,14,opt,name=isolated,proto3" json:"isolated,omitempty"`                                     // an order took its network links down
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -543,6 +544,13 @@ func (x *VM) GetContainersError() string {
 		return x.ContainersError
 	}
 	return ""
+}
+
+func (x *VM) GetIsolated() bool {
+	if x != nil {
+		return x.Isolated
+	}
+	return false
 }
 
 type Session struct {
@@ -2732,6 +2740,7 @@ type Order struct {
 	Recovered     bool                   `protobuf:"varint,21,opt,name=recovered,proto3" json:"recovered,omitempty"` // settled after a restart of the monitor
 	Bundle        string                 `protobuf:"bytes,22,opt,name=bundle,proto3" json:"bundle,omitempty"`        // directory, of a capture
 	Detail        string                 `protobuf:"bytes,23,opt,name=detail,proto3" json:"detail,omitempty"`
+	Target        string                 `protobuf:"bytes,24,opt,name=target,proto3" json:"target,omitempty"` // of an alert: whom it tells
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2923,6 +2932,13 @@ func (x *Order) GetBundle() string {
 func (x *Order) GetDetail() string {
 	if x != nil {
 		return x.Detail
+	}
+	return ""
+}
+
+func (x *Order) GetTarget() string {
+	if x != nil {
+		return x.Target
 	}
 	return ""
 }
@@ -5042,6 +5058,110 @@ func (x *Playbook) GetDryRun() bool {
 	return false
 }
 
+type ContainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"` // isolate, connect, reset or destroy
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContainRequest) Reset() {
+	*x = ContainRequest{}
+	mi := &file_outguard_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContainRequest) ProtoMessage() {}
+
+func (x *ContainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContainRequest.ProtoReflect.Descriptor instead.
+func (*ContainRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *ContainRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ContainRequest) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *ContainRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ContainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         *Order                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContainResponse) Reset() {
+	*x = ContainResponse{}
+	mi := &file_outguard_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContainResponse) ProtoMessage() {}
+
+func (x *ContainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContainResponse.ProtoReflect.Descriptor instead.
+func (*ContainResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ContainResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
 var File_outguard_proto protoreflect.FileDescriptor
 
 const file_outguard_proto_rawDesc = "" +
@@ -5078,7 +5198,7 @@ const file_outguard_proto_rawDesc = "" +
 	"containers\x18\x02 \x01(\bR\n" +
 	"containers\"4\n" +
 	"\x0fListVMsResponse\x12!\n" +
-	"\x03vms\x18\x01 \x03(\v2\x0f.outguard.v1.VMR\x03vms\"\xd6\x03\n" +
+	"\x03vms\x18\x01 \x03(\v2\x0f.outguard.v1.VMR\x03vms\"\xf2\x03\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x14\n" +
@@ -5095,7 +5215,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\n" +
 	"containers\x18\f \x03(\v2\x16.outguard.v1.ContainerR\n" +
 	"containers\x12)\n" +
-	"\x10containers_error\x18\r \x01(\tR\x0fcontainersError\"\x9c\x02\n" +
+	"\x10containers_error\x18\r \x01(\tR\x0fcontainersError\x12\x1a\n" +
+	"\bisolated\x18\x0e \x01(\bR\bisolated\"\x9c\x02\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
@@ -5302,7 +5423,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05limit\x18\x04 \x01(\x04R\x05limit\"T\n" +
 	"\x12ListOrdersResponse\x12*\n" +
 	"\x06orders\x18\x01 \x03(\v2\x12.outguard.v1.OrderR\x06orders\x12\x12\n" +
-	"\x04more\x18\x02 \x01(\bR\x04more\"\x9f\x04\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xb7\x04\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12\x0e\n" +
@@ -5329,7 +5450,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\aalready\x18\x14 \x01(\bR\aalready\x12\x1c\n" +
 	"\trecovered\x18\x15 \x01(\bR\trecovered\x12\x16\n" +
 	"\x06bundle\x18\x16 \x01(\tR\x06bundle\x12\x16\n" +
-	"\x06detail\x18\x17 \x01(\tR\x06detail\"i\n" +
+	"\x06detail\x18\x17 \x01(\tR\x06detail\x12\x16\n" +
+	"\x06target\x18\x18 \x01(\tR\x06target\"i\n" +
 	"\x11ListModelsRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x1a\n" +
@@ -5480,7 +5602,13 @@ const file_outguard_proto_rawDesc = "" +
 	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x16\n" +
 	"\x06loaded\x18\x03 \x01(\tR\x06loaded\x12\x14\n" +
 	"\x05rules\x18\x04 \x01(\rR\x05rules\x12\x17\n" +
-	"\adry_run\x18\x05 \x01(\bR\x06dryRun2\xab\v\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"L\n" +
+	"\x0eContainRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\tR\x04step\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\";\n" +
+	"\x0fContainResponse\x12(\n" +
+	"\x05order\x18\x01 \x01(\v2\x12.outguard.v1.OrderR\x05order2\xf1\v\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
 	"\aListVMs\x12\x1b.outguard.v1.ListVMsRequest\x1a\x1c.outguard.v1.ListVMsResponse\x12C\n" +
@@ -5503,7 +5631,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\x06Resume\x12\x1a.outguard.v1.ResumeRequest\x1a\x1b.outguard.v1.ResumeResponse\x12F\n" +
 	"\aCapture\x12\x1b.outguard.v1.CaptureRequest\x1a\x1c.outguard.v1.CaptureResponse0\x01\x12P\n" +
 	"\vListBundles\x12\x1f.outguard.v1.ListBundlesRequest\x1a .outguard.v1.ListBundlesResponse\x12Y\n" +
-	"\x0eReloadPlaybook\x12\".outguard.v1.ReloadPlaybookRequest\x1a#.outguard.v1.ReloadPlaybookResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
+	"\x0eReloadPlaybook\x12\".outguard.v1.ReloadPlaybookRequest\x1a#.outguard.v1.ReloadPlaybookResponse\x12D\n" +
+	"\aContain\x12\x1b.outguard.v1.ContainRequest\x1a\x1c.outguard.v1.ContainResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
 
 var (
 	file_outguard_proto_rawDescOnce sync.Once
@@ -5517,7 +5646,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: outguard.v1.StatusResponse
@@ -5583,7 +5712,9 @@ var file_outguard_proto_goTypes = []any{
 	(*ReloadPlaybookRequest)(nil),  // 61: outguard.v1.ReloadPlaybookRequest
 	(*ReloadPlaybookResponse)(nil), // 62: outguard.v1.ReloadPlaybookResponse
 	(*Playbook)(nil),               // 63: outguard.v1.Playbook
-	nil,                            // 64: outguard.v1.Finding.DetailEntry
+	(*ContainRequest)(nil),         // 64: outguard.v1.ContainRequest
+	(*ContainResponse)(nil),        // 65: outguard.v1.ContainResponse
+	nil,                            // 66: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
@@ -5611,7 +5742,7 @@ var file_outguard_proto_depIdxs = []int32{
 	12, // 22: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
 	25, // 23: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
 	26, // 24: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	64, // 25: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	66, // 25: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
 	29, // 26: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
 	32, // 27: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
 	33, // 28: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
@@ -5627,49 +5758,52 @@ var file_outguard_proto_depIdxs = []int32{
 	32, // 38: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
 	32, // 39: outguard.v1.JoinModelResponse.model:type_name -> outguard.v1.Model
 	63, // 40: outguard.v1.ReloadPlaybookResponse.playbook:type_name -> outguard.v1.Playbook
-	0,  // 41: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 42: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 43: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	54, // 44: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
-	23, // 45: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	27, // 46: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	30, // 47: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	40, // 48: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	42, // 49: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	34, // 50: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	36, // 51: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	38, // 52: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	56, // 53: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
-	58, // 54: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
-	44, // 55: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	46, // 56: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	48, // 57: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	51, // 58: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	61, // 59: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
-	1,  // 60: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 61: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 62: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	55, // 63: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	24, // 64: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	28, // 65: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	31, // 66: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	41, // 67: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	43, // 68: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	35, // 69: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	37, // 70: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	39, // 71: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	57, // 72: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	59, // 73: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
-	45, // 74: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	47, // 75: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	49, // 76: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	52, // 77: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	62, // 78: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
-	60, // [60:79] is the sub-list for method output_type
-	41, // [41:60] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	29, // 41: outguard.v1.ContainResponse.order:type_name -> outguard.v1.Order
+	0,  // 42: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 43: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 44: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	54, // 45: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	23, // 46: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	27, // 47: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	30, // 48: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	40, // 49: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	42, // 50: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	34, // 51: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	36, // 52: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	38, // 53: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	56, // 54: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
+	58, // 55: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
+	44, // 56: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	46, // 57: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	48, // 58: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	51, // 59: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	61, // 60: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
+	64, // 61: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
+	1,  // 62: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 63: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 64: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	55, // 65: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	24, // 66: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	28, // 67: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	31, // 68: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	41, // 69: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	43, // 70: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	35, // 71: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	37, // 72: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	39, // 73: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	57, // 74: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	59, // 75: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
+	45, // 76: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	47, // 77: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	49, // 78: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	52, // 79: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	62, // 80: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
+	65, // 81: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
+	62, // [62:82] is the sub-list for method output_type
+	42, // [42:62] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -5683,7 +5817,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   65,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -124,7 +124,8 @@ func (p *Private) Virsh(args ...string) string {
 	return run(p.t, "virsh", append([]string{"-q", "-c", "qemu+unix:///system?socket=" + p.Socket}, args...)...)
 }
 
-// Run starts a domain that has vCPUs and nothing that they could run.
+// Run starts a domain that has vCPUs and nothing that they could run, and one
+// network link.
 func (p *Private) Run(vm uuid.UUID, name string) {
 	p.t.Helper()
 	path := filepath.Join(p.dir, name+".xml")
@@ -134,5 +135,9 @@ func (p *Private) Run(vm uuid.UUID, name string) {
 
 const bare = `<domain type='qemu'><name>NAME</name><uuid>UUID</uuid><memory unit='MiB'>32</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type></os>
-<devices><emulator>/usr/bin/qemu-system-x86_64</emulator><memballoon model='none'/></devices></domain>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator><memballoon model='none'/>
+<interface type='user'><mac address='52:54:00:00:00:01'/><model type='e1000e'/></interface></devices></domain>
 `
+
+// BareMAC is the address of the network link of a domain that Run started.
+const BareMAC = "52:54:00:00:00:01"

@@ -83,6 +83,8 @@ const (
 	OutguardListBundlesProcedure = "/outguard.v1.Outguard/ListBundles"
 	// OutguardReloadPlaybookProcedure is the fully-qualified name of the Outguard's ReloadPlaybook RPC.
 	OutguardReloadPlaybookProcedure = "/outguard.v1.Outguard/ReloadPlaybook"
+	// OutguardContainProcedure is the fully-qualified name of the Outguard's Contain RPC.
+	OutguardContainProcedure = "/outguard.v1.Outguard/Contain"
 )
 
 // OutguardClient is a client for the outguard.v1.Outguard service.
@@ -128,6 +130,10 @@ type OutguardClient interface {
 	// ReloadPlaybook reads the playbook's file anew: it comes into force whole, or
 	// the one before stays and the error says why.
 	ReloadPlaybook(context.Context, *apipb.ReloadPlaybookRequest) (*apipb.ReloadPlaybookResponse, error)
+	// Contain has a step carried out that is none of those above: isolate takes a
+	// VM's network links down, connect brings those up again, reset begins its
+	// machine anew, destroy ends it. It answers when the effect is there.
+	Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error)
 }
 
 // NewOutguardClient constructs a client for the outguard.v1.Outguard service. By default, it uses
@@ -255,6 +261,12 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(outguardMethods.ByName("ReloadPlaybook")),
 			connect.WithClientOptions(opts...),
 		),
+		contain: connect.NewClient[apipb.ContainRequest, apipb.ContainResponse](
+			httpClient,
+			baseURL+OutguardContainProcedure,
+			connect.WithSchema(outguardMethods.ByName("Contain")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -279,6 +291,7 @@ type outguardClient struct {
 	capture        *connect.Client[apipb.CaptureRequest, apipb.CaptureResponse]
 	listBundles    *connect.Client[apipb.ListBundlesRequest, apipb.ListBundlesResponse]
 	reloadPlaybook *connect.Client[apipb.ReloadPlaybookRequest, apipb.ReloadPlaybookResponse]
+	contain        *connect.Client[apipb.ContainRequest, apipb.ContainResponse]
 }
 
 // Status calls outguard.v1.Outguard.Status.
@@ -428,6 +441,15 @@ func (c *outguardClient) ReloadPlaybook(ctx context.Context, req *apipb.ReloadPl
 	return nil, err
 }
 
+// Contain calls outguard.v1.Outguard.Contain.
+func (c *outguardClient) Contain(ctx context.Context, req *apipb.ContainRequest) (*apipb.ContainResponse, error) {
+	response, err := c.contain.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // OutguardHandler is an implementation of the outguard.v1.Outguard service.
 type OutguardHandler interface {
 	// Status tells of the monitor itself.
@@ -471,6 +493,10 @@ type OutguardHandler interface {
 	// ReloadPlaybook reads the playbook's file anew: it comes into force whole, or
 	// the one before stays and the error says why.
 	ReloadPlaybook(context.Context, *apipb.ReloadPlaybookRequest) (*apipb.ReloadPlaybookResponse, error)
+	// Contain has a step carried out that is none of those above: isolate takes a
+	// VM's network links down, connect brings those up again, reset begins its
+	// machine anew, destroy ends it. It answers when the effect is there.
+	Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error)
 }
 
 // NewOutguardHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -594,6 +620,12 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(outguardMethods.ByName("ReloadPlaybook")),
 		connect.WithHandlerOptions(opts...),
 	)
+	outguardContainHandler := connect.NewUnaryHandlerSimple(
+		OutguardContainProcedure,
+		svc.Contain,
+		connect.WithSchema(outguardMethods.ByName("Contain")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/outguard.v1.Outguard/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OutguardStatusProcedure:
@@ -634,6 +666,8 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardListBundlesHandler.ServeHTTP(w, r)
 		case OutguardReloadPlaybookProcedure:
 			outguardReloadPlaybookHandler.ServeHTTP(w, r)
+		case OutguardContainProcedure:
+			outguardContainHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -717,4 +751,8 @@ func (UnimplementedOutguardHandler) ListBundles(context.Context, *apipb.ListBund
 
 func (UnimplementedOutguardHandler) ReloadPlaybook(context.Context, *apipb.ReloadPlaybookRequest) (*apipb.ReloadPlaybookResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.ReloadPlaybook is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.Contain is not implemented"))
 }
