@@ -88,6 +88,11 @@ type Backend interface {
 	// Bundles lists the bundles on this host, oldest first.
 	Bundles(ctx context.Context) ([]*apipb.Bundle, error)
 
+	// PinBundle keeps a bundle from being given up, or no longer; PruneBundles
+	// gives up those that are not pinned and that p says, and returns them.
+	PinBundle(ctx context.Context, id string, pinned bool, by Caller) (*apipb.Bundle, error)
+	PruneBundles(ctx context.Context, p Prune, by Caller) ([]*apipb.Bundle, error)
+
 	// ReloadPlaybook reads the playbook's file anew and returns what is in force
 	// then. On an error that is what was before.
 	ReloadPlaybook(ctx context.Context, by Caller) (*apipb.Playbook, error)
@@ -115,6 +120,15 @@ type ModelRef struct {
 	Engine   string
 	VM       uuid.UUID
 	Workload string
+}
+
+// Prune says which bundles are to be given up: those that hold of what is set.
+type Prune struct {
+	VM     uuid.UUID // zero: of all
+	Before time.Time // zero: whenever
+	Keep   *uint64   // all but so many, the newest
+	Bytes  *uint64   // the oldest, until those that are left take no more
+	DryRun bool      // none is given up
 }
 
 // Model is a model and the engine that has it.

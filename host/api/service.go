@@ -203,9 +203,7 @@ func (s *service) ListBundles(ctx context.Context, r *apipb.ListBundlesRequest) 
 	out := &apipb.ListBundlesResponse{}
 	for _, b := range bundles {
 		if want == uuid.Nil || b.Uuid == want.String() {
-			s.fillName(ctx, &b.Vm, b.Uuid)
-			sanitize(b)
-			out.Bundles = append(out.Bundles, b)
+			out.Bundles = append(out.Bundles, s.bundle(ctx, b))
 		}
 	}
 	return out, nil

@@ -93,10 +93,14 @@ func writeDocs(w io.Writer) {
 
 func writeCommand(w io.Writer, c *cobra.Command) {
 	if c.HasSubCommands() {
-		for _, sub := range c.Commands() {
-			writeCommand(w, sub)
+		defer func() {
+			for _, sub := range c.Commands() {
+				writeCommand(w, sub)
+			}
+		}()
+		if _, does := c.Annotations[runs]; !does {
+			return
 		}
-		return
 	}
 	_, _ = fmt.Fprintf(w, "\n### %s\n\n%s.\n", c.UseLine(), c.Short)
 	if c.Long != "" {

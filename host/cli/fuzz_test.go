@@ -64,11 +64,14 @@ func harmlessLine(t *testing.T, s string) {
 // FuzzSince reads any text as a time that somebody typed: refused, or one that
 // is not after now, unless it says so itself.
 func FuzzSince(f *testing.F) {
-	for _, s := range []string{"10m", "3d", "65536d", "15:04", "2026-01-02 15:04", "2026-01-02T15:04:05Z", "-5m", "9999999h"} {
+	for _, s := range []string{"10m", "3d", "65536d", "15:04", "2026-01-02 15:04", "2026-01-02T15:04:05Z", "-5m", "9999999h", "20GiB", "4294967295TiB"} {
 		f.Add(s)
 	}
 	now := time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, s string) {
+		if n, err := parseSize(s); err != nil && n != 0 {
+			t.Errorf("%q is %d beside an error", s, n)
+		}
 		at, err := parseSince(s, now)
 		if err != nil {
 			return

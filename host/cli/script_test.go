@@ -153,7 +153,7 @@ func monitor() *apitest.Backend {
 		},
 		&apipb.Bundle{
 			Id: "b", Dir: "/var/lib/outguard/bundles/20260102T030405Z-web-02K", Uuid: web.String(),
-			Created: api.FormatTime(at0), Bytes: 300 << 20, Findings: []string{"02K"},
+			Created: api.FormatTime(at0), Bytes: 300 << 20, Disk: 40 << 20, Findings: []string{"02K"},
 		},
 	)
 	return b

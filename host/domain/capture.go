@@ -264,18 +264,32 @@ func (k *taking) describe(ctx context.Context, s *Snapshot) error {
 	return nil
 }
 
-// space refuses what would not fit, before anything large is written.
-func (k *taking) space(ctx context.Context, _ *Snapshot) error {
+// CaptureBytes is how much a capture of an active domain may take, all of its
+// memory and what its disks have allocated: an upper bound, but for what the
+// guest writes meanwhile.
+func (c *Client) CaptureBytes(ctx context.Context, vm uuid.UUID) (uint64, error) {
+	text, err := c.XML(ctx, vm)
+	if err != nil {
+		return 0, err
+	}
+	var def libvirtxml.Domain
+	if err := def.Unmarshal(text); err != nil {
+		return 0, fmt.Errorf("read its description: %w", err)
+	}
+	return c.captureBytes(ctx, vm, &def)
+}
+
+func (c *Client) captureBytes(ctx context.Context, vm uuid.UUID, def *libvirtxml.Domain) (uint64, error) {
 	const slack = 16 << 20 // for the core's notes and the images' tables
 	need := uint64(slack)
-	err := k.c.call(ctx, k.c.of(k.vm), func(l *libvirt.Libvirt) error {
-		d := k.c.handle(k.vm)
+	err := c.call(ctx, c.of(vm), func(l *libvirt.Libvirt) error {
+		d := c.handle(vm)
 		_, most, now, _, _, err := l.DomainGetInfo(d) // KiB
 		if err != nil {
 			return err
 		}
 		need += max(most, now) << 10
-		for _, disk := range devices(&k.def) {
+		for _, disk := range devices(def) {
 			if disk.Target == nil || leftOut(&disk) != "" {
 				continue
 			}
@@ -288,7 +302,16 @@ func (k *taking) space(ctx context.Context, _ *Snapshot) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("measure: %w", err)
+		return 0, fmt.Errorf("measure: %w", err)
+	}
+	return need, nil
+}
+
+// space refuses what would not fit, before anything large is written.
+func (k *taking) space(ctx context.Context, _ *Snapshot) error {
+	need, err := k.c.captureBytes(ctx, k.vm, &k.def)
+	if err != nil {
+		return err
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(k.dir, &fs); err != nil {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"iter"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/outguard/outguard/host/api"
 	"github.com/outguard/outguard/host/api/apipb"
-	"github.com/outguard/outguard/host/bundle"
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/engines"
 	"github.com/outguard/outguard/host/evidence"
@@ -594,26 +592,24 @@ func libvirtError(err error) error {
 }
 
 func (b backend) Bundles(context.Context) ([]*apipb.Bundle, error) {
-	entries, err := os.ReadDir(b.m.bundleDir())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	var out []*apipb.Bundle
-	for _, e := range entries {
-		dir := filepath.Join(b.m.bundleDir(), e.Name())
-		text, err := os.ReadFile(filepath.Join(dir, bundle.ManifestName))
-		if err != nil {
-			continue // not a bundle, or not one yet
-		}
-		if man, err := bundle.ParseManifest(text); err == nil {
-			out = append(out, bundleOf(dir, man))
-		}
-	}
-	return out, nil
+	all, err := b.m.shelf.list()
+	return bundlesOf(all), err
 }
 
-func bundleOf(dir string, man *bundle.Manifest) *apipb.Bundle {
-	b := &apipb.Bundle{Id: filepath.Base(dir), Dir: dir, Vm: man.VMName, Uuid: man.VM.String(), Created: api.FormatTime(man.Created), Order: man.Order}
+func bundlesOf(all []*capture) []*apipb.Bundle {
+	out := make([]*apipb.Bundle, len(all))
+	for i, c := range all {
+		out[i] = bundleOf(c)
+	}
+	return out
+}
+
+func bundleOf(c *capture) *apipb.Bundle {
+	man := c.manifest
+	b := &apipb.Bundle{
+		Id: c.name(), Dir: c.dir, Vm: man.VMName, Uuid: man.VM.String(), Created: api.FormatTime(man.Created), Order: man.Order,
+		Disk: c.disk, Pinned: c.pinned,
+	}
 	if man.Finding != "" {
 		b.Findings = []string{man.Finding}
 	}
@@ -621,4 +617,25 @@ func bundleOf(dir string, man *bundle.Manifest) *apipb.Bundle {
 		b.Bytes += uint64(p.Size)
 	}
 	return b
+}
+
+func (b backend) PinBundle(_ context.Context, id string, pinned bool, by api.Caller) (*apipb.Bundle, error) {
+	c, err := b.m.shelf.setPinned(id, pinned)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = api.Error(connect.CodeNotFound, "outguard captures lists them", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	what := "capture-pinned"
+	if !pinned {
+		what = "capture-unpinned"
+	}
+	b.m.keep(c.manifest.VM, evidence.KindNote, time.Now(), note{What: what, Text: fmt.Sprintf("%s, by %s", c.name(), by)})
+	return bundleOf(c), nil
+}
+
+func (b backend) PruneBundles(_ context.Context, p api.Prune, by api.Caller) ([]*apipb.Bundle, error) {
+	gone, err := b.m.shelf.prune(wish{vm: p.VM, before: p.Before, keep: p.Keep, bytes: p.Bytes, dry: p.DryRun, by: by.String()})
+	return bundlesOf(gone), err
 }

@@ -72,6 +72,15 @@ func subject(o respond.Order) string {
 
 // Capture takes memory and disks, and packs them with the record.
 func (c *capturer) Capture(ctx context.Context, o respond.Order) (string, error) {
+	need, err := c.m.libvirt.CaptureBytes(ctx, o.VM)
+	if err != nil {
+		return "", err
+	}
+	done, err := c.m.shelf.promise(o.ID, need)
+	if err != nil {
+		return "", err
+	}
+	defer done()
 	dir := filepath.Join(c.m.bundleDir(), capturing+o.ID.String())
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o711)); err != nil {
 		return "", err

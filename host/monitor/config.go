@@ -34,6 +34,7 @@ type Config struct {
 	Session  Session  `yaml:"session"`
 	Evidence Evidence `yaml:"evidence"`
 	Orders   Orders   `yaml:"orders"`
+	Captures Captures `yaml:"captures"`
 	Engines  []Engine `yaml:"engines"` // default: tsem, beside outguardd
 	Metrics  Metrics  `yaml:"metrics"`
 	Log      Log      `yaml:"log"`
@@ -66,6 +67,11 @@ type Evidence struct {
 // Orders bounds what is ordered.
 type Orders struct {
 	Wait time.Duration `yaml:"wait"` // for a libvirt that is away, to pause and to capture; default 1h
+}
+
+// Captures bounds what captures take.
+type Captures struct {
+	Budget Bytes `yaml:"budget"` // of disk, of all together; default 64GiB
 }
 
 // Engine is one model engine's process.
@@ -172,6 +178,7 @@ func (c *Config) setDefaults() {
 	set(&c.Evidence.Segment, 64<<20)
 	set(&c.Evidence.Reserve, 64<<20)
 	set(&c.Orders.Wait, time.Hour)
+	set(&c.Captures.Budget, 64<<30)
 	set(&c.Log.Level, "info")
 	if c.Engines == nil {
 		c.Engines = []Engine{{Name: "tsem"}}
@@ -235,6 +242,8 @@ func (c *Config) check() (string, error) {
 		return "$.evidence.segment", fmt.Errorf("%d is not between 1MiB and 1GiB", c.Evidence.Segment)
 	case c.Evidence.Quota < c.Evidence.Segment:
 		return "$.evidence.quota", fmt.Errorf("%d is less than a segment", c.Evidence.Quota)
+	case c.Captures.Budget < 64<<20:
+		return "$.captures.budget", fmt.Errorf("%d is less than 64MiB", c.Captures.Budget)
 	case c.Orders.Wait < time.Second:
 		return "$.orders.wait", fmt.Errorf("%s is less than 1s", c.Orders.Wait)
 	}

@@ -56,6 +56,7 @@ func TestConfigErrors(t *testing.T) {
 		"bad checksum":  {"engines:\n  - name: a\n    path: /x\n    sha256: zz\n", "line 4, column 13: engines[0].sha256"},
 		"second engine": {"engines:\n  - {name: a, path: /x}\n  - {name: a, path: /y}\n", "line 3, column "},
 		"small engine":  {"engines:\n  - name: a\n    path: /x\n    memory: 1MiB\n", "line 4, column 13: engines[0].memory"},
+		"small budget":  {"captures:\n  budget: 1MiB\n", "line 2, column 11: captures.budget"},
 		"short wait":    {"orders:\n  wait: 1ms\n", "line 2, column 9: orders.wait"},
 		"log level":     {"log:\n  level: loud\n", "line 2, column 10: log.level"},
 	} {

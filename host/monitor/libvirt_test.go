@@ -238,6 +238,78 @@ func (h *host) contained(l *domaintest.Private, step string) {
 	}
 }
 
+// TestCapturesKeepTheirBudget captures a domain again and again: the oldest that
+// is not pinned is given up, and where the pinned ones leave no room the order
+// fails and the domain is left paused, as it was.
+func TestCapturesKeepTheirBudget(t *testing.T) {
+	l := domaintest.NewPrivate(t)
+	h := newHost(t)
+	h.configure("captures: {budget: 100MiB}\n")
+	h.withLibvirt(l)
+	h.start()
+	ctx := t.Context()
+	if _, err := h.api.Pause(ctx, &apipb.PauseRequest{Vm: h.vm.String()}); err != nil {
+		t.Fatal(err)
+	}
+	capture := func() (*apipb.Order, error) {
+		s, err := h.api.Capture(ctx, &apipb.CaptureRequest{Vm: h.vm.String()})
+		if err != nil {
+			return nil, err
+		}
+		defer s.Close()
+		var o *apipb.Order
+		for s.Receive() {
+			if s.Msg().Order != nil {
+				o = s.Msg().Order
+			}
+		}
+		return o, s.Err()
+	}
+	list := func() []*apipb.Bundle {
+		t.Helper()
+		r, err := h.api.ListBundles(ctx, &apipb.ListBundlesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Bundles
+	}
+	pin := func(b *apipb.Bundle) {
+		t.Helper()
+		if _, err := h.api.PinBundle(ctx, &apipb.PinBundleRequest{Id: b.Id, Pinned: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var ids []string
+	for i := range 3 { // each takes 32 MiB of memory, and may take 48 MiB
+		if _, err := capture(); err != nil {
+			t.Fatal(err)
+		}
+		all := list()
+		ids = append(ids, all[len(all)-1].Id)
+		if i == 0 {
+			pin(all[0])
+		}
+	}
+	all := list()
+	if len(all) != 2 || all[0].Id != ids[0] || !all[0].Pinned || all[1].Id != ids[2] || all[1].Disk < 32<<20 {
+		t.Errorf("left of %q: %v", ids, all)
+	}
+	if f := h.await("capture/given-up"); f.Detail["capture"] != ids[1] {
+		t.Errorf("%v", f)
+	}
+	pin(all[1])
+	if o, err := capture(); err == nil || !strings.Contains(err.Error(), "unpin one") {
+		t.Errorf("%v, %v", o, err)
+	}
+	if state := strings.TrimSpace(l.Virsh("domstate", h.vm.String())); state != "paused" || len(list()) != 2 {
+		t.Errorf("the domain is %s, captures: %v", state, list())
+	}
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	h.verify()
+}
+
 // TestLibvirtAway takes libvirtd away: the monitor goes on recording and judging,
 // the order waits, also for a monitor that comes after this one, and when
 // libvirtd is back all is as it should be.

@@ -48,6 +48,7 @@ type Monitor struct {
 	pipeline  *pipeline.Pipeline
 	sessions  *session.Manager
 	captures  *capturer
+	shelf     *shelf
 	responder *respond.Responder
 	doors     *doors
 
@@ -226,6 +227,10 @@ func (m *Monitor) wire() error {
 	m.domains = newDomains()
 	m.libvirt = domain.New(&domain.Options{Socket: m.cfg.Libvirt, Log: m.log})
 	m.captures = newCapturer(m)
+	m.shelf = newShelf(m.bundleDir(), int64(m.cfg.Captures.Budget), m.judge.found)
+	if err := m.shelf.sweep(); err != nil {
+		m.log.Warn("what is left of captures that were given up", "error", err)
+	}
 	m.responder = respond.New(m.journal, m.libvirt, m.captures, m, &respond.Options{
 		Away: m.cfg.Orders.Wait, Alerts: newAlerter(m), Held: m.judge.held, Observe: m.judge.settled, Log: m.log,
 	})

@@ -4294,6 +4294,8 @@ type Bundle struct {
 	Bytes         uint64                 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Findings      []string               `protobuf:"bytes,7,rep,name=findings,proto3" json:"findings,omitempty"` // ids
 	Order         string                 `protobuf:"bytes,8,opt,name=order,proto3" json:"order,omitempty"`
+	Pinned        bool                   `protobuf:"varint,9,opt,name=pinned,proto3" json:"pinned,omitempty"` // it is not given up for the budget
+	Disk          uint64                 `protobuf:"varint,10,opt,name=disk,proto3" json:"disk,omitempty"`    // bytes that it takes, holes not counted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4382,6 +4384,20 @@ func (x *Bundle) GetOrder() string {
 		return x.Order
 	}
 	return ""
+}
+
+func (x *Bundle) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *Bundle) GetDisk() uint64 {
+	if x != nil {
+		return x.Disk
+	}
+	return 0
 }
 
 type RecordsRequest struct {
@@ -5162,6 +5178,224 @@ func (x *ContainResponse) GetOrder() *Order {
 	return nil
 }
 
+type PinBundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Pinned        bool                   `protobuf:"varint,2,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinBundleRequest) Reset() {
+	*x = PinBundleRequest{}
+	mi := &file_outguard_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinBundleRequest) ProtoMessage() {}
+
+func (x *PinBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinBundleRequest.ProtoReflect.Descriptor instead.
+func (*PinBundleRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *PinBundleRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PinBundleRequest) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+type PinBundleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bundle        *Bundle                `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinBundleResponse) Reset() {
+	*x = PinBundleResponse{}
+	mi := &file_outguard_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinBundleResponse) ProtoMessage() {}
+
+func (x *PinBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinBundleResponse.ProtoReflect.Descriptor instead.
+func (*PinBundleResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *PinBundleResponse) GetBundle() *Bundle {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+// PruneBundlesRequest says which bundles go: all that hold of before, keep and
+// bytes what is set, one at least.
+type PruneBundlesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`                        // empty: of all
+	Before        string                 `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`                // created before this time
+	Keep          *uint64                `protobuf:"varint,3,opt,name=keep,proto3,oneof" json:"keep,omitempty"`             // all but so many, the newest, pinned ones not counted
+	Bytes         *uint64                `protobuf:"varint,4,opt,name=bytes,proto3,oneof" json:"bytes,omitempty"`           // until those that are left take no more of the disk
+	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // none is given up
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneBundlesRequest) Reset() {
+	*x = PruneBundlesRequest{}
+	mi := &file_outguard_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneBundlesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneBundlesRequest) ProtoMessage() {}
+
+func (x *PruneBundlesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneBundlesRequest.ProtoReflect.Descriptor instead.
+func (*PruneBundlesRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *PruneBundlesRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *PruneBundlesRequest) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *PruneBundlesRequest) GetKeep() uint64 {
+	if x != nil && x.Keep != nil {
+		return *x.Keep
+	}
+	return 0
+}
+
+func (x *PruneBundlesRequest) GetBytes() uint64 {
+	if x != nil && x.Bytes != nil {
+		return *x.Bytes
+	}
+	return 0
+}
+
+func (x *PruneBundlesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type PruneBundlesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bundles       []*Bundle              `protobuf:"bytes,1,rep,name=bundles,proto3" json:"bundles,omitempty"` // oldest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneBundlesResponse) Reset() {
+	*x = PruneBundlesResponse{}
+	mi := &file_outguard_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneBundlesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneBundlesResponse) ProtoMessage() {}
+
+func (x *PruneBundlesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneBundlesResponse.ProtoReflect.Descriptor instead.
+func (*PruneBundlesResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *PruneBundlesResponse) GetBundles() []*Bundle {
+	if x != nil {
+		return x.Bundles
+	}
+	return nil
+}
+
 var File_outguard_proto protoreflect.FileDescriptor
 
 const file_outguard_proto_rawDesc = "" +
@@ -5541,7 +5775,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\x12ListBundlesRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"D\n" +
 	"\x13ListBundlesResponse\x12-\n" +
-	"\abundles\x18\x01 \x03(\v2\x13.outguard.v1.BundleR\abundles\"\xb0\x01\n" +
+	"\abundles\x18\x01 \x03(\v2\x13.outguard.v1.BundleR\abundles\"\xdc\x01\n" +
 	"\x06Bundle\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x0e\n" +
@@ -5550,7 +5784,10 @@ const file_outguard_proto_rawDesc = "" +
 	"\acreated\x18\x05 \x01(\tR\acreated\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12\x1a\n" +
 	"\bfindings\x18\a \x03(\tR\bfindings\x12\x14\n" +
-	"\x05order\x18\b \x01(\tR\x05order\"N\n" +
+	"\x05order\x18\b \x01(\tR\x05order\x12\x16\n" +
+	"\x06pinned\x18\t \x01(\bR\x06pinned\x12\x12\n" +
+	"\x04disk\x18\n" +
+	" \x01(\x04R\x04disk\"N\n" +
 	"\x0eRecordsRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\tR\x05since\x12\x16\n" +
@@ -5608,7 +5845,22 @@ const file_outguard_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\";\n" +
 	"\x0fContainResponse\x12(\n" +
-	"\x05order\x18\x01 \x01(\v2\x12.outguard.v1.OrderR\x05order2\xf1\v\n" +
+	"\x05order\x18\x01 \x01(\v2\x12.outguard.v1.OrderR\x05order\":\n" +
+	"\x10PinBundleRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06pinned\x18\x02 \x01(\bR\x06pinned\"@\n" +
+	"\x11PinBundleResponse\x12+\n" +
+	"\x06bundle\x18\x01 \x01(\v2\x13.outguard.v1.BundleR\x06bundle\"\x9d\x01\n" +
+	"\x13PruneBundlesRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\tR\x06before\x12\x17\n" +
+	"\x04keep\x18\x03 \x01(\x04H\x00R\x04keep\x88\x01\x01\x12\x19\n" +
+	"\x05bytes\x18\x04 \x01(\x04H\x01R\x05bytes\x88\x01\x01\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRunB\a\n" +
+	"\x05_keepB\b\n" +
+	"\x06_bytes\"E\n" +
+	"\x14PruneBundlesResponse\x12-\n" +
+	"\abundles\x18\x01 \x03(\v2\x13.outguard.v1.BundleR\abundles2\x92\r\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
 	"\aListVMs\x12\x1b.outguard.v1.ListVMsRequest\x1a\x1c.outguard.v1.ListVMsResponse\x12C\n" +
@@ -5632,7 +5884,9 @@ const file_outguard_proto_rawDesc = "" +
 	"\aCapture\x12\x1b.outguard.v1.CaptureRequest\x1a\x1c.outguard.v1.CaptureResponse0\x01\x12P\n" +
 	"\vListBundles\x12\x1f.outguard.v1.ListBundlesRequest\x1a .outguard.v1.ListBundlesResponse\x12Y\n" +
 	"\x0eReloadPlaybook\x12\".outguard.v1.ReloadPlaybookRequest\x1a#.outguard.v1.ReloadPlaybookResponse\x12D\n" +
-	"\aContain\x12\x1b.outguard.v1.ContainRequest\x1a\x1c.outguard.v1.ContainResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
+	"\aContain\x12\x1b.outguard.v1.ContainRequest\x1a\x1c.outguard.v1.ContainResponse\x12J\n" +
+	"\tPinBundle\x12\x1d.outguard.v1.PinBundleRequest\x1a\x1e.outguard.v1.PinBundleResponse\x12S\n" +
+	"\fPruneBundles\x12 .outguard.v1.PruneBundlesRequest\x1a!.outguard.v1.PruneBundlesResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
 
 var (
 	file_outguard_proto_rawDescOnce sync.Once
@@ -5646,7 +5900,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: outguard.v1.StatusResponse
@@ -5714,7 +5968,11 @@ var file_outguard_proto_goTypes = []any{
 	(*Playbook)(nil),               // 63: outguard.v1.Playbook
 	(*ContainRequest)(nil),         // 64: outguard.v1.ContainRequest
 	(*ContainResponse)(nil),        // 65: outguard.v1.ContainResponse
-	nil,                            // 66: outguard.v1.Finding.DetailEntry
+	(*PinBundleRequest)(nil),       // 66: outguard.v1.PinBundleRequest
+	(*PinBundleResponse)(nil),      // 67: outguard.v1.PinBundleResponse
+	(*PruneBundlesRequest)(nil),    // 68: outguard.v1.PruneBundlesRequest
+	(*PruneBundlesResponse)(nil),   // 69: outguard.v1.PruneBundlesResponse
+	nil,                            // 70: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
@@ -5742,7 +6000,7 @@ var file_outguard_proto_depIdxs = []int32{
 	12, // 22: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
 	25, // 23: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
 	26, // 24: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	66, // 25: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	70, // 25: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
 	29, // 26: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
 	32, // 27: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
 	33, // 28: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
@@ -5759,51 +6017,57 @@ var file_outguard_proto_depIdxs = []int32{
 	32, // 39: outguard.v1.JoinModelResponse.model:type_name -> outguard.v1.Model
 	63, // 40: outguard.v1.ReloadPlaybookResponse.playbook:type_name -> outguard.v1.Playbook
 	29, // 41: outguard.v1.ContainResponse.order:type_name -> outguard.v1.Order
-	0,  // 42: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 43: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 44: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	54, // 45: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
-	23, // 46: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	27, // 47: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	30, // 48: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	40, // 49: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	42, // 50: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	34, // 51: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	36, // 52: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	38, // 53: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	56, // 54: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
-	58, // 55: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
-	44, // 56: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	46, // 57: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	48, // 58: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	51, // 59: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	61, // 60: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
-	64, // 61: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
-	1,  // 62: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 63: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 64: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	55, // 65: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	24, // 66: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	28, // 67: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	31, // 68: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	41, // 69: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	43, // 70: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	35, // 71: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	37, // 72: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	39, // 73: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	57, // 74: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	59, // 75: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
-	45, // 76: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	47, // 77: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	49, // 78: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	52, // 79: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	62, // 80: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
-	65, // 81: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
-	62, // [62:82] is the sub-list for method output_type
-	42, // [42:62] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	53, // 42: outguard.v1.PinBundleResponse.bundle:type_name -> outguard.v1.Bundle
+	53, // 43: outguard.v1.PruneBundlesResponse.bundles:type_name -> outguard.v1.Bundle
+	0,  // 44: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 45: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 46: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	54, // 47: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	23, // 48: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	27, // 49: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	30, // 50: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	40, // 51: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	42, // 52: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	34, // 53: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	36, // 54: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	38, // 55: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	56, // 56: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
+	58, // 57: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
+	44, // 58: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	46, // 59: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	48, // 60: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	51, // 61: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	61, // 62: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
+	64, // 63: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
+	66, // 64: outguard.v1.Outguard.PinBundle:input_type -> outguard.v1.PinBundleRequest
+	68, // 65: outguard.v1.Outguard.PruneBundles:input_type -> outguard.v1.PruneBundlesRequest
+	1,  // 66: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 67: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 68: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	55, // 69: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	24, // 70: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	28, // 71: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	31, // 72: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	41, // 73: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	43, // 74: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	35, // 75: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	37, // 76: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	39, // 77: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	57, // 78: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	59, // 79: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
+	45, // 80: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	47, // 81: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	49, // 82: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	52, // 83: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	62, // 84: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
+	65, // 85: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
+	67, // 86: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
+	69, // 87: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
+	66, // [66:88] is the sub-list for method output_type
+	44, // [44:66] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -5811,13 +6075,14 @@ func file_outguard_proto_init() {
 	if File_outguard_proto != nil {
 		return
 	}
+	file_outguard_proto_msgTypes[68].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -321,6 +321,37 @@ func (b *Backend) Bundles(context.Context) ([]*apipb.Bundle, error) {
 	return out, nil
 }
 
+// PinBundle implements api.Backend.
+func (b *Backend) PinBundle(_ context.Context, id string, pinned bool, _ api.Caller) (*apipb.Bundle, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, v := range b.bundles {
+		if v.Id == id {
+			v.Pinned = pinned
+			return clone(v), nil
+		}
+	}
+	return nil, api.Error(connect.CodeNotFound, "outguard captures lists them", fmt.Errorf("no capture %q", id))
+}
+
+// PruneBundles implements api.Backend: what is not pinned goes.
+func (b *Backend) PruneBundles(_ context.Context, p api.Prune, _ api.Caller) ([]*apipb.Bundle, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var gone, left []*apipb.Bundle
+	for _, v := range b.bundles {
+		if v.Pinned || (p.VM != uuid.Nil && p.VM.String() != v.Uuid) {
+			left = append(left, v)
+		} else {
+			gone = append(gone, clone(v))
+		}
+	}
+	if !p.DryRun {
+		b.bundles = left
+	}
+	return gone, nil
+}
+
 // ReloadPlaybook implements api.Backend.
 func (b *Backend) ReloadPlaybook(context.Context, api.Caller) (*apipb.Playbook, error) {
 	return &apipb.Playbook{File: "/etc/outguard/playbook.yaml", Sha256: "00ff", Loaded: api.FormatTime(b.Now()), Rules: 2}, nil

@@ -85,6 +85,10 @@ const (
 	OutguardReloadPlaybookProcedure = "/outguard.v1.Outguard/ReloadPlaybook"
 	// OutguardContainProcedure is the fully-qualified name of the Outguard's Contain RPC.
 	OutguardContainProcedure = "/outguard.v1.Outguard/Contain"
+	// OutguardPinBundleProcedure is the fully-qualified name of the Outguard's PinBundle RPC.
+	OutguardPinBundleProcedure = "/outguard.v1.Outguard/PinBundle"
+	// OutguardPruneBundlesProcedure is the fully-qualified name of the Outguard's PruneBundles RPC.
+	OutguardPruneBundlesProcedure = "/outguard.v1.Outguard/PruneBundles"
 )
 
 // OutguardClient is a client for the outguard.v1.Outguard service.
@@ -134,6 +138,10 @@ type OutguardClient interface {
 	// VM's network links down, connect brings those up again, reset begins its
 	// machine anew, destroy ends it. It answers when the effect is there.
 	Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error)
+	// PinBundle keeps a bundle from being given up, or no longer.
+	PinBundle(context.Context, *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error)
+	// PruneBundles gives up bundles that are not pinned, the oldest first.
+	PruneBundles(context.Context, *apipb.PruneBundlesRequest) (*apipb.PruneBundlesResponse, error)
 }
 
 // NewOutguardClient constructs a client for the outguard.v1.Outguard service. By default, it uses
@@ -267,6 +275,18 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(outguardMethods.ByName("Contain")),
 			connect.WithClientOptions(opts...),
 		),
+		pinBundle: connect.NewClient[apipb.PinBundleRequest, apipb.PinBundleResponse](
+			httpClient,
+			baseURL+OutguardPinBundleProcedure,
+			connect.WithSchema(outguardMethods.ByName("PinBundle")),
+			connect.WithClientOptions(opts...),
+		),
+		pruneBundles: connect.NewClient[apipb.PruneBundlesRequest, apipb.PruneBundlesResponse](
+			httpClient,
+			baseURL+OutguardPruneBundlesProcedure,
+			connect.WithSchema(outguardMethods.ByName("PruneBundles")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -292,6 +312,8 @@ type outguardClient struct {
 	listBundles    *connect.Client[apipb.ListBundlesRequest, apipb.ListBundlesResponse]
 	reloadPlaybook *connect.Client[apipb.ReloadPlaybookRequest, apipb.ReloadPlaybookResponse]
 	contain        *connect.Client[apipb.ContainRequest, apipb.ContainResponse]
+	pinBundle      *connect.Client[apipb.PinBundleRequest, apipb.PinBundleResponse]
+	pruneBundles   *connect.Client[apipb.PruneBundlesRequest, apipb.PruneBundlesResponse]
 }
 
 // Status calls outguard.v1.Outguard.Status.
@@ -450,6 +472,24 @@ func (c *outguardClient) Contain(ctx context.Context, req *apipb.ContainRequest)
 	return nil, err
 }
 
+// PinBundle calls outguard.v1.Outguard.PinBundle.
+func (c *outguardClient) PinBundle(ctx context.Context, req *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error) {
+	response, err := c.pinBundle.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PruneBundles calls outguard.v1.Outguard.PruneBundles.
+func (c *outguardClient) PruneBundles(ctx context.Context, req *apipb.PruneBundlesRequest) (*apipb.PruneBundlesResponse, error) {
+	response, err := c.pruneBundles.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // OutguardHandler is an implementation of the outguard.v1.Outguard service.
 type OutguardHandler interface {
 	// Status tells of the monitor itself.
@@ -497,6 +537,10 @@ type OutguardHandler interface {
 	// VM's network links down, connect brings those up again, reset begins its
 	// machine anew, destroy ends it. It answers when the effect is there.
 	Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error)
+	// PinBundle keeps a bundle from being given up, or no longer.
+	PinBundle(context.Context, *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error)
+	// PruneBundles gives up bundles that are not pinned, the oldest first.
+	PruneBundles(context.Context, *apipb.PruneBundlesRequest) (*apipb.PruneBundlesResponse, error)
 }
 
 // NewOutguardHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -626,6 +670,18 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(outguardMethods.ByName("Contain")),
 		connect.WithHandlerOptions(opts...),
 	)
+	outguardPinBundleHandler := connect.NewUnaryHandlerSimple(
+		OutguardPinBundleProcedure,
+		svc.PinBundle,
+		connect.WithSchema(outguardMethods.ByName("PinBundle")),
+		connect.WithHandlerOptions(opts...),
+	)
+	outguardPruneBundlesHandler := connect.NewUnaryHandlerSimple(
+		OutguardPruneBundlesProcedure,
+		svc.PruneBundles,
+		connect.WithSchema(outguardMethods.ByName("PruneBundles")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/outguard.v1.Outguard/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OutguardStatusProcedure:
@@ -668,6 +724,10 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardReloadPlaybookHandler.ServeHTTP(w, r)
 		case OutguardContainProcedure:
 			outguardContainHandler.ServeHTTP(w, r)
+		case OutguardPinBundleProcedure:
+			outguardPinBundleHandler.ServeHTTP(w, r)
+		case OutguardPruneBundlesProcedure:
+			outguardPruneBundlesHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -755,4 +815,12 @@ func (UnimplementedOutguardHandler) ReloadPlaybook(context.Context, *apipb.Reloa
 
 func (UnimplementedOutguardHandler) Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.Contain is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) PinBundle(context.Context, *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.PinBundle is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) PruneBundles(context.Context, *apipb.PruneBundlesRequest) (*apipb.PruneBundlesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.PruneBundles is not implemented"))
 }
