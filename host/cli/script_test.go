@@ -47,7 +47,7 @@ func TestScript(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup:               setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"emit": emit, "exitcode": exitcode, "flip": flip, "stop": stop,
+			"emit": emit, "exitcode": exitcode, "flip": flip, "monitor-ends": monitorEnds,
 			"contain": contain, "tsemdata": tsemdata, "measured": measured, "replayed": replayed,
 		},
 	})
@@ -78,7 +78,7 @@ func setup(env *testscript.Env) error {
 	return serve(env, filepath.Join(work, "run", "api.sock"))
 }
 
-// serve starts the monitor of one script. The scripts' `stop` ends it.
+// serve starts the monitor of one script. The scripts' `monitor-ends` ends it.
 func serve(env *testscript.Env, socket string) error {
 	l, err := api.Listen(socket, -1)
 	if err != nil {
@@ -252,8 +252,8 @@ func emit(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Value("backend").(*apitest.Backend).Add(batch(9, exec(uint32(pid), "sh", args[1])))
 }
 
-// stop ends the monitor.
-func stop(ts *testscript.TestScript, _ bool, _ []string) { ts.Value("stop").(func())() }
+// monitorEnds ends the monitor. It is not called stop: that ends a script.
+func monitorEnds(ts *testscript.TestScript, _ bool, _ []string) { ts.Value("stop").(func())() }
 
 // exitcode runs a command and wants it to end with a code: exitcode N COMMAND ARG...
 func exitcode(ts *testscript.TestScript, _ bool, args []string) {
