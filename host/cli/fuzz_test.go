@@ -12,7 +12,11 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/google/uuid"
+
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/decide"
+	"github.com/outguard/outguard/host/evidence"
 )
 
 // FuzzLines holds that whatever stands in an answer, also one that no server of
@@ -108,6 +112,32 @@ func FuzzDigest(f *testing.F) {
 		v, err := parseDigest(s)
 		if err == nil && hex.EncodeToString(v[:]) != strings.ToLower(s) {
 			t.Errorf("%q is %x", s, v[:])
+		}
+	})
+}
+
+// FuzzPlaybookTest reads any range, and any record as a finding, a decision or a
+// note.
+func FuzzPlaybookTest(f *testing.F) {
+	f.Add("web:5-10", uint16(evidence.KindFinding), []byte(`{"ID":"a","Severity":4}`))
+	f.Add("a:b", uint16(evidence.KindDecision), []byte(`{"Finding":"a","Steps":["pause"]}`))
+	f.Add("11111111-1111-4111-8111-111111111111:9-1", uint16(evidence.KindNote), []byte(`{"what":"domain-started"}`))
+	vm := uuid.MustParse("11111111-1111-4111-8111-111111111111")
+	f.Fuzz(func(t *testing.T, text string, kind uint16, payload []byte) {
+		p := &policyTest{names: map[uuid.UUID]string{vm: "web"}}
+		s, err := p.parseRange(text, []uuid.UUID{vm})
+		if (err == nil) != (s.vm == vm) || (err == nil && s.from >= s.to) {
+			t.Errorf("%q is %+v, %v", text, s, err)
+		}
+		m, d, err := p.meet(vm, &evidence.Record{Kind: evidence.Kind(kind), Payload: payload})
+		if err != nil && (m != nil || d != nil) {
+			t.Error("something beside an error")
+		}
+		if m != nil && m.finding != nil {
+			decide.NewReplay(decide.Default()).Find(m.finding, "web")
+		}
+		if d != nil {
+			would(d)
 		}
 	})
 }

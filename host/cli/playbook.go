@@ -17,7 +17,7 @@ const defaultPlaybook = "/etc/outguard/playbook.yaml"
 
 func (a *app) playbookCmd() *cobra.Command {
 	return group(&cobra.Command{Use: "playbook", Short: "Show and check what follows from which finding"},
-		a.playbookShowCmd(), a.playbookCheckCmd(), a.playbookReloadCmd())
+		a.playbookShowCmd(), a.playbookCheckCmd(), a.playbookTestCmd(), a.playbookReloadCmd())
 }
 
 func (a *app) playbookReloadCmd() *cobra.Command {
@@ -82,10 +82,8 @@ func (a *app) playbookShowCmd() *cobra.Command {
 func (a *app) playbookCheckCmd() *cobra.Command {
 	cmd := a.command(&cobra.Command{
 		Use: "check [FILE]", Short: "Validate a playbook; errors name line and column",
-		Args: cobra.MaximumNArgs(1),
-		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			return []cobra.Completion{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
-		},
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: completeYAML,
 	}, func(_ *cobra.Command, args []string) error {
 		file, text, err := a.playbook(strings.Join(args, ""))
 		if err != nil {

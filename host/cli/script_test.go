@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/outguard/outguard/host/api/apitest"
 	"github.com/outguard/outguard/host/bundle"
 	"github.com/outguard/outguard/host/cli"
+	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/evidence"
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
@@ -64,7 +66,7 @@ const configText = "state_dir: %[1]s/state\nrun_dir: %[1]s/run\nlibvirt: %[1]s/r
 func setup(env *testscript.Env) error {
 	work := env.WorkDir
 	env.Setenv("TZ", "UTC")
-	for _, dir := range []string{"state", "run"} {
+	for _, dir := range []string{"state", "run", "policy"} {
 		if err := os.Mkdir(filepath.Join(work, dir), 0o755); err != nil {
 			return err
 		}
@@ -73,6 +75,9 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	if err := record(env, filepath.Join(work, "state")); err != nil {
+		return err
+	}
+	if err := policyRecord(filepath.Join(work, "policy")); err != nil {
 		return err
 	}
 	return serve(env, filepath.Join(work, "run", "api.sock"))
@@ -243,6 +248,44 @@ func record(env *testscript.Env, state string) error {
 	env.Setenv("BUNDLE", dir)
 	env.Setenv("STREAM", stream.Dir())
 	return store.Close()
+}
+
+// policyRecord writes a store in which two domains had findings: web three
+// violations of two programs and a resume between them, db one.
+func policyRecord(state string) error {
+	key, err := evidence.LoadOrCreateKey(state, "host")
+	if err != nil {
+		return err
+	}
+	store, err := evidence.Open(filepath.Join(state, evidence.StoreDir), key, nil)
+	if err != nil {
+		return err
+	}
+	put := func(vm uuid.UUID, kind evidence.Kind, s int, v any) {
+		stream, serr := store.Stream(vm)
+		text, jerr := json.Marshal(v)
+		if err = errors.Join(err, serr, jerr); err == nil {
+			_, err = stream.AppendCritical(kind, at0.Add(time.Duration(s)*time.Second), text)
+		}
+	}
+	found := func(vm uuid.UUID, s int, id, program string) {
+		f := engine.Finding{
+			ID: id, Engine: "tsem", VM: vm, At: at0.Add(time.Duration(s) * time.Second), Rule: "tsem/violation", Severity: engine.High,
+			Technique: "T1059.004", Reason: "new", Comm: "sh\x1b", Detail: map[string]string{"program": program},
+		}
+		put(vm, evidence.KindFinding, s, f)
+		d := decide.Decision{At: f.At, VM: vm, Finding: id, Rule: "violation", Steps: []decide.Step{decide.Log, decide.Pause, decide.Capture}}
+		if s == 2 {
+			d.Steps, d.Held = nil, "acted in this run of the VM"
+		}
+		put(vm, evidence.KindDecision, s, d)
+	}
+	found(web, 0, "A1", "/usr/bin/dash")
+	found(web, 2, "A2", "/usr/bin/python3")
+	put(web, evidence.KindNote, 3, map[string]string{"what": "domain-resumed"})
+	found(web, 4, "A3", "/usr/bin/python3")
+	found(db, 1, "B1", "/usr/bin/dash")
+	return errors.Join(err, store.Close())
 }
 
 // emit adds an event: emit PID PATH

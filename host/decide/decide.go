@@ -39,16 +39,16 @@ type Decision struct {
 
 // Dropped is a step that a limit took from a decision.
 type Dropped struct {
-	Step Step
-	Why  string
+	Step Step   `json:"step"`
+	Why  string `json:"why"`
 }
 
 // Trial is what a rule would have decided that is not in force.
 type Trial struct {
-	Rule    string
-	Steps   []Step
-	Held    string
-	Dropped []Dropped `json:",omitempty"`
+	Rule    string    `json:"rule"`
+	Steps   []Step    `json:"steps,omitempty"`
+	Held    string    `json:"held,omitempty"`
+	Dropped []Dropped `json:"dropped,omitempty"`
 }
 
 // maxTrials bounds what one decision says of rules on trial.

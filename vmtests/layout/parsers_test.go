@@ -52,6 +52,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/bundle", "ParseManifest", "FuzzParseManifest"},
 	{"host/bundle", "showJSON", "FuzzShow"},
 	{"host/cli", "parseSince", "FuzzSince"},
+	{"host/cli", "policyTest.parseRange policyTest.meet", "FuzzPlaybookTest"},
 	{"host/cli", "parseSize", "FuzzSince"},
 	{"host/cli", "parseDigest", "FuzzDigest"},
 	{"host/cli", "app.paths", "FuzzPaths"},
