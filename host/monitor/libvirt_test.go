@@ -310,6 +310,105 @@ func TestCapturesKeepTheirBudget(t *testing.T) {
 	h.verify()
 }
 
+// TestSomebodyElse: what is done to a domain past the monitor is told from what
+// orders do, and an isolated domain that is started again is isolated again.
+func TestSomebodyElse(t *testing.T) {
+	l := domaintest.NewPrivate(t)
+	h := newHost(t)
+	l.Run(h.vm, h.vm.String())
+	(&counter{}).between(t, h.root+"/no-libvirt", l.Socket)
+	h.start()
+	vm := h.vm.String()
+	rules := func() (all []string) {
+		for _, f := range h.findings() {
+			if strings.HasPrefix(f.Rule, "domain/") {
+				all = append(all, f.Rule)
+			}
+		}
+		return all
+	}
+	noted := func(want string) {
+		t.Helper()
+		h.eventually("findings "+want, func() error {
+			if got := fmt.Sprint(rules()); got != want {
+				return errors.New(got)
+			}
+			return nil
+		})
+	}
+	state := func(want string) {
+		t.Helper()
+		h.eventually("the monitor has it "+want, func() error {
+			r, err := h.api.ListVMs(t.Context(), &apipb.ListVMsRequest{Vm: vm})
+			if err == nil && r.Vms[0].State != want {
+				err = errors.New(r.Vms[0].State)
+			}
+			return err
+		})
+	}
+	order := func(step func() error) {
+		t.Helper()
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pause := func() error {
+		_, err := h.api.Pause(t.Context(), &apipb.PauseRequest{Vm: vm})
+		return err
+	}
+	state("running")
+	l.Virsh("suspend", vm)
+	state("paused")
+	l.Virsh("resume", vm) // nobody here had it stand
+	state("running")
+	order(pause)
+	order(func() error {
+		_, err := h.api.Resume(t.Context(), &apipb.ResumeRequest{Vm: vm})
+		return err
+	})
+	state("running")
+	order(pause)
+	state("paused")
+	if got := rules(); len(got) != 0 {
+		t.Errorf("findings of what orders did: %q", got)
+	}
+	l.Virsh("resume", vm)
+	noted("[domain/resumed]")
+	state("running")
+
+	order(func() error {
+		_, err := h.api.Contain(t.Context(), &apipb.ContainRequest{Vm: vm, Step: "isolate"})
+		return err
+	})
+	order(pause)
+	l.Virsh("destroy", vm)
+	noted("[domain/resumed domain/stopped]")
+	l.Run(h.vm, vm)
+	h.eventually("isolated again", func() error {
+		for _, o := range h.orders() {
+			if o.Step == "isolate" && o.By == "isolation" && o.State == "done" {
+				return nil
+			}
+		}
+		return fmt.Errorf("%v", h.orders())
+	})
+	if out := l.Virsh("domif-getlink", vm, domaintest.BareMAC); !strings.Contains(out, "down") {
+		t.Errorf("its link is %s", out)
+	}
+	order(func() error {
+		_, err := h.api.Contain(t.Context(), &apipb.ContainRequest{Vm: vm, Step: "destroy"})
+		return err
+	})
+	state("shut off")
+	if got := fmt.Sprint(rules()); got != "[domain/resumed domain/stopped]" {
+		t.Errorf("findings in the end: %s", got)
+	}
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	h.verify()
+}
+
 // TestLibvirtAway takes libvirtd away: the monitor goes on recording and judging,
 // the order waits, also for a monitor that comes after this one, and when
 // libvirtd is back all is as it should be.

@@ -42,6 +42,7 @@ type Monitor struct {
 	journal   *respond.Journal
 	libvirt   *domain.Client
 	domains   *domains
+	lives     *lives
 	metrics   *metrics.Metrics
 	judge     *judge
 	engines   []*engines.Supervisor
@@ -231,7 +232,8 @@ func (m *Monitor) wire() error {
 	if err := m.shelf.sweep(); err != nil {
 		m.log.Warn("what is left of captures that were given up", "error", err)
 	}
-	m.responder = respond.New(m.journal, m.libvirt, m.captures, m, &respond.Options{
+	m.lives = newLives()
+	m.responder = respond.New(m.journal, hands{m.libvirt, m.lives}, m.captures, m, &respond.Options{
 		Away: m.cfg.Orders.Wait, Alerts: newAlerter(m), Held: m.judge.held, Observe: m.judge.settled, Log: m.log,
 	})
 	m.pipeline = pipeline.New()

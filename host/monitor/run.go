@@ -125,6 +125,7 @@ func (m *Monitor) readDomains(ctx context.Context) error {
 		return err
 	}
 	m.domains.setDomains(list, time.Now())
+	m.stillStanding(list)
 	return nil
 }
 
@@ -132,6 +133,8 @@ func (m *Monitor) readDomains(ctx context.Context) error {
 func (m *Monitor) happened(e domain.Event) {
 	stale := m.domains.apply(e)
 	m.lifecycle(e)
+	m.somebodyElse(e)
+	m.isolation(e)
 	switch {
 	case e.Kind == domain.Started && (e.Reason == "from snapshot" || e.Reason == "restored"):
 		m.sessions.Renew(e.VM) // it goes on from numbers and a secret of an earlier time

@@ -1,0 +1,164 @@
+package monitor
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/respond"
+	"github.com/outguard/outguard/plugins/engine"
+)
+
+// lives tells what orders do to domains from what somebody else does. Libvirt's
+// events do not say who asked.
+type lives struct {
+	mu       sync.Mutex
+	expected map[expectation]time.Time // until when; zero: the call is under way
+	stands   map[uuid.UUID]bool        // paused by an order of this process, and not resumed by one
+}
+
+// expectation is an event that an order causes.
+type expectation struct {
+	vm   uuid.UUID
+	kind domain.EventKind
+}
+
+// eventWithin is how long after a call libvirt's event of it may arrive.
+const eventWithin = 5 * time.Second
+
+func newLives() *lives {
+	return &lives{expected: map[expectation]time.Time{}, stands: map[uuid.UUID]bool{}}
+}
+
+// during carries out a call that causes an event of that kind.
+func (l *lives) during(vm uuid.UUID, kind domain.EventKind, call func() error) error {
+	e := expectation{vm, kind}
+	l.mu.Lock()
+	l.expected[e] = time.Time{}
+	l.mu.Unlock()
+	err := call()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, waits := l.expected[e]; waits {
+		l.expected[e] = time.Now().Add(eventWithin)
+	}
+	if err == nil {
+		l.stands[vm] = kind == domain.SuspendedEvent
+	}
+	return err
+}
+
+// ours reports whether an order caused an event, which it is asked once, and
+// whether an order had the domain stand until then.
+func (l *lives) ours(e domain.Event) (caused, stood bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x := expectation{e.VM, e.Kind}
+	until, caused := l.expected[x]
+	delete(l.expected, x)
+	if caused && !until.IsZero() && e.At.After(until) {
+		caused = false
+	}
+	stood = l.stands[e.VM]
+	if e.Kind == domain.ResumedEvent || e.Kind == domain.Started || e.Kind == domain.Stopped {
+		delete(l.stands, e.VM)
+	}
+	return caused, stood
+}
+
+// ranOn returns the domains of a list that run although an order had them stand:
+// nobody was told when that changed.
+func (l *lives) ranOn(list []domain.Domain) (out []uuid.UUID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range list {
+		_, resuming := l.expected[expectation{d.UUID, domain.ResumedEvent}]
+		if d.State == domain.Running && l.stands[d.UUID] && !resuming {
+			delete(l.stands, d.UUID)
+			out = append(out, d.UUID)
+		}
+	}
+	return out
+}
+
+// hands are what orders act with: libvirt, and a note of what they cause.
+type hands struct {
+	*domain.Client
+	lives *lives
+}
+
+func (h hands) Pause(ctx context.Context, vm uuid.UUID) error {
+	return h.lives.during(vm, domain.SuspendedEvent, func() error { return h.Client.Pause(ctx, vm) })
+}
+
+func (h hands) Resume(ctx context.Context, vm uuid.UUID) error {
+	return h.lives.during(vm, domain.ResumedEvent, func() error { return h.Client.Resume(ctx, vm) })
+}
+
+func (h hands) Destroy(ctx context.Context, vm uuid.UUID) error {
+	return h.lives.during(vm, domain.Stopped, func() error { return h.Client.Destroy(ctx, vm) })
+}
+
+// somebodyElse makes a finding of what somebody did to an enrolled domain that is
+// not by an order and that a responder has to know.
+func (m *Monitor) somebodyElse(e domain.Event) {
+	caused, stood := m.lives.ours(e)
+	if w, ok := m.domains.get(e.VM); !ok || w.Enrolment == nil || caused {
+		return
+	}
+	f := engine.Finding{VM: e.VM, Severity: engine.Medium, Detail: map[string]string{"event": e.Kind.String(), "why": e.Reason}}
+	switch {
+	case e.Reason == "from snapshot" && e.Kind != domain.Defined:
+		f.Rule, f.Reason = "domain/reverted", "The VM was reverted to a snapshot, not by an order: what happened in it since is undone."
+	case e.Kind == domain.ResumedEvent && stood:
+		f.Rule, f.Severity, f.Reason = "domain/resumed", engine.High, "The VM was resumed, not by an order, while an order had it stand."
+	case e.Kind == domain.Stopped && e.Reason == "migrated":
+		f.Rule, f.Reason = "domain/migrated", "The VM was migrated away: this host watches it no more."
+	case e.Kind == domain.Stopped && (e.Reason == "crashed" || e.Reason == "failed"):
+		f.Rule, f.Reason = "domain/crashed", fmt.Sprintf("The VM's QEMU ended, libvirt says: %s.", e.Reason)
+	case e.Kind == domain.Stopped && stood:
+		f.Rule, f.Severity, f.Reason = "domain/stopped", engine.High, fmt.Sprintf("The VM was ended (%s), not by an order, while an order had it stand: its memory is gone.", e.Reason)
+	default:
+		return // it is on record
+	}
+	m.loose.Go(func() { m.judge.found(f) }) // events wait behind this one
+}
+
+// stillStanding finds what was resumed while libvirt could not be heard.
+func (m *Monitor) stillStanding(list []domain.Domain) {
+	for _, vm := range m.lives.ranOn(list) {
+		f := engine.Finding{
+			VM: vm, Rule: "domain/resumed", Severity: engine.High,
+			Reason: "The VM runs, not by an order, although an order had it stand; libvirt could not be heard meanwhile.",
+		}
+		m.loose.Go(func() { m.judge.found(f) })
+	}
+}
+
+// isolation has a domain that is started stay isolated: a transient one has its
+// links as whoever started it described them.
+func (m *Monitor) isolation(e domain.Event) {
+	if e.Kind != domain.Started {
+		return
+	}
+	macs, err := m.journal.Isolated(e.VM)
+	if err != nil {
+		m.log.Error("is it isolated?", "vm", e.Name, "error", err)
+	}
+	if len(macs) == 0 {
+		return
+	}
+	_, err = m.responder.Submit(context.Background(), respond.Request{
+		VM: e.VM, Name: e.Name, Steps: []respond.Kind{respond.Isolate}, Asked: "isolation",
+		Reason: "It was started while it is isolated; outguard connect ends that.", Decided: e.At,
+	})
+	if err != nil {
+		m.log.Error("not isolated again", "vm", e.Name, "error", err)
+		m.keep(e.VM, evidence.KindNote, time.Now(), note{What: orderRefused, Text: fmt.Sprintf("isolate again: %v", err)})
+	}
+}

@@ -1,0 +1,59 @@
+package monitor
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/domain"
+)
+
+// TestWhoseEvent: an event is an order's once, during its call or soon after, and
+// of that domain and kind alone.
+func TestWhoseEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := uuid.UUID{1}, uuid.UUID{2}
+		l := newLives()
+		event := func(vm uuid.UUID, k domain.EventKind) [2]bool {
+			caused, stood := l.ours(domain.Event{VM: vm, Kind: k, At: time.Now()})
+			return [2]bool{caused, stood}
+		}
+		pause := func(during func()) {
+			_ = l.during(a, domain.SuspendedEvent, func() error { during(); return nil })
+		}
+		want := func(what string, got, want [2]bool) {
+			t.Helper()
+			if got != want {
+				t.Errorf("%s: %v, want %v", what, got, want)
+			}
+		}
+		pause(func() { want("during the call", event(a, domain.SuspendedEvent), [2]bool{true, false}) })
+		want("a second one", event(a, domain.SuspendedEvent), [2]bool{false, true})
+		pause(func() {})
+		time.Sleep(eventWithin - time.Second)
+		want("of another domain", event(b, domain.SuspendedEvent), [2]bool{})
+		want("soon after", event(a, domain.SuspendedEvent), [2]bool{true, true})
+		pause(func() {})
+		time.Sleep(eventWithin + time.Second)
+		want("long after", event(a, domain.SuspendedEvent), [2]bool{false, true})
+		want("resumed by somebody", event(a, domain.ResumedEvent), [2]bool{false, true})
+		want("and again", event(a, domain.ResumedEvent), [2]bool{})
+
+		pause(func() {})
+		running := []domain.Domain{{UUID: a, State: domain.Running}, {UUID: b, State: domain.Running}}
+		_ = l.during(a, domain.ResumedEvent, func() error {
+			if got := l.ranOn(running); len(got) != 0 {
+				t.Errorf("an order resumes %v", got)
+			}
+			return nil
+		})
+		want("by the order", event(a, domain.ResumedEvent), [2]bool{true, false})
+		pause(func() {})
+		if got := l.ranOn(running); !slices.Equal(got, []uuid.UUID{a}) || len(l.ranOn(running)) != 0 {
+			t.Errorf("ran on: %v", got)
+		}
+	})
+}
