@@ -89,7 +89,7 @@ standard output; with --json, one object a line.`,
 			root.AddCommand(c)
 		}
 	}
-	add(watch, a.statusCmd(), a.vmsCmd(), a.eventsCmd(), a.findingsCmd(), a.ordersCmd())
+	add(watch, a.statusCmd(), a.vmsCmd(), a.eventsCmd(), a.findingsCmd(), a.decisionsCmd(), a.ordersCmd())
 	add(answer, a.modelCmd(), a.pauseCmd(), a.resumeCmd(), a.captureCmd(),
 		a.isolateCmd(), a.connectCmd(), a.resetCmd(), a.destroyCmd())
 	add(prove, a.capturesCmd(), a.bundleCmd(), a.evidenceCmd(), a.exportCmd(), a.tsemCmd())

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -96,6 +97,9 @@ func (a *app) playbookCheckCmd() *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("%s: %w", file, err)
 		}
+		for _, w := range lacking(p) {
+			_, _ = fmt.Fprintf(a.err, "%s: warning: %s\n", quote(file), safe.Text(w))
+		}
 		if a.json {
 			return a.printJSON(struct {
 				OK    bool `json:"ok"`
@@ -130,4 +134,22 @@ func (a *app) playbook(named string) (file, text string, err error) {
 		return "", "", fmt.Errorf("playbook: %w", err)
 	}
 	return file, string(b), nil
+}
+
+// lacking says what alerts need that is not on this host. It is a warning: the
+// file may be for another one.
+func lacking(p *decide.Playbook) (out []string) {
+	for _, t := range p.Alerts {
+		if len(t.Command) > 0 {
+			if _, err := exec.LookPath(t.Command[0]); err != nil {
+				out = append(out, fmt.Sprintf("alert %s: %v", t.Name, err))
+			}
+		}
+		if t.Token != "" {
+			if _, err := os.Stat(t.Token); err != nil {
+				out = append(out, fmt.Sprintf("alert %s: token_file: %v", t.Name, err))
+			}
+		}
+	}
+	return out
 }

@@ -95,7 +95,10 @@ func (t *policyTest) run(ctx context.Context, file, store string, ranges []strin
 	if err != nil {
 		return err
 	}
-	return t.play(ctx, streams)
+	if err := t.merge(ctx, streams, t.take); err != nil {
+		return err
+	}
+	return t.sum()
 }
 
 func (t *policyTest) times(since, until string, now time.Time) error {
@@ -199,8 +202,8 @@ type met struct {
 	did     *decide.Decision // what was decided of it then; nil: not on record
 }
 
-// play goes through all streams by time.
-func (t *policyTest) play(ctx context.Context, streams []stream) error {
+// merge goes through all streams by time.
+func (t *policyTest) merge(ctx context.Context, streams []stream, take func(*met) error) error {
 	type head struct {
 		met
 		next func() (met, error, bool)
@@ -228,7 +231,7 @@ func (t *policyTest) play(ctx context.Context, streams []stream) error {
 	}
 	for len(heads) > 0 {
 		first := slices.MinFunc(heads, func(a, b *head) int { return a.at.Compare(b.at) })
-		if err := t.take(&first.met); err != nil {
+		if err := take(&first.met); err != nil {
 			return err
 		}
 		more, err := advance(first)
@@ -239,7 +242,7 @@ func (t *policyTest) play(ctx context.Context, streams []stream) error {
 			heads = slices.DeleteFunc(heads, func(h *head) bool { return h == first })
 		}
 	}
-	return t.sum()
+	return nil
 }
 
 // read is what one stream holds of findings and starts. The decision of a finding

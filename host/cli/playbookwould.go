@@ -12,27 +12,44 @@ import (
 	"github.com/outguard/outguard/host/decide"
 )
 
-// tested is one line of --json.
-type tested struct {
-	Rec     string           `json:"rec"` // decision
-	At      string           `json:"at"`
-	VM      string           `json:"vm"`
-	UUID    uuid.UUID        `json:"uuid"`
-	Finding string           `json:"finding"`
-	Found   string           `json:"found"` // the finding's rule
+// decision is a decision in --json.
+type decision struct {
 	Rule    string           `json:"rule"`
 	Steps   []decide.Step    `json:"steps"`
 	Alerts  []string         `json:"alerts"`
 	Held    string           `json:"held"`
 	Dropped []decide.Dropped `json:"dropped"`
 	Dry     []decide.Trial   `json:"dry"`
-	Did     *did             `json:"did"` // in fact; null: not on record
 }
 
-type did struct {
-	Rule  string        `json:"rule"`
-	Steps []decide.Step `json:"steps"`
-	Held  string        `json:"held"`
+func decisionOf(d *decide.Decision) decision {
+	return decision{d.Rule, notNil(d.Steps), notNil(d.Alerts), d.Held, notNil(d.Dropped), notNil(d.Dry)}
+}
+
+// tested is one line of --json.
+type tested struct {
+	Rec     string    `json:"rec"` // decision
+	At      string    `json:"at"`
+	VM      string    `json:"vm"`
+	UUID    uuid.UUID `json:"uuid"`
+	Finding string    `json:"finding"`
+	Found   string    `json:"found"` // the finding's rule
+	decision
+	Did *decision `json:"did"` // in fact; null: not on record
+}
+
+// shown reports whether a decision is printed: it orders something, would have,
+// or a limit kept it from that.
+func (t *policyTest) shown(d *decide.Decision) bool {
+	return t.all || len(d.Steps) > 0 || len(d.Dropped) > 0 ||
+		slices.ContainsFunc(d.Dry, func(x decide.Trial) bool { return len(x.Steps) > 0 })
+}
+
+func (t *policyTest) nameOf(vm uuid.UUID) string {
+	if name := t.names[vm]; name != "" {
+		return name
+	}
+	return vm.String()
 }
 
 func (t *policyTest) take(m *met) error {
@@ -45,25 +62,20 @@ func (t *policyTest) take(m *met) error {
 		return nil // of the host: no playbook is asked
 	}
 	d := t.replay.Find(f, t.names[m.vm])
-	tries := slices.ContainsFunc(d.Dry, func(x decide.Trial) bool { return len(x.Steps) > 0 })
-	if !t.all && len(d.Steps) == 0 && len(d.Dropped) == 0 && !tries {
+	if !t.shown(&d) {
 		return nil
-	}
-	name := t.names[m.vm]
-	if name == "" {
-		name = m.vm.String()
 	}
 	if t.a.json {
 		line := tested{
-			Rec: "decision", At: api.FormatTime(f.At), VM: name, UUID: m.vm, Finding: f.ID, Found: f.Rule, Rule: d.Rule,
-			Steps: notNil(d.Steps), Alerts: notNil(d.Alerts), Held: d.Held, Dropped: notNil(d.Dropped), Dry: notNil(d.Dry),
+			Rec: "decision", At: api.FormatTime(f.At), VM: t.nameOf(m.vm), UUID: m.vm, Finding: f.ID, Found: f.Rule, decision: decisionOf(&d),
 		}
 		if m.did != nil {
-			line.Did = &did{m.did.Rule, notNil(m.did.Steps), m.did.Held}
+			did := decisionOf(m.did)
+			line.Did = &did
 		}
 		return t.a.printJSON(line)
 	}
-	t.a.printf("%s %s %s [%s]: %s\n", f.At.Local().Format("2006-01-02 15:04:05.000"), quote(name), quote(f.Rule), quote(f.ID), safe.Text(would(&d)))
+	t.a.printf("%s %s %s [%s]: %s\n", f.At.Local().Format("2006-01-02 15:04:05.000"), quote(t.nameOf(m.vm)), quote(f.Rule), quote(f.ID), safe.Text(would(&d)))
 	if m.did != nil {
 		t.a.printf("    then: %s\n", safe.Text(would(m.did)))
 	}
