@@ -35,6 +35,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"vsockproto", "ParseEvents", "FuzzEvents"},
 	{"vsockproto", "ParseHeader Event.Parse Event.parseBody Event.parseTails Task.parse Subject.parse File.parse Socket.parse Address.parse parseTail", "FuzzRecord"},
 	{"vsockproto", "ParseEventType", "FuzzEventType"},
+	{"vsockproto/serial", "ParseHeader parse", "FuzzHeader FuzzNoise"},
 	{"vsockproto/link", "Ledger.UnmarshalBinary", "FuzzLedgerState"},
 	{"plugins/engine", "ParseMessageHeader", "FuzzMessageHeader"},
 	{"plugins/engine", "ParseBatch", "FuzzParseBatch"},
