@@ -33,6 +33,7 @@ var own = []string{
 	"github.com/outguard/outguard/guest/uplink",
 	"github.com/outguard/outguard/vsockproto",
 	"github.com/outguard/outguard/vsockproto/link",
+	"github.com/outguard/outguard/vsockproto/serial",
 }
 
 // forbidden is what the agent has no business with.

@@ -17,7 +17,8 @@ import (
 // DialFunc makes a connection to the host.
 type DialFunc func(context.Context) (net.Conn, error)
 
-// Dialer reads a channel: vsock:CID:PORT or unix:PATH.
+// Dialer reads a channel: vsock:CID:PORT, serial:NAME (a virtio-serial port's;
+// DefaultPort without one) or unix:PATH.
 func Dialer(channel string) (DialFunc, error) {
 	kind, rest, _ := strings.Cut(channel, ":")
 	switch kind {
@@ -30,8 +31,10 @@ func Dialer(channel string) (DialFunc, error) {
 		}, nil
 	case "vsock":
 		return vsockDialer(channel, rest)
+	case "serial":
+		return serialDialer(channel, rest)
 	}
-	return nil, fmt.Errorf("channel %q: want vsock:CID:PORT or unix:PATH", channel)
+	return nil, fmt.Errorf("channel %q: want vsock:CID:PORT, serial:NAME or unix:PATH", channel)
 }
 
 func vsockDialer(channel, rest string) (DialFunc, error) {

@@ -43,7 +43,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("outguard-agent", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	key := flags.String("key", defaultKey, "file with the 32 bytes of the key that outguard enroll made")
-	channel := flags.String("channel", "vsock:2:6820", "where the host listens: vsock:CID:PORT or unix:PATH")
+	channel := flags.String("channel", "vsock:2:6820", "the way to the host: vsock:CID:PORT, serial:NAME (a virtio-serial port) or unix:PATH")
 	show := flags.Bool("version", false, "say which version this is, and end")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):

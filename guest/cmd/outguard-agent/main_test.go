@@ -23,9 +23,10 @@ func TestRunArguments(t *testing.T) {
 		"help":             {[]string{"--help"}, 0, "", "vsock:CID:PORT"},
 		"unknown flag":     {[]string{"--pins", "x"}, 2, "", "pins"},
 		"an argument":      {[]string{"start"}, 2, "", `"start"`},
-		"no such channel":  {[]string{"--channel", "tcp:1:2"}, 2, "", "want vsock:CID:PORT or unix:PATH"},
+		"no such channel":  {[]string{"--channel", "tcp:1:2"}, 2, "", "want vsock:CID:PORT, serial:NAME or unix:PATH"},
 		"half a channel":   {[]string{"--channel", "vsock:2"}, 2, "", "port"},
 		"a cid of letters": {[]string{"--channel", "vsock:two:6820"}, 2, "", "CID"},
+		"no such port":     {[]string{"--channel", "serial:a/b"}, 2, "", "no port's name"},
 		"no path":          {[]string{"--channel", "unix:"}, 2, "", "unix:PATH"},
 		"no key":           {[]string{"--key", "/nonexistent"}, 1, "", "outguard enroll"},
 	}
