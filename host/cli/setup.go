@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -23,10 +22,15 @@ func (a *app) enrollCmd() *cobra.Command {
 	cmd := a.command(&cobra.Command{
 		Use:   "enroll DOMAIN",
 		Short: "Give a domain a channel to the monitor and a one-time key",
-		Long: `Provision a domain that is shut off: a vsock channel for its agent, and a new
-one-time key that only root in the guest can read (through QEMU's fw_cfg, from a
-file). Then print what is left to do in the guest. It is done as root, with
-libvirtd running; no monitor needs to run. Done again it only renews the key.`,
+		Long: `Provision a domain that is shut off: a channel for its agent, and a new one-time
+key that only root in the guest can read (through QEMU's fw_cfg, from a file).
+Then print what is left to do in the guest. It is done as root, with libvirtd
+running; no monitor needs to run. Done again it only renews the key; with another
+transport it takes the earlier channel out.
+
+With serial nothing has to run beside QEMU, and the domain can be migrated and
+snapshotted with its memory; the agent has to be told (the script does it), and a
+guest whose agent falls silent cannot be asked past it.`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeDomain,
 	}, func(cmd *cobra.Command, args []string) error {
 		p, err := a.paths()
@@ -36,9 +40,7 @@ libvirtd running; no monitor needs to run. Done again it only renews the key.`,
 		c := domain.New(&domain.Options{Socket: p.Libvirt})
 		defer func() { _ = c.Close() }()
 		o.Transport = domain.Transport(transport)
-		if err := p.enrollInto(cmd, c, args[0], &o); err != nil {
-			return err
-		}
+		p.enrollInto(&o)
 		e, err := c.Enroll(cmd.Context(), args[0], &o)
 		if err != nil {
 			return err
@@ -51,31 +53,24 @@ libvirtd running; no monitor needs to run. Done again it only renews the key.`,
 		return a.printEnrolment(e)
 	})
 	f := cmd.Flags()
-	f.StringVar(&transport, "transport", "", "`how` the agent reaches the host: vsock (the kernel's) or vhost-user (vhost-device-vsock); default: vsock where /dev/vhost-vsock is")
+	f.StringVar(&transport, "transport", "", "`how` the agent reaches the host: vsock (the kernel's), vhost-user (vhost-device-vsock) or serial (a virtio-serial port); default: what the domain has, else vsock where /dev/vhost-vsock is and vhost-user elsewhere")
 	f.StringVar(&o.User, "user", "", "the monitor's `user`, who may read the enrolment (default outguard)")
 	f.StringVar(&o.QEMUUser, "qemu-user", "", "QEMU's `user`, who may read the key (default: whom libvirt runs QEMU as)")
 	_ = cmd.RegisterFlagCompletionFunc("transport",
-		cobra.FixedCompletions([]cobra.Completion{string(domain.KernelVsock), string(domain.VhostUser)}, cobra.ShellCompDirectiveNoFileComp))
+		cobra.FixedCompletions(transports(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// enrollInto sets where things go. The sockets' names follow the domain's; in a
-// hybrid_dir of its own they are set here.
-func (p *paths) enrollInto(cmd *cobra.Command, c *domain.Client, name string, o *domain.EnrollOptions) error {
-	o.StateDir, o.RunDir = p.State, p.Run
-	if p.Listen.HybridDir == filepath.Join(p.Run, "vsock") {
-		return nil
+func transports() (all []cobra.Completion) {
+	for _, t := range domain.Transports {
+		all = append(all, string(t))
 	}
-	d, err := c.Lookup(cmd.Context(), name)
-	if err != nil {
-		return err
-	}
-	base := filepath.Join(p.Listen.HybridDir, d.Name)
-	if filepath.Dir(base) != filepath.Clean(p.Listen.HybridDir) {
-		base = filepath.Join(p.Listen.HybridDir, d.UUID.String())
-	}
-	o.Vhost, o.Socket = base+".vhost", base+".sock"
-	return nil
+	return all
+}
+
+// enrollInto sets where things go.
+func (p *paths) enrollInto(o *domain.EnrollOptions) {
+	o.StateDir, o.RunDir, o.Sockets = p.State, p.Run, p.Listen.HybridDir
 }
 
 // enrolment is what is printed of one: not the key.
@@ -85,7 +80,7 @@ type enrolment struct {
 	Transport string    `json:"transport"`
 	CID       uint32    `json:"cid"`    // 0: libvirt assigns one at each start
 	Vhost     string    `json:"vhost"`  // "" with transport vsock
-	Socket    string    `json:"socket"` // likewise
+	Socket    string    `json:"socket"` // likewise; with transport serial that of the domain's port
 	KeyFile   string    `json:"key_file"`
 	Enrolled  time.Time `json:"enrolled"`
 	Snippet   string    `json:"snippet"`

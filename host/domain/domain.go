@@ -276,6 +276,39 @@ func parseCID(text string) (uint32, error) {
 	return uint32(n), nil
 }
 
+// PortOpen reports whether the guest has its end of the port PortName open. It is
+// QEMU's word, not that of anybody in the guest but its kernel.
+func (c *Client) PortOpen(ctx context.Context, vm uuid.UUID) (bool, error) {
+	text, err := c.XML(ctx, vm)
+	if err != nil {
+		return false, err
+	}
+	open, err := parsePort(text)
+	if err != nil {
+		return false, fmt.Errorf("port of %s: %w", vm, err)
+	}
+	return open, nil
+}
+
+// parsePort reads only the one element, as parseCID does.
+func parsePort(text string) (open bool, err error) {
+	var d struct {
+		Targets []struct {
+			Name  string `xml:"name,attr"`
+			State string `xml:"state,attr"`
+		} `xml:"devices>channel>target"`
+	}
+	if err := xml.Unmarshal([]byte(text), &d); err != nil {
+		return false, fmt.Errorf("virtio-serial ports: %w", err)
+	}
+	for _, t := range d.Targets {
+		if t.Name == PortName && t.State != "" {
+			return t.State == "connected", nil
+		}
+	}
+	return false, fmt.Errorf("no %s that runs", PortName)
+}
+
 // CPUTime returns the time that all vCPUs of an active domain have run since
 // it started. Where QEMU runs them in one thread it is the process's time.
 func (c *Client) CPUTime(ctx context.Context, vm uuid.UUID) (time.Duration, error) {

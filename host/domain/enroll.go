@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,12 +22,11 @@ import (
 // defaults.
 type EnrollOptions struct {
 	StateDir  string    // default /var/lib/outguard: enroll/ and keys/ are in it
-	RunDir    string    // default /run/outguard: vsock/<domain>.vhost and .sock are in it
-	Transport Transport // default: KernelVsock where /dev/vhost-vsock is, else VhostUser
+	RunDir    string    // default /run/outguard
+	Transport Transport // default: what the domain has; else KernelVsock where /dev/vhost-vsock is, VhostUser elsewhere
 	User      string    // who may read the enrolment; default "outguard"
 	QEMUUser  string    // who may read the key; default: whom libvirt runs QEMU as
-	Vhost     string    // default RunDir/vsock/<domain>.vhost
-	Socket    string    // default RunDir/vsock/<domain>.sock
+	Sockets   string    // directory of the sockets: <domain>.vhost and .sock, or .serial; default RunDir/vsock
 }
 
 // plan is Enroll's work with its options resolved.
@@ -66,14 +66,15 @@ func (c *Client) enroll(ctx context.Context, nameOrUUID string, opts *EnrollOpti
 		return nil, err
 	}
 	defer unlock()
+	before, err := p.enrolment(d)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w; remove the file to enroll anew", err)
+	}
+	p.choose(before.Transport)
 	e := &Enrolment{Version: 1, UUID: d.UUID, Name: d.Name, Transport: p.Transport, KeyFile: filepath.Join(p.StateDir, keyFile(d)), Enrolled: time.Now().UTC()}
 	_, _ = rand.Read(e.Key[:]) // never fails
 	if err := p.sockets(e); err != nil {
 		return nil, err
-	}
-	before, err := p.enrolment(d)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w; remove the file to enroll anew", err)
 	}
 	defined, err := provision(text, e, &before)
 	if err != nil {
@@ -82,8 +83,8 @@ func (c *Client) enroll(ctx context.Context, nameOrUUID string, opts *EnrollOpti
 	if err := e.validate(); err != nil {
 		return nil, err
 	}
-	if e.Transport == VhostUser {
-		if err := p.socketDir(filepath.Dir(e.Vhost)); err != nil {
+	if e.Socket != "" {
+		if err := p.socketDir(filepath.Dir(e.Socket)); err != nil {
 			return nil, err
 		}
 	}
@@ -211,14 +212,11 @@ func (c *Client) plan(ctx context.Context, opts *EnrollOptions) (*plan, error) {
 			*d.at = d.value
 		}
 	}
-	if p.Transport == "" {
-		p.Transport = VhostUser
-		if _, err := os.Stat("/dev/vhost-vsock"); err == nil {
-			p.Transport = KernelVsock
-		}
+	if p.Sockets == "" {
+		p.Sockets = filepath.Join(p.RunDir, "vsock")
 	}
-	if p.Transport != KernelVsock && p.Transport != VhostUser {
-		return nil, fmt.Errorf("transport %q is none of vsock, vhost-user", p.Transport)
+	if p.Transport != "" && !slices.Contains(Transports, p.Transport) {
+		return nil, fmt.Errorf("transport %q is none of vsock, vhost-user, serial", p.Transport)
 	}
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("%w: run it as root: it writes %s and files of other users", ErrPermission, p.StateDir)
@@ -233,6 +231,21 @@ func (c *Client) plan(ctx context.Context, opts *EnrollOptions) (*plan, error) {
 		p.qemu, err = c.qemuIDs(ctx)
 	}
 	return p, err
+}
+
+// choose settles on a transport: the one that was asked for, that the domain has,
+// or that this host offers.
+func (p *plan) choose(has Transport) {
+	if p.Transport != "" {
+		return
+	}
+	if p.Transport = has; has != "" {
+		return
+	}
+	p.Transport = VhostUser
+	if _, err := os.Stat("/dev/vhost-vsock"); err == nil {
+		p.Transport = KernelVsock
+	}
 }
 
 func userIDs(name string) (ids, error) {
@@ -338,31 +351,35 @@ func (p *plan) directory(name string, mode fs.FileMode, owner ids) error {
 	return errors.Join(p.root.Chown(name, owner.uid, owner.gid), p.root.Chmod(name, mode))
 }
 
-// sockets fills in what a vhost-user channel needs.
+// sockets fills in what a channel over sockets needs. A guest is known by them, so
+// that no two domains have the same.
 func (p *plan) sockets(e *Enrolment) error {
-	if p.Transport != VhostUser {
+	base := filepath.Join(p.Sockets, fileName(e))
+	switch p.Transport {
+	case KernelVsock:
 		return nil
-	}
-	base := filepath.Join(p.RunDir, "vsock", fileName(e))
-	if e.Vhost = p.Vhost; e.Vhost == "" {
-		e.Vhost = base + ".vhost"
-	}
-	if e.Socket = p.Socket; e.Socket == "" {
-		e.Socket = base + ".sock"
+	case Serial:
+		e.Socket = base + ".serial"
+	default:
+		e.Vhost, e.Socket = base+".vhost", base+".sock"
 	}
 	all, _ := Enrolments(p.dir()) // a broken one holds no address that could be known
-	taken := map[uint32]bool{}
+	taken := map[uint32]bool{0: true, 1: true, 2: true}
 	for i := range all {
 		switch o := &all[i]; {
 		case o.UUID == e.UUID:
 			e.CID = o.CID
-		case o.Vhost == e.Vhost || o.Socket == e.Socket:
-			return fmt.Errorf("the sockets of %q are %s and %s already", o.Name, o.Vhost, o.Socket)
+		case o.Socket == e.Socket || o.Vhost == e.Vhost && e.Vhost != "":
+			return fmt.Errorf("the sockets of %q are %s already", o.Name, strings.TrimSpace(o.Vhost+" "+o.Socket))
 		default:
 			taken[o.CID] = true
 		}
 	}
-	for cid := uint32(3); e.CID == 0 || taken[e.CID]; cid++ {
+	if p.Transport == Serial {
+		e.CID = 0
+		return nil
+	}
+	for cid := uint32(3); taken[e.CID]; cid++ {
 		e.CID = cid
 	}
 	return nil

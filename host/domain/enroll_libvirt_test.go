@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -167,8 +168,8 @@ func TestEnrollRefuses(t *testing.T) {
 	}{
 		{"no such domain", "respond-test-none", func(*EnrollOptions) {}},
 		{"useradd --system", g.Name, func(o *EnrollOptions) { o.User = "outguard-test-none" }},
-		{"none of vsock, vhost-user", g.Name, func(o *EnrollOptions) { o.Transport = "pigeon" }},
-		{"absolute path", g.Name, func(o *EnrollOptions) { o.Vhost = "/" + strings.Repeat("a", 120) }},
+		{"none of vsock, vhost-user, serial", g.Name, func(o *EnrollOptions) { o.Transport = "pigeon" }},
+		{"absolute path", g.Name, func(o *EnrollOptions) { o.Sockets = "/" + strings.Repeat("a", 120) }},
 	} {
 		o := opts
 		c2.edit(&o)
@@ -205,5 +206,50 @@ func TestEnrollRefuses(t *testing.T) {
 	}
 	if list, err := Enrolments(filepath.Join(opts.StateDir, "enroll")); len(list) != 0 || err != nil {
 		t.Errorf("a refused enrolment left %v, %v", list, err)
+	}
+}
+
+// TestEnrollSerial: the domain gets a port that QEMU serves at the socket, keeps
+// it when it is enrolled again without a word of a transport, and is what it was
+// after Unenroll. Its guest's end is closed until somebody opens it.
+func TestEnrollSerial(t *testing.T) {
+	g := domaintest.Start(t, domaintest.Config{Off: true})
+	c, ctx := client(t), t.Context()
+	before := g.Virsh(t, "dumpxml")
+	opts := &EnrollOptions{StateDir: filepath.Join(g.Dir, "state"), RunDir: filepath.Join(g.Dir, "run"), Transport: Serial, User: "nobody"}
+	if _, err := c.Enroll(ctx, g.Name, opts); err != nil {
+		t.Fatal(err)
+	}
+	once := g.Virsh(t, "dumpxml")
+	opts.Transport = ""
+	e, err := c.Enroll(ctx, g.Name, opts)
+	if err != nil || e.Transport != Serial {
+		t.Fatalf("again: %+v, %v", e, err)
+	}
+	if twice := g.Virsh(t, "dumpxml"); twice != once {
+		t.Errorf("enrolling twice changed the domain:\n%s\nto\n%s", once, twice)
+	}
+	if !strings.Contains(e.Snippet(), "--channel serial:org.outguard.agent.0") || !strings.Contains(e.Snippet(), "virtio_console") {
+		t.Errorf("the guest is told:\n%s", e.Snippet())
+	}
+	if open, err := c.PortOpen(ctx, g.UUID); open || err == nil {
+		t.Errorf("of a domain that is off: %v, %v", open, err)
+	}
+	g.Virsh(t, "start")
+	conn, err := net.Dial("unix", e.Socket)
+	if err != nil {
+		t.Error(err)
+	} else {
+		conn.Close()
+	}
+	if open, err := c.PortOpen(ctx, g.UUID); open || err != nil {
+		t.Errorf("PortOpen: %v, %v", open, err)
+	}
+	g.Virsh(t, "destroy")
+	if err := c.Unenroll(ctx, g.Name, opts); err != nil {
+		t.Fatal(err)
+	}
+	if after := g.Virsh(t, "dumpxml"); after != before {
+		t.Errorf("unenrolling left\n%s\nof\n%s", after, before)
 	}
 }

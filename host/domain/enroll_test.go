@@ -32,6 +32,9 @@ func testEnrolment(t Transport) *Enrolment {
 	if t == VhostUser {
 		e.CID, e.Vhost, e.Socket = 3, "/run/outguard/vsock/a,b.vhost", "/run/outguard/vsock/web.sock"
 	}
+	if t == Serial {
+		e.Socket = "/run/outguard/vsock/web.serial"
+	}
 	return e
 }
 
@@ -60,6 +63,9 @@ func TestProvision(t *testing.T) {
 			`<source type="memfd"></source>`, `<access mode="shared"></access>`, `value="timestamp=on"`,
 		}},
 		{KernelVsock, "vsock", []string{`<vsock model="virtio">`, `<cid auto="yes"></cid>`}},
+		{Serial, "virtio-serial virtio-serial-controller", []string{
+			`<source mode="bind" path="/run/outguard/vsock/web.serial"></source>`, `<target type="virtio" name="org.outguard.agent.0"></target>`,
+		}},
 	} {
 		t.Run(string(c.transport), func(t *testing.T) {
 			e := testEnrolment(c.transport)
@@ -76,7 +82,7 @@ func TestProvision(t *testing.T) {
 			if twice := provisioned(t, out, again, e); twice != out {
 				t.Errorf("not idempotent:\n%s\nand\n%s", out, twice)
 			}
-			other := testEnrolment(map[Transport]Transport{VhostUser: KernelVsock, KernelVsock: VhostUser}[c.transport])
+			other := testEnrolment(map[Transport]Transport{VhostUser: KernelVsock, KernelVsock: Serial, Serial: VhostUser}[c.transport])
 			moved := provisioned(t, out, other, e)
 			if fresh := provisioned(t, plainXML, testEnrolment(other.Transport), &Enrolment{}); moved != fresh {
 				t.Errorf("another transport leaves something behind:\n%s\nand\n%s", moved, fresh)
@@ -256,6 +262,21 @@ func TestParseCID(t *testing.T) {
 	for _, text := range []string{`<domain`, `<domain><devices><vsock><cid address='-1'/></vsock></devices></domain>`} {
 		if _, err := parseCID(text); err == nil {
 			t.Errorf("%s: no error", text)
+		}
+	}
+}
+
+func TestParsePort(t *testing.T) {
+	for state, want := range map[string]bool{` state='connected'`: true, ` state='disconnected'`: false} {
+		text := `<domain><devices><channel type='unix'><target type='virtio' name='other' state='connected'/></channel>` +
+			`<channel type='unix'><target type='virtio' name='org.outguard.agent.0'` + state + `/></channel></devices></domain>`
+		if got, err := parsePort(text); got != want || err != nil {
+			t.Errorf("%s: %v, %v", state, got, err)
+		}
+	}
+	for _, text := range []string{`<domain`, `<domain/>`, `<domain><devices><channel><target name='org.outguard.agent.0'/></channel></devices></domain>`} {
+		if open, err := parsePort(text); open || err == nil {
+			t.Errorf("%s: %v, no error", text, open)
 		}
 	}
 }

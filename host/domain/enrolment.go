@@ -24,7 +24,11 @@ type Transport string
 const (
 	KernelVsock Transport = "vsock"      // /dev/vhost-vsock: AF_VSOCK on both sides
 	VhostUser   Transport = "vhost-user" // a vhost-device-vsock process: unix sockets on the host
+	Serial      Transport = "serial"     // a virtio-serial port, whose unix socket QEMU serves
 )
+
+// Transports are all of them, for who lets a person choose.
+var Transports = []Transport{KernelVsock, VhostUser, Serial}
 
 // AgentPort is the vsock port that an agent connects to.
 const AgentPort = 6820
@@ -59,17 +63,17 @@ type Enrolment struct {
 	// libvirt assigns that of kernel vsock at each start: ask Client.CID.
 	CID      uint32    `json:"cid,omitempty"`
 	Vhost    string    `json:"vhost,omitempty"`  // socket on which the backend serves QEMU
-	Socket   string    `json:"socket,omitempty"` // the backend's base path; the agent arrives at Listen()
+	Socket   string    `json:"socket,omitempty"` // the backend's base path, and the agent arrives at Listen(); or the port's own (serial)
 	KeyFile  string    `json:"key_file"`         // what QEMU gives the guest
 	Key      Key       `json:"key"`
 	Enrolled time.Time `json:"enrolled"`
 	Added    []string  `json:"added,omitempty"` // what Unenroll takes out again, beside the key
 }
 
-// Listen is the unix socket at which this guest's agent arrives, "" with
-// kernel vsock.
+// Listen is the unix socket at which this guest's agent arrives, "" where it
+// arrives at none.
 func (e *Enrolment) Listen() string {
-	if e.Socket == "" {
+	if e.Transport != VhostUser {
 		return ""
 	}
 	return fmt.Sprintf("%s_%d", e.Socket, AgentPort)
@@ -79,7 +83,7 @@ func (e *Enrolment) Listen() string {
 func (e *Enrolment) Snippet() string {
 	return `# In the guest ` + printable(e.Name) + `, as root, with the file outguard-agent at hand:
 install -D -m 0755 outguard-agent /usr/local/sbin/outguard-agent
-printf '%s\n' qemu_fw_cfg vmw_vsock_virtio_transport >/etc/modules-load.d/outguard.conf
+printf '%s\n' qemu_fw_cfg ` + e.module() + ` >/etc/modules-load.d/outguard.conf
 # The kernel needs bpf among its security modules. Debian's has it; elsewhere it
 # joins those that run: none of them is taken away.
 lsm=$(cat /sys/kernel/security/lsm)
@@ -99,7 +103,7 @@ DefaultDependencies=no
 After=systemd-modules-load.service
 Before=sysinit.target
 [Service]
-ExecStart=/usr/local/sbin/outguard-agent
+ExecStart=/usr/local/sbin/outguard-agent` + e.flags() + `
 Restart=always
 RestartSec=1
 [Install]
@@ -108,6 +112,22 @@ END
 systemctl enable outguard-agent.service
 reboot
 `
+}
+
+// module is the guest kernel's driver of the channel.
+func (e *Enrolment) module() string {
+	if e.Transport == Serial {
+		return "virtio_console"
+	}
+	return "vmw_vsock_virtio_transport"
+}
+
+// flags are what the agent has to be told, each with a blank before it.
+func (e *Enrolment) flags() string {
+	if e.Transport == Serial {
+		return " --channel serial:" + PortName
+	}
+	return ""
 }
 
 // printable keeps a name from being more than a word in a comment.
@@ -227,15 +247,19 @@ func (e *Enrolment) validate() error {
 		return errors.New("no key")
 	case e.Transport == KernelVsock && e.Vhost == "" && e.Socket == "":
 		return nil
+	case e.Transport == Serial && e.Vhost == "" && e.CID == 0:
+		return socketPath(e.Socket)
 	case e.Transport != VhostUser:
-		return fmt.Errorf("transport %q with these fields is none of vsock, vhost-user", e.Transport)
+		return fmt.Errorf("transport %q with these fields is none of vsock, vhost-user, serial", e.Transport)
 	case e.CID < 3 || e.CID == ^uint32(0):
 		return fmt.Errorf("CID %d is reserved", e.CID)
 	}
-	for _, path := range []string{e.Vhost, e.Listen()} {
-		if !filepath.IsAbs(path) || filepath.Clean(path) != path || len(path) > maxSocketPath {
-			return fmt.Errorf("socket %q: an absolute path of at most %d bytes is needed", path, maxSocketPath)
-		}
+	return errors.Join(socketPath(e.Vhost), socketPath(e.Listen()))
+}
+
+func socketPath(path string) error {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path || len(path) > maxSocketPath {
+		return fmt.Errorf("socket %q: an absolute path of at most %d bytes is needed", path, maxSocketPath)
 	}
 	return nil
 }

@@ -12,8 +12,13 @@ import (
 // KeyName is the fw_cfg entry at which the guest finds its key.
 const KeyName = "opt/outguard/key"
 
+// PortName is the virtio-serial port at which the guest's agent finds the host.
+const PortName = "org.outguard.agent.0"
+
 // What Enroll may have added beside the key.
 const (
+	addedPort   = "virtio-serial"
+	addedBus    = "virtio-serial-controller"
 	addedVsock  = "vsock"
 	addedQEMU   = "vhost-user-vsock"
 	addedShared = "shared-memory"
@@ -38,9 +43,12 @@ func provision(text string, e, before *Enrolment) (string, error) {
 	if def.Devices == nil {
 		def.Devices = &libvirtxml.DomainDeviceList{}
 	}
-	if e.Transport == VhostUser {
+	switch e.Transport {
+	case VhostUser:
 		err = addVhost(def, text, e)
-	} else {
+	case Serial:
+		err = addPort(def, e)
+	default:
 		addVsock(def, e)
 	}
 	if err != nil {
@@ -66,6 +74,7 @@ func stripped(text string, before *Enrolment) (*libvirtxml.Domain, error) {
 	}
 	removeKey(def)
 	removeVhost(def)
+	removePort(def, before)
 	if slices.Contains(before.Added, addedVsock) && def.Devices != nil {
 		def.Devices.VSock = nil
 	}
@@ -106,6 +115,42 @@ func addVsock(def *libvirtxml.Domain, e *Enrolment) {
 	}
 	def.Devices.VSock = &libvirtxml.DomainVSock{Model: "virtio", CID: &libvirtxml.DomainVSockCID{Auto: "yes"}}
 	e.Added = append(e.Added, addedVsock)
+}
+
+// addPort gives the domain a virtio-serial port, whose socket QEMU serves.
+func addPort(def *libvirtxml.Domain, e *Enrolment) error {
+	if slices.ContainsFunc(def.Devices.Channels, ours) {
+		return fmt.Errorf("it has a channel %s that enrolling did not add: `virsh edit` removes it", PortName)
+	}
+	e.Added = append(e.Added, addedPort)
+	if !slices.ContainsFunc(def.Devices.Controllers, serialBus) {
+		e.Added = append(e.Added, addedBus) // libvirt adds one with the first port
+	}
+	def.Devices.Channels = append(def.Devices.Channels, libvirtxml.DomainChannel{
+		Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{Mode: "bind", Path: e.Socket}},
+		Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: PortName}},
+	})
+	return nil
+}
+
+func ours(c libvirtxml.DomainChannel) bool {
+	return c.Target != nil && c.Target.VirtIO != nil && c.Target.VirtIO.Name == PortName
+}
+
+func serialBus(c libvirtxml.DomainController) bool { return c.Type == "virtio-serial" }
+
+// removePort takes the port out, and the bus that came with it if nothing else
+// is at it.
+func removePort(def *libvirtxml.Domain, before *Enrolment) {
+	if def.Devices == nil || !slices.Contains(before.Added, addedPort) {
+		return
+	}
+	def.Devices.Channels = slices.DeleteFunc(def.Devices.Channels, ours)
+	virtio := func(c libvirtxml.DomainChannel) bool { return c.Target != nil && c.Target.VirtIO != nil }
+	console := func(c libvirtxml.DomainConsole) bool { return c.Target != nil && c.Target.Type == "virtio" }
+	if slices.Contains(before.Added, addedBus) && !slices.ContainsFunc(def.Devices.Channels, virtio) && !slices.ContainsFunc(def.Devices.Consoles, console) {
+		def.Devices.Controllers = slices.DeleteFunc(def.Devices.Controllers, serialBus)
+	}
 }
 
 // addVhost gives the domain a vsock device that a process on the host serves.
@@ -167,7 +212,7 @@ func removeVhost(def *libvirtxml.Domain) {
 	var kept []libvirtxml.DomainQEMUCommandlineArg
 	args := def.QEMUCommandline.Args
 	for i := 0; i < len(args); i++ {
-		if i+1 < len(args) && ours(args[i].Value, args[i+1].Value) {
+		if i+1 < len(args) && oursAmong(args[i].Value, args[i+1].Value) {
 			i++
 			continue
 		}
@@ -178,7 +223,7 @@ func removeVhost(def *libvirtxml.Domain) {
 	}
 }
 
-func ours(option, value string) bool {
+func oursAmong(option, value string) bool {
 	return option == "-chardev" && strings.HasPrefix(value, "socket,id="+chardevID+",") ||
 		option == "-device" && strings.Contains(value, ",id="+deviceID+",")
 }

@@ -1,9 +1,11 @@
 // Package listen is where guests connect: AF_VSOCK, where the peer's CID says
-// which domain speaks, and hybrid vsock, where the unix socket does. What it
-// hands on is a connection and the domain that it belongs to.
+// which domain speaks, hybrid vsock, where the unix socket does, and virtio-serial,
+// where the socket does at which QEMU serves the domain's port. What it hands on is
+// a connection and the domain that it belongs to.
 //
 //	kernel vhost-vsock                    one listener at port 6820; peer CID -> Domains
 //	vhost-device-vsock, Firecracker, …    <dir>/<domain name>.sock_6820, one per domain
+//	virtio-serial                         a socket per domain, which QEMU listens at and we connect to
 //
 // A connection that belongs to no known domain is closed and reported. It does
 // not read from a connection: who speaks for the domain is host/session's matter.
@@ -26,6 +28,7 @@ import (
 const (
 	Vsock  = "vsock"  // AF_VSOCK through the host's kernel
 	Hybrid = "hybrid" // a unix socket per domain
+	Serial = "serial" // a virtio-serial port per domain
 )
 
 // Serve takes a connection of a domain and returns when it has ended. When the
@@ -36,7 +39,7 @@ type Serve func(ctx context.Context, conn net.Conn, vm uuid.UUID, transport stri
 
 // Refusal is a connection that was not taken, or had to go. It is a finding.
 type Refusal struct {
-	Rule      string    // RuleStranger or RuleCrowd
+	Rule      string    // RuleStranger, RuleCrowd or RuleNoise
 	VM        uuid.UUID // uuid.Nil for a stranger
 	Transport string
 	Peer      string // the CID, or the socket's name
@@ -47,6 +50,7 @@ type Refusal struct {
 // Rules of refusals.
 const (
 	RuleStranger = "listen/stranger" // nobody knows whose connection it is
+	RuleNoise    = "listen/noise"    // a port sends what is not the protocol's, without end
 	RuleCrowd    = "listen/crowd"    // too many connections that have proven nothing: this one, or an older one, was closed
 )
 

@@ -28,11 +28,13 @@ import (
 type doors struct {
 	m      *Monitor
 	hybrid *listen.HybridListener
+	serial *listen.SerialListener
 	vsock  *listen.VsockListener // nil: off
 	cids   *cids
 
-	mu   sync.Mutex
-	open map[uuid.UUID]string // hybrid sockets, by the names that they have
+	mu    sync.Mutex
+	open  map[uuid.UUID]string // hybrid sockets, by the names that they have
+	ports map[uuid.UUID]string // sockets of virtio-serial ports
 }
 
 // cidSource knows the CID that a running domain has: libvirt.
@@ -41,7 +43,7 @@ type cidSource interface {
 }
 
 func newDoors(m *Monitor) *doors {
-	return &doors{m: m, open: map[uuid.UUID]string{}, cids: newCIDs(m.domains.list, m.libvirt)}
+	return &doors{m: m, open: map[uuid.UUID]string{}, ports: map[uuid.UUID]string{}, cids: newCIDs(m.domains.list, m.libvirt)}
 }
 
 // prepare makes the listeners, and the sockets of what is enrolled already.
@@ -52,6 +54,7 @@ func (d *doors) prepare(context.Context) error {
 		return err
 	}
 	d.hybrid = listen.NewHybrid(d.m.cfg.Listen.HybridDir, d.serve, &listen.HybridOptions{Options: o, Group: gid})
+	d.serial = listen.NewSerial(d.serve, &o)
 	if d.m.cfg.Listen.Vsock == "on" || (d.m.cfg.Listen.Vsock == "auto" && hostVsock()) {
 		d.vsock = listen.NewVsock(vsockproto.Port, d.cids, d.serve, &o)
 	}
@@ -83,6 +86,7 @@ func (d *doors) group() (int, error) {
 func (d *doors) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.hybrid.Run(ctx) })
+	g.Go(func() error { return d.serial.Run(ctx) })
 	if d.vsock != nil {
 		g.Go(func() error { return d.vsock.Run(ctx) })
 	}
@@ -95,22 +99,40 @@ func (d *doors) update(list []watched) {
 	d.cids.drop(list)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	want := map[uuid.UUID]bool{}
+	want := map[uuid.UUID]domain.Transport{}
 	for _, w := range list {
-		if w.Enrolment == nil || w.Enrolment.Transport != domain.VhostUser {
+		if w.Enrolment == nil {
 			continue
 		}
-		want[w.UUID] = true
-		if d.open[w.UUID] != socketName(w.Enrolment) {
-			d.add(w.Enrolment)
+		want[w.UUID] = w.Enrolment.Transport
+		switch e := w.Enrolment; {
+		case e.Transport == domain.VhostUser && d.open[w.UUID] != socketName(e):
+			d.add(e)
+		case e.Transport == domain.Serial && d.ports[w.UUID] != e.Socket:
+			d.addPort(e)
 		}
 	}
 	for vm := range d.open {
-		if !want[vm] {
+		if want[vm] != domain.VhostUser {
 			d.hybrid.Remove(vm)
 			delete(d.open, vm)
 		}
 	}
+	for vm := range d.ports {
+		if want[vm] != domain.Serial {
+			d.serial.Remove(vm)
+			delete(d.ports, vm)
+		}
+	}
+}
+
+// addPort is tried again with the next update, as add is.
+func (d *doors) addPort(e *domain.Enrolment) {
+	if err := d.serial.Add(e.UUID, e.Name, e.Socket); err != nil {
+		d.m.log.Error("guest's port", "vm", e.Name, "error", err)
+		return
+	}
+	d.ports[e.UUID] = e.Socket
 }
 
 // add is tried again with the next update where it does not work; it is logged
@@ -140,6 +162,9 @@ func (d *doors) names() []string {
 	var out []string
 	for _, name := range d.open {
 		out = append(out, d.hybrid.Path(name))
+	}
+	for _, path := range d.ports {
+		out = append(out, path)
 	}
 	slices.Sort(out)
 	if d.vsock != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // examiner looks at a VM whose agent has fallen silent: whether its kernel
-// answers at its vsock, and what its vCPUs do meanwhile.
+// answers at its vsock, or has its port open, and what its vCPUs do meanwhile.
 type examiner struct{ m *Monitor }
 
 // examineTime bounds libvirt's part: a finding does not wait for it.
@@ -30,7 +30,7 @@ func (x examiner) Examine(ctx context.Context, vm uuid.UUID) session.Vitals {
 	defer cancel()
 	began := time.Now()
 	before, err := x.m.libvirt.CPUTime(ctx, vm)
-	v := session.Vitals{Vsock: answers[x.probe(ctx, vm)], CPU: -1}
+	v := session.Vitals{Vsock: x.probe(ctx, vm), CPU: -1}
 	if err != nil {
 		return v
 	}
@@ -45,17 +45,37 @@ func (x examiner) Examine(ctx context.Context, vm uuid.UUID) session.Vitals {
 	return v
 }
 
-func (x examiner) probe(ctx context.Context, vm uuid.UUID) listen.Answer {
+func (x examiner) probe(ctx context.Context, vm uuid.UUID) session.Answer {
 	w, ok := x.m.domains.get(vm)
 	switch {
 	case !ok || w.Enrolment == nil:
-		return listen.Unknown
+		return session.AnswerUnknown
+	case w.Enrolment.Transport == domain.Serial:
+		return x.port(ctx, vm)
 	case w.Enrolment.Transport == domain.VhostUser:
-		return x.m.doors.hybrid.Probe(ctx, vm)
+		return answers[x.m.doors.hybrid.Probe(ctx, vm)]
 	}
 	cid, err := x.m.libvirt.CID(ctx, vm)
 	if err != nil {
-		return listen.Unknown
+		return session.AnswerUnknown
 	}
-	return listen.ProbeVsock(cid)
+	return answers[listen.ProbeVsock(cid)]
+}
+
+// port tells what QEMU knows of a virtio-serial port: there is nobody past the
+// agent who could be asked.
+func (x examiner) port(ctx context.Context, vm uuid.UUID) session.Answer {
+	switch l := x.m.doors.serial; {
+	case l == nil: // nobody is let in yet
+		return session.AnswerUnknown
+	case !l.Connected(vm):
+		return session.AnswerGone
+	}
+	switch open, err := x.m.libvirt.PortOpen(ctx, vm); {
+	case err != nil:
+		return session.AnswerUnknown
+	case open:
+		return session.AnswerOpen
+	}
+	return session.AnswerClosed
 }

@@ -14,12 +14,14 @@ import (
 // which nobody listens.
 type Answer uint8
 
-// Answers of a VM's vsock.
+// Answers of a VM's vsock, or of QEMU for its port.
 const (
 	AnswerUnknown Answer = iota // it could not be tried
 	AnswerRefused               // the guest's kernel lives: it refuses
 	AnswerNone                  // nothing comes back
 	AnswerGone                  // there is no vsock in the guest, or no way to it
+	AnswerClosed                // nobody in the guest has its end of a virtio-serial port open
+	AnswerOpen                  // somebody has: nothing past him can be asked
 )
 
 // Vitals are a VM's signs of life beside its agent's.
@@ -44,6 +46,8 @@ const (
 	CauseStopped Cause = "agent-stopped" // its connection is there, and the guest's kernel lives
 	CauseChannel Cause = "channel-gone"  // the guest's vsock does not answer, and its vCPUs are not busy
 	CauseHung    Cause = "guest-hung"    // nor does it, and they are
+	CauseClosed  Cause = "port-closed"   // nobody in the guest has its end of the port open
+	CauseMute    Cause = "port-mute"     // its end of the port is open: it is stopped, or the guest hangs
 )
 
 var causeSentences = map[Cause]string{
@@ -51,7 +55,10 @@ var causeSentences = map[Cause]string{
 	CauseEnded:   "The agent has ended or was killed: its connection is closed without a Bye, and the guest's kernel answers.",
 	CauseStopped: "The agent is stopped or gets no time (SIGSTOP, cgroup.freeze, cpu.max): its connection is there, and the guest's kernel answers.",
 	CauseChannel: "The channel is gone or stands still, by its transport's module, the device or the host's side of it: nothing answers at it, and the vCPUs are not busy.",
-	CauseHung:    "The guest hangs: its vCPUs spin, and its kernel does not answer at its vsock, either.",
+	CauseClosed:  "The agent has ended or was killed, or its driver was taken away: QEMU says that the guest's end of the virtio-serial port is closed.",
+	CauseMute: "The guest's end of the virtio-serial port is open, and nothing comes over it: the agent is stopped or the guest hangs, " +
+		"or another client has the port's socket on the host. A port has nobody past the agent who could be asked which.",
+	CauseHung: "The guest hangs: its vCPUs spin, and its kernel does not answer at its vsock, either.",
 }
 
 // busy is how much vCPU time a kernel uses at least that hangs: after a panic, or
@@ -63,6 +70,10 @@ const busy = 0.5
 // causeOf tells what a silence comes from.
 func causeOf(v Vitals, connected bool) Cause {
 	switch v.Vsock {
+	case AnswerClosed:
+		return CauseClosed
+	case AnswerOpen:
+		return CauseMute
 	case AnswerGone:
 		return CauseChannel
 	case AnswerNone:

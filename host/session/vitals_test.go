@@ -40,6 +40,9 @@ func TestCauseOfSilence(t *testing.T) {
 		{CauseChannel, Vitals{AnswerNone, 0.01}, true},
 		{CauseHung, Vitals{AnswerNone, 1}, true},
 		{CauseHung, Vitals{AnswerNone, 0.7}, false},
+		{CauseClosed, Vitals{AnswerClosed, 0.1}, true},
+		{CauseMute, Vitals{AnswerOpen, 1}, true},
+		{CauseMute, Vitals{AnswerOpen, 0}, false},
 		{CauseUnknown, Vitals{AnswerUnknown, 0}, true},
 	} {
 		t.Run(string(c.cause), func(t *testing.T) {

@@ -59,6 +59,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/cli", "app.paths", "FuzzPaths"},
 	{"host/decide", "Parse parsePlain", "FuzzParse"},
 	{"host/domain", "parseCID parseCapabilities parseQEMUIDs parseNetwork", "FuzzXML"},
+	{"host/domain", "parseCID parsePort parseCapabilities parseQEMUIDs", "FuzzXML"},
 	{"host/domain", "parseEnrolment Key.UnmarshalText", "FuzzParseEnrolment"},
 	{"host/engines", "parseSaved", "FuzzParseSaved"},
 	{"host/evidence", "parseRecordHeader parseSegmentHeader parseBlock trailer.parseBlocks", "FuzzSegment"},
