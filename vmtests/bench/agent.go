@@ -66,7 +66,7 @@ func AgentResident(ctx context.Context, bin string) (r Resident, err error) {
 }
 
 func resident(ctx context.Context, p *product.Install, g *vm.Guest) (r Resident, err error) {
-	c, err := p.Enroll(ctx, g.Name)
+	c, err := p.Enroll(ctx, g.Name, "")
 	if err != nil {
 		return r, err
 	}

@@ -154,7 +154,7 @@ func (d *Demo) enrol(ctx context.Context) (err error) {
 
 // enrol enrols a guest and has its channel served.
 func enrol(ctx context.Context, p *product.Install, g *vm.Guest) error {
-	c, err := p.Enroll(ctx, g.Name)
+	c, err := p.Enroll(ctx, g.Name, "")
 	if err == nil && c.Vhost != "" {
 		g.Serve(&vm.Channel{CID: c.CID, Control: c.Vhost, Socket: c.Socket})
 	}

@@ -128,16 +128,20 @@ func (v VM) Attached() (live bool, missing []string) {
 }
 
 // Channel is how an enrolled domain reaches the monitor, as the enrolment's
-// file tells it: with the kernel's vsock there is nothing to serve.
+// file tells it: there is something to serve, beside QEMU, where Vhost is.
 type Channel struct {
 	Transport     string
 	CID           uint32
 	Vhost, Socket string
 }
 
-// Enroll enrols a domain that is shut off.
-func (p *Install) Enroll(ctx context.Context, name string) (Channel, error) {
-	if _, err := p.CLI(ctx, "enroll", name); err != nil {
+// Enroll enrols a domain that is shut off, by a transport or, with "", the default.
+func (p *Install) Enroll(ctx context.Context, name, transport string) (Channel, error) {
+	args := []string{"enroll", name}
+	if transport != "" {
+		args = append(args, "--transport", transport)
+	}
+	if _, err := p.CLI(ctx, args...); err != nil {
 		return Channel{}, err
 	}
 	files, err := filepath.Glob(filepath.Join(p.State, "enroll", "*.json"))

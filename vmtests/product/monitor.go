@@ -92,6 +92,24 @@ func (p *Install) StopMonitor(ctx context.Context) error {
 	return vm.StopRecorded(ctx, p.pidFile())
 }
 
+// KillMonitor ends outguardd as nothing else would: it gets to do nothing more.
+func (p *Install) KillMonitor(ctx context.Context) error {
+	pid, err := p.MonitorPID()
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("kill outguardd: %w", err)
+	}
+	for ctx.Err() == nil {
+		if pid, err := vm.RecordedRuns(p.pidFile()); err != nil || pid == 0 {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return ctx.Err()
+}
+
 // CLIError is an outguard command that did not succeed.
 type CLIError struct {
 	Args   []string

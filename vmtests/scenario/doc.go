@@ -9,14 +9,17 @@
 // Commands beside testscript's own:
 //
 //	install                         install the product and start nothing
-//	monitor start|stop              outguardd, as its own user
+//	monitor start|stop|kill         outguardd, as its own user; kill is SIGKILL
 //	guest define NAME [WORD...]     a guest, with words for its kernel's command line
 //	guest start|stop|pause|resume|remove NAME
 //	guest stall|unstall NAME        its vhost-device-vsock stands still, and goes on
 //	[!] guest state NAME WORD [WAIT]   libvirt's word for it: running, paused, "shut off"
-//	enroll NAME                     outguard enroll, and serve the channel that it gave
+//	enroll NAME [TRANSPORT]         outguard enroll, and serve the channel that it gave; sets
+//	                                $SOCKET to its socket on the host
 //	[!] root NAME COMMAND [WAIT]    run a line of shell as root in the guest; what it prints
 //	                                is in the file root.out
+//	client SOCKET FILE              connect to a socket, write the file, and stay
+//	client SOCKET leave             and be gone
 //	console NAME TEXT [WAIT]        wait for text on the guest's console
 //	visit NAME [ROUNDS]             the service's normal traffic, answers checked
 //	knock NAME PATH                 ask for a page, whatever becomes of the answer

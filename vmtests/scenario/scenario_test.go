@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -72,6 +73,7 @@ func (w *world) params(script string) testscript.Params {
 			"monitor": w.monitor,
 			"guest":   w.guest,
 			"enroll":  w.enroll,
+			"client":  w.client,
 			"console": w.console,
 			"root":    w.root,
 			"visit":   w.visit,
@@ -102,15 +104,17 @@ func usage(ts *testscript.TestScript, ok bool, text string) {
 }
 
 func (w *world) monitor(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 1, "monitor start|stop")
+	usage(ts, !neg && len(args) == 1, "monitor start|stop|kill")
 	ts.Check(w.ensureInstalled(context.Background()))
 	switch args[0] {
 	case "start":
 		ts.Check(w.install.StartMonitor(context.Background()))
 	case "stop":
 		ts.Check(w.install.StopMonitor(context.Background()))
+	case "kill":
+		ts.Check(w.install.KillMonitor(context.Background()))
 	default:
-		ts.Fatalf("monitor %s: neither start nor stop", args[0])
+		ts.Fatalf("monitor %s: none of start, stop, kill", args[0])
 	}
 }
 
@@ -151,13 +155,32 @@ func (w *world) guest(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func (w *world) enroll(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 1, "enroll NAME")
+	usage(ts, !neg && (len(args) == 1 || len(args) == 2), "enroll NAME [TRANSPORT]")
 	g := w.known(ts, args[0])
-	c, err := w.install.Enroll(context.Background(), g.Name)
+	c, err := w.install.Enroll(context.Background(), g.Name, append(args, "")[1])
 	ts.Check(err)
+	if ts.Setenv("SOCKET", c.Socket); c.Vhost == "" {
+		g.Serve(nil)
+	}
 	if c.Vhost != "" {
 		g.Serve(&vm.Channel{CID: c.CID, Control: c.Vhost, Socket: c.Socket})
 	}
+}
+
+// client is somebody on the host who connects to a socket as well.
+func (w *world) client(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 2, "client SOCKET FILE|leave")
+	if args[1] == "leave" {
+		usage(ts, w.clients[args[0]] != nil, "client SOCKET FILE, before it leaves")
+		ts.Check(w.clients[args[0]].Close())
+		delete(w.clients, args[0])
+		return
+	}
+	c, err := net.Dial("unix", args[0])
+	ts.Check(err)
+	w.clients[args[0]] = c
+	_, err = c.Write([]byte(ts.ReadFile(args[1])))
+	ts.Check(err)
 }
 
 func (w *world) known(ts *testscript.TestScript, name string) *vm.Guest {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,7 +31,8 @@ type world struct {
 	guests  map[string]*vm.Guest
 	bundles map[string]bool // directories that scripts have seen
 	crowd   *crowd          // nil: none is there
-	path    string          // directory with this world's `outguard`
+	clients map[string]net.Conn
+	path    string // directory with this world's `outguard`
 }
 
 // promised tells whether OUTGUARD_REQUIRE names a capability: what is promised
@@ -57,7 +59,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { release() })
-	w := &world{clone: root, site: site, layout: product.Under(filepath.Join(site.Dir, "product")), guests: map[string]*vm.Guest{}, bundles: map[string]bool{}, path: t.TempDir()}
+	w := &world{clone: root, site: site, layout: product.Under(filepath.Join(site.Dir, "product")), guests: map[string]*vm.Guest{}, bundles: map[string]bool{}, clients: map[string]net.Conn{}, path: t.TempDir()}
 	if err := product.Remove(t.Context(), w.layout); err != nil { // what a killed run left
 		t.Fatal(err)
 	}

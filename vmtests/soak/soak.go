@@ -120,7 +120,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.guest, err = lab.Define(ctx, vm.Spec{Name: site.Name("soak"), Image: img, Root: true}); err != nil {
 		return err
 	}
-	c, err := r.install.Enroll(ctx, r.guest.Name)
+	c, err := r.install.Enroll(ctx, r.guest.Name, "")
 	if err != nil {
 		return err
 	}
