@@ -79,12 +79,12 @@ var faults = []fault{
 }
 
 // chosen are the faults to inject: the one of that name, or all.
-func chosen(only string) ([]fault, error) {
+func chosen(only string, all []fault) ([]fault, error) {
 	if only == "" {
-		return faults, nil
+		return all, nil
 	}
 	var names []string
-	for _, f := range faults {
+	for _, f := range all {
 		if f.name == only {
 			return []fault{f}, nil
 		}

@@ -1,6 +1,7 @@
 package soak
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ type Options struct {
 	Seed  uint64        // 0: one from the clock
 	Only  string        // the one kind of fault; "": all
 	Out   io.Writer     // progress, and the table at the end
+
+	Transport string // Serial or Vsock; "": Serial
 }
 
 const cache = "/var/cache/outguard"
@@ -42,6 +45,8 @@ type run struct {
 	kernel    string
 	install   *product.Install
 	guest     *vm.Guest
+	channel   channel
+	socket    string // of it, on the host
 	report    report
 	seen      map[string]bool // findings, by id
 }
@@ -52,12 +57,13 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Seed == 0 {
 		o.Seed = uint64(time.Now().UnixNano())
 	}
-	kinds, err := chosen(o.Only)
-	if err != nil {
+	r := newRun(o)
+	if r.channel, err = channelOf(cmp.Or(o.Transport, Serial)); err != nil {
 		return err
 	}
-	r := newRun(o)
-	r.faults = kinds
+	if r.faults, err = chosen(o.Only, r.channel.all()); err != nil {
+		return err
+	}
 	defer func() { err = errors.Join(err, r.clean(context.WithoutCancel(ctx))) }()
 	if err := r.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare: %w", err)
@@ -117,10 +123,10 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := r.install.StartMonitor(ctx); err != nil {
 		return err
 	}
-	if r.guest, err = lab.Define(ctx, vm.Spec{Name: site.Name("soak"), Image: img, Root: true}); err != nil {
+	if r.guest, err = lab.Define(ctx, vm.Spec{Name: site.Name("soak"), Image: img, Root: true, Cmdline: r.channel.cmdline}); err != nil {
 		return err
 	}
-	c, err := r.install.Enroll(ctx, r.guest.Name, "")
+	c, err := r.enrol(ctx)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,19 @@ func TestSoak(t *testing.T) {
 	}
 }
 
+// TestChannels: each transport has the faults that can happen to it.
+func TestChannels(t *testing.T) {
+	for name, n := range map[string]int{Serial: len(faults) - 1, Vsock: len(faults)} {
+		c, err := channelOf(name)
+		if err != nil || len(c.all()) != n {
+			t.Errorf("%s: %d faults, %v", name, len(c.all()), err)
+		}
+	}
+	if _, err := channelOf("pigeon"); err == nil {
+		t.Error("no error")
+	}
+}
+
 func TestExpects(t *testing.T) {
 	f := &fault{want: "session/silent", also: "engine/* session/loss"}
 	for rule, want := range map[string]bool{"session/silent": true, "engine/unjudged": true, "session/loss": true, "session/gap": false, "": false} {
