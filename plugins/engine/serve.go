@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
 
@@ -56,10 +55,7 @@ func Serve(e Engine) {
 func serve(e Engine) error {
 	s := newServer(e)
 	if os.Getenv(Handshake.MagicCookieKey) == Handshake.MagicCookieValue {
-		conn, err := inheritedStream()
-		if err != nil {
-			return err
-		}
+		conn := inheritedStream()
 		if err := limitMemory(os.Getenv(MemoryVariable)); err != nil {
 			return err
 		}
@@ -83,15 +79,11 @@ func newGRPCServer(opts []grpc.ServerOption) *grpc.Server {
 		grpc.MaxRecvMsgSize(MaxCheckpoint+envelope), grpc.MaxSendMsgSize(MaxCheckpoint+envelope))...)
 }
 
-func inheritedStream() (net.Conn, error) {
-	f := os.NewFile(StreamFD, "event stream")
-	defer f.Close()
-	conn, err := net.FileConn(f)
-	if err != nil {
-		return nil, fmt.Errorf("event stream at descriptor %d: %w", StreamFD, err)
-	}
-	return conn, nil
-}
+// inheritedStream is the engine's end of the event stream. It blocks, and stays
+// out of the runtime's poller, which would cost each batch a second system call,
+// the waking of another thread, and a wake-up whenever the host has read an
+// answer.
+func inheritedStream() io.ReadWriter { return os.NewFile(StreamFD, "event stream") }
 
 // server is one engine process: the stream's loop and the control service.
 type server struct {
@@ -122,7 +114,7 @@ func newServer(e Engine) *server {
 
 // exitAfter judges until the stream ends. The process ends with it: without
 // the host there is nothing to judge.
-func (s *server) exitAfter(conn net.Conn) {
+func (s *server) exitAfter(conn io.ReadWriter) {
 	if err := s.stream(conn); err != nil {
 		fmt.Fprintln(os.Stderr, "engine:", err)
 		os.Exit(1)

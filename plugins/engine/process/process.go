@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,7 +62,7 @@ type Process struct {
 	client      *plugin.Client
 	cmd         *exec.Cmd
 	control     enginepb.ControlClient
-	stream      net.Conn
+	stream      *socket
 	dir         string
 	log         *slog.Logger
 	description engine.Description
@@ -213,13 +212,8 @@ func (p *Process) socketPair() (*os.File, error) {
 		// Room for a window of batches; the kernel gives what it allows.
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20)
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "event stream"), os.NewFile(uintptr(fds[1]), "event stream")
-	defer ours.Close()
-	if p.stream, err = net.FileConn(ours); err != nil {
-		theirs.Close()
-		return nil, fmt.Errorf("event stream: %w", err)
-	}
-	return theirs, nil
+	p.stream = newSocket(fds[0])
+	return os.NewFile(uintptr(fds[1]), "event stream"), nil
 }
 
 // makeDir makes the directory of the control socket: this process's, open to
@@ -312,10 +306,7 @@ func (p *Process) SendMessage(message []byte, deadline time.Time) (uint64, error
 	p.sendMu.Lock()
 	defer p.sendMu.Unlock()
 	engine.NumberBatch(message, p.sent+1)
-	if err := p.stream.SetWriteDeadline(deadline); err != nil {
-		return 0, fmt.Errorf("send batch: %w", err)
-	}
-	if _, err := p.stream.Write(message); err != nil {
+	if err := p.stream.write(message, deadline); err != nil {
 		return 0, fmt.Errorf("send batch: %w", err)
 	}
 	p.sent++
@@ -331,7 +322,7 @@ func (p *Process) Kill() {
 	}
 	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		p.log.Warn("engine process cannot be killed", "pid", p.cmd.Process.Pid, "err", err)
-		p.stream.Close()
+		p.stream.shut()
 	}
 }
 
