@@ -27,7 +27,7 @@ func openStream(dir string, id uuid.UUID, key *Key, opts Options, room *room, fu
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err
 	}
-	s := &Stream{dir: dir, id: id, signer: key, opts: opts, room: room, full: full, headTime: opts.Now()}
+	s := &Stream{dir: dir, id: id, signer: key, opts: opts, room: room, full: full, device: deviceOf(dir), headTime: opts.Now()}
 	cuts, err := s.recover(key)
 	if err != nil {
 		return nil, err

@@ -78,6 +78,8 @@ type Store struct {
 	lock   *os.File
 	full   chan struct{} // wakes the sealer
 	room   *room
+	syncfs func(fd int) error
+	alone  int // flushes until streams are synced together again; flush's own
 
 	mu      sync.Mutex // guards what follows
 	streams map[uuid.UUID]*Stream
@@ -102,7 +104,7 @@ func Open(dir string, key *Key, opts *Options) (*Store, error) {
 		return nil, fmt.Errorf("open %s: %w", dir, ErrInUse)
 	}
 	s := &Store{dir: dir, signer: key, opts: opts.withDefaults(), lock: lock,
-		full: make(chan struct{}, 1), streams: map[uuid.UUID]*Stream{}}
+		full: make(chan struct{}, 1), syncfs: unix.Syncfs, streams: map[uuid.UUID]*Stream{}}
 	s.room = &room{fd: int(lock.Fd()), reserve: s.opts.Reserve, tell: s.roomChanged}
 	return s, nil
 }
@@ -219,47 +221,6 @@ func (s *Store) Run(ctx context.Context) error {
 			s.flush()
 			s.room.look()
 		}
-	}
-}
-
-func (s *Store) open() []*Stream {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := make([]*Stream, 0, len(s.streams))
-	for _, st := range s.streams {
-		all = append(all, st)
-	}
-	return all
-}
-
-// flushers is how many streams are synced at once: a file system commits what
-// is asked for at the same time together.
-const flushers = 8
-
-func (s *Store) flush() {
-	now := s.opts.Now()
-	var g errgroup.Group
-	g.SetLimit(flushers)
-	for _, st := range s.open() {
-		if sync, head := st.dirty(now); sync || head {
-			g.Go(func() error {
-				s.flushOne(st, head)
-				return nil
-			})
-		}
-	}
-	g.Wait() // flushOne logs: one stream's error is none of the others'
-}
-
-func (s *Store) flushOne(st *Stream, head bool) {
-	var err error
-	if head {
-		_, err = st.SignHead()
-	} else {
-		err = st.Sync()
-	}
-	if err != nil {
-		s.opts.Log.Error("sync evidence", "vm", st.id, "err", err)
 	}
 }
 

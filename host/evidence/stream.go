@@ -28,6 +28,7 @@ type Stream struct {
 	opts   Options
 	room   *room
 	full   func() // called when a segment is full; does not block
+	device uint64 // that dir is on
 
 	syncMu sync.Mutex // one Sync at a time; taken before mu
 
@@ -358,16 +359,6 @@ func syncFiles(dir string, files []*os.File, newFile bool) error {
 		errs = append(errs, syncDir(dir))
 	}
 	return errors.Join(errs...)
-}
-
-// dirty says whether there is anything to sync, and whether a head is due.
-func (s *Stream) dirty(now time.Time) (sync, head bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err != nil {
-		return false, false
-	}
-	return s.next > s.durable, (s.next > s.heads || s.refused.Frames > 0) && now.Sub(s.headTime) >= s.opts.HeadInterval
 }
 
 // close signs what has no head yet, syncs and closes.
