@@ -123,7 +123,8 @@ func TestHostileEngines(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h.configure(fmt.Sprintf("engines:\n  - {name: tsem, path: %s/outguard-engine-tsem}\n  - {name: %s, path: %s, memory: 128MiB}\n", dir, what, h.named(what)))
+			// With cgo, as this test's binary has it, each thread's stack counts 8 MiB.
+			h.configure(fmt.Sprintf("engines:\n  - {name: tsem, path: %s/outguard-engine-tsem}\n  - {name: %s, path: %s, memory: 256MiB}\n", dir, what, h.named(what)))
 			h.start()
 			a := prototest.NewAgent(nil)
 			stop := h.persistent(a)
