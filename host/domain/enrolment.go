@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -144,45 +143,6 @@ const (
 	maxEnrolment  = 16 << 10
 	maxEnrolments = 100_000
 )
-
-// Enrolments reads the enrolments in dir, sorted by name. A file that is not
-// one, or not whole, is an error that names it; the others are returned
-// beside it. A directory that is not there holds none.
-func Enrolments(dir string) ([]Enrolment, error) {
-	f, err := os.Open(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read enrolments: %w", err)
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(maxEnrolments + 1)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read enrolments: %w", err)
-	}
-	if len(names) > maxEnrolments {
-		return nil, fmt.Errorf("read enrolments: more than %d files in %s", maxEnrolments, dir)
-	}
-	slices.Sort(names)
-	var out []Enrolment
-	var errs []error
-	for _, name := range names {
-		if !strings.HasSuffix(name, ".json") || strings.HasPrefix(name, ".") {
-			continue
-		}
-		e, err := readEnrolment(filepath.Join(dir, name))
-		switch {
-		case errors.Is(err, os.ErrNotExist): // taken away meanwhile
-		case err != nil:
-			errs = append(errs, err)
-		default:
-			out = append(out, e)
-		}
-	}
-	slices.SortFunc(out, func(a, b Enrolment) int { return strings.Compare(a.Name, b.Name) })
-	return out, errors.Join(errs...)
-}
 
 func readEnrolment(path string) (Enrolment, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)

@@ -57,7 +57,8 @@ type Monitor struct {
 	owed       owed             // what has no room on the record
 	hangups    <-chan os.Signal // have the playbook read anew; nil: nobody does
 	loose      sync.WaitGroup   // findings that could not be told where they were made
-	enrolError string           // what is wrong with the enrolments, as last logged
+	enrolled   *domain.Enrolled
+	enrolError string // what is wrong with the enrolments, as last logged
 
 	observe func(b *engine.Batch, verdict time.Time) // each verdict; benchmarks set it
 	watch   func(*session.Parts)                     // a watch around what sessions stand on; benchmarks set it
@@ -225,7 +226,7 @@ func (m *Monitor) close() error {
 // wire makes the parts and joins them.
 func (m *Monitor) wire() error {
 	m.metrics = metrics.New(&metrics.Options{Version: m.version})
-	m.domains = newDomains()
+	m.domains, m.enrolled = newDomains(), domain.NewEnrolled(m.enrolDir())
 	m.libvirt = domain.New(&domain.Options{Socket: m.cfg.Libvirt, Log: m.log})
 	m.captures = newCapturer(m)
 	m.shelf = newShelf(m.bundleDir(), int64(m.cfg.Captures.Budget), m.judge.found)

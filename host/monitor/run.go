@@ -173,11 +173,14 @@ func (m *Monitor) watchEnrolments(ctx context.Context) error {
 // costs its own domain only. An enrolment that is new or has a new key begins
 // anew with the next session.
 func (m *Monitor) readEnrolments() {
-	list, err := domain.Enrolments(m.enrolDir())
+	list, changed, err := m.enrolled.Read()
 	if text := fmt.Sprint(err); text != m.enrolError {
 		if m.enrolError = text; err != nil {
 			m.log.Error("enrolments", "error", err)
 		}
+	}
+	if !changed {
+		return
 	}
 	before := map[uuid.UUID]*domain.Enrolment{}
 	for _, w := range m.domains.list() {
