@@ -26,7 +26,7 @@ type Options struct {
 	Only  string        // the one kind of fault; "": all
 	Out   io.Writer     // progress, and the table at the end
 
-	Transport string // Serial or Vsock; "": Serial
+	Transport string // Serial or Vsock; "": Vsock
 }
 
 const cache = "/var/cache/outguard"
@@ -58,7 +58,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		o.Seed = uint64(time.Now().UnixNano())
 	}
 	r := newRun(o)
-	if r.channel, err = channelOf(cmp.Or(o.Transport, Serial)); err != nil {
+	if r.channel, err = channelOf(cmp.Or(o.Transport, Vsock)); err != nil {
 		return err
 	}
 	if r.faults, err = chosen(o.Only, r.channel.all()); err != nil {

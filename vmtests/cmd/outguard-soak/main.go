@@ -29,7 +29,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	length := flags.Duration("for", 20*time.Minute, "how long faults are injected")
 	seed := flags.Uint64("seed", 0, "the order of faults is made of it; 0: of the time")
 	only := flags.String("only", "", "the one kind of fault to inject, as the table names it")
-	transport := flags.String("transport", soak.Serial, "how the guest reaches the host: serial (a virtio-serial port) or vsock")
+	transport := flags.String("transport", soak.Vsock, "how the guest reaches the host: serial (a virtio-serial port) or vsock")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
