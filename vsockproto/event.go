@@ -6,42 +6,125 @@ import "fmt"
 type EventType uint16
 
 // The names are the LSM hooks' own; task_newtask and sched_process_exit are
-// tracepoints, task_snapshot is a task that ran before the agent did.
+// tracepoints, task_snapshot is a task that ran before the agent did. Hook by
+// hook they are listed in hooks.go.
 const (
-	BprmCommittedCreds EventType = 1
-	FileOpen           EventType = 2
-	MmapFile           EventType = 3
-	SocketCreate       EventType = 4
-	SocketBind         EventType = 5
-	SocketConnect      EventType = 6
-	SocketListen       EventType = 7
-	SocketAccept       EventType = 8
-	TaskKill           EventType = 9
-	TaskNewtask        EventType = 10
-	SchedProcessExit   EventType = 11
-	TaskSnapshot       EventType = 12
+	BprmCommittedCreds  EventType = 1
+	FileOpen            EventType = 2
+	MmapFile            EventType = 3
+	SocketCreate        EventType = 4
+	SocketBind          EventType = 5
+	SocketConnect       EventType = 6
+	SocketListen        EventType = 7
+	SocketAccept        EventType = 8
+	TaskKill            EventType = 9
+	TaskNewtask         EventType = 10
+	SchedProcessExit    EventType = 11
+	TaskSnapshot        EventType = 12
+	TaskSetpgid         EventType = 13
+	TaskGetpgid         EventType = 14
+	TaskGetsid          EventType = 15
+	TaskSetnice         EventType = 16
+	TaskSetioprio       EventType = 17
+	TaskGetioprio       EventType = 18
+	TaskPrlimit         EventType = 19
+	TaskSetrlimit       EventType = 20
+	TaskSetscheduler    EventType = 21
+	TaskGetscheduler    EventType = 22
+	TaskPrctl           EventType = 23
+	FileIoctl           EventType = 24
+	FileIoctlCompat     EventType = 25
+	FileLock            EventType = 26
+	FileFcntl           EventType = 27
+	FileReceive         EventType = 28
+	UnixStreamConnect   EventType = 29
+	UnixMaySend         EventType = 30
+	SocketSocketpair    EventType = 31
+	SocketSendmsg       EventType = 32
+	SocketRecvmsg       EventType = 33
+	SocketGetsockname   EventType = 34
+	SocketGetpeername   EventType = 35
+	SocketSetsockopt    EventType = 36
+	SocketShutdown      EventType = 37
+	PtraceTraceme       EventType = 38
+	KernelModuleRequest EventType = 39
+	KernelLoadData      EventType = 40
+	KernelReadFile      EventType = 41
+	SbMount             EventType = 42
+	SbUmount            EventType = 43
+	SbRemount           EventType = 44
+	SbPivotroot         EventType = 45
+	SbStatfs            EventType = 46
+	MoveMount           EventType = 47
+	ShmAssociate        EventType = 48
+	ShmShmctl           EventType = 49
+	ShmShmat            EventType = 50
+	SemAssociate        EventType = 51
+	SemSemctl           EventType = 52
+	SemSemop            EventType = 53
+	Syslog              EventType = 54
+	Settime             EventType = 55
+	Quotactl            EventType = 56
+	QuotaOn             EventType = 57
+	MsgQueueAssociate   EventType = 58
+	MsgQueueMsgctl      EventType = 59
+	MsgQueueMsgsnd      EventType = 60
+	MsgQueueMsgrcv      EventType = 61
+	IpcPermission       EventType = 62
+	KeyAlloc            EventType = 63
+	KeyPermission       EventType = 64
+	NetlinkSend         EventType = 65
+	InodeCreate         EventType = 66
+	InodeLink           EventType = 67
+	InodeUnlink         EventType = 68
+	InodeSymlink        EventType = 69
+	InodeMkdir          EventType = 70
+	InodeRmdir          EventType = 71
+	InodeMknod          EventType = 72
+	InodeRename         EventType = 73
+	InodeSetattr        EventType = 74
+	InodeGetattr        EventType = 75
+	InodeSetxattr       EventType = 76
+	InodeGetxattr       EventType = 77
+	InodeListxattr      EventType = 78
+	InodeRemovexattr    EventType = 79
+	InodeKillpriv       EventType = 80
+	TunDevCreate        EventType = 81
+	TunDevAttachQueue   EventType = 82
+	TunDevAttach        EventType = 83
+	TunDevOpen          EventType = 84
+	BPF                 EventType = 85
+	BPFMap              EventType = 86
+	BPFProg             EventType = 87
+	PtraceAccessCheck   EventType = 88
+	Capable             EventType = 89
+	Capget              EventType = 90
+	Capset              EventType = 91
+	BprmCheckSecurity   EventType = 92
+	TaskFixSetuid       EventType = 93
+	TaskFixSetgid       EventType = 94
+	PerfEventOpen       EventType = 95
+	UsernsCreate        EventType = 96
+	LockedDown          EventType = 97
+	UringOverrideCreds  EventType = 98
+	UringSqpoll         EventType = 99
+	UringCmd            EventType = 100
+	FileMprotect        EventType = 101
+	SockGraft           EventType = 102
 
 	// Cgroups, the first three tracepoints: the name of what Subject.CgroupID
-	// numbers, and who was moved. CgroupSnapshot is one that was there before.
+	// numbers, and who was moved. CgroupSnapshot is one that was there before. They
+	// are beyond the policy: without them the others do not say whose they are.
 	CgroupMkdir      EventType = 200
 	CgroupAttachTask EventType = 201
 	CgroupRmdir      EventType = 202
 	CgroupSnapshot   EventType = 203
 )
 
-var eventNames = [...]string{
-	BprmCommittedCreds: "bprm_committed_creds", FileOpen: "file_open", MmapFile: "mmap_file",
-	SocketCreate: "socket_create", SocketBind: "socket_bind", SocketConnect: "socket_connect",
-	SocketListen: "socket_listen", SocketAccept: "socket_accept", TaskKill: "task_kill",
-	TaskNewtask: "task_newtask", SchedProcessExit: "sched_process_exit", TaskSnapshot: "task_snapshot",
-	CgroupMkdir: "cgroup_mkdir", CgroupAttachTask: "cgroup_attach_task", CgroupRmdir: "cgroup_rmdir",
-	CgroupSnapshot: "cgroup_snapshot",
-}
-
 // EventTypes lists every type that this version knows, ascending.
 func EventTypes() []EventType {
 	var all []EventType
-	for t := EventType(1); int(t) < len(eventNames); t++ {
+	for t := range EventType(len(hooks)) {
 		if t.Known() {
 			all = append(all, t)
 		}
@@ -50,19 +133,19 @@ func EventTypes() []EventType {
 }
 
 // Known reports whether this version has a layout for t.
-func (t EventType) Known() bool { return int(t) < len(eventNames) && eventNames[t] != "" }
+func (t EventType) Known() bool { return int(t) < len(hooks) && hooks[t].name != "" }
 
 func (t EventType) String() string {
 	if t.Known() {
-		return eventNames[t]
+		return hooks[t].name
 	}
 	return fmt.Sprintf("event(%d)", uint16(t))
 }
 
 // ParseEventType finds the type of that name.
 func ParseEventType(name string) (EventType, error) {
-	for t, s := range eventNames {
-		if s == name && s != "" {
+	for t, h := range hooks {
+		if h.name == name && name != "" {
 			return EventType(t), nil
 		}
 	}
@@ -73,17 +156,15 @@ func ParseEventType(name string) (EventType, error) {
 type Class uint8
 
 const (
-	Critical Class = 1 // execs, process starts and exits, signals, the snapshot, cgroups
+	Critical Class = 1 // what becomes of tasks and of the system: execs, starts, exits, signals, mounts, modules, new ids, cgroups
 	Bulk     Class = 2 // everything else
 )
 
 // Class is the ring that a type takes, and what its records say. A type that this
 // version does not know is bulk: who sends it has no say in what it is worth.
 func (t EventType) Class() Class {
-	switch t {
-	case BprmCommittedCreds, TaskKill, TaskNewtask, SchedProcessExit, TaskSnapshot,
-		CgroupMkdir, CgroupAttachTask, CgroupRmdir, CgroupSnapshot:
-		return Critical
+	if t.Known() {
+		return hooks[t].class
 	}
 	return Bulk
 }
@@ -111,7 +192,12 @@ const (
 	fileSize    = 128
 	socketSize  = 48
 	addressSize = 40
+	ipcSize     = 32
+	argsSize    = 8 * MaxArgs
 )
+
+// MaxArgs is how many integers a record of a type with arguments has.
+const MaxArgs = 8
 
 // FlagCanary in a Header: the agent did it because a Canary asked for it. It
 // is nothing that the workload did; see CanaryOf for what such a record holds.
@@ -164,6 +250,8 @@ const (
 	PathRoot      PathKind = 1 // from the root of the initial mount namespace
 	PathNamespace PathKind = 2 // from the root of another mount namespace
 	PathChroot    PathKind = 3 // from a root that chroot set
+	PathVolume    PathKind = 4 // from the root of its file system: the hook is told no mount
+	pathHighest            = PathVolume
 )
 
 // DigestState says what File.Digest is.
@@ -231,14 +319,22 @@ type Cgroup struct {
 	Level uint32 // below the root, whose level is 0
 }
 
+// IPC is a System V object: a message queue, a set of semaphores, shared memory.
+type IPC struct {
+	Key, ID    uint32
+	UID, GID   uint32
+	CUID, CGID uint32 // of who made it
+	Mode       uint16
+}
+
 // Event is one record, decoded. Which fields count depends on Type; the others
 // are zero. Tails alias the bytes that were parsed.
 type Event struct {
 	Header
 	Subject
 
-	File     File // bprm_committed_creds, file_open, mmap_file, task_snapshot
-	Path     Tail // also of the cgroup: cgroup_mkdir, cgroup_snapshot
+	File     File // bprm_committed_creds, file_open, mmap_file, task_snapshot; what other hooks are about
+	Path     Tail // its path; the cgroup's: cgroup_mkdir, cgroup_snapshot
 	Argv     Tail // bprm_committed_creds
 	Filename Tail
 
@@ -248,13 +344,13 @@ type Event struct {
 	HasFile                 bool // mmap_file
 	ReqProt, Prot, MapFlags uint32
 
-	Socket  Socket  // socket_bind, socket_connect, socket_listen, socket_accept; in socket_create without cookie and owner
-	Address Address // socket_bind, socket_connect; socket_accept: the listening socket's own
+	Socket  Socket  // socket_*, netlink_send; in socket_create without cookie and owner
+	Address Address // socket_bind, socket_connect; socket_accept: the listening socket's own; sock_graft: the peer's
 	RawAddr Tail    // sun_path, or a sockaddr of a family without fields of its own
 	Backlog uint32  // socket_listen
 
 	Signal       uint32 // task_kill
-	Target       Task   // cgroup_attach_task: who was moved
+	Target       Task   // task_kill, task_*, ptrace_*, capget; cgroup_attach_task: who was moved
 	TargetExecID uint32
 
 	CloneFlags         uint64 // task_newtask
@@ -267,6 +363,15 @@ type Event struct {
 
 	Cgroup      Cgroup // cgroup_mkdir, cgroup_rmdir, cgroup_snapshot; cgroup_attach_task: its id
 	ThreadGroup bool   // cgroup_attach_task: with all its threads
+
+	// The hooks beyond the first twelve. EventType.ArgNames says what Args are.
+	Args    [MaxArgs]uint64
+	Name    Tail   // of an attribute, a module, a device, a link's aim
+	Value   Tail   // of an attribute; a file system's type; a key's description
+	File2   File   // inode_link, inode_rename: where it goes; sb_pivotroot, move_mount: the second path
+	Path2   Tail   // its path
+	Socket2 Socket // unix_stream_connect, unix_may_send, socket_socketpair: the other end
+	IPC     IPC    // shm_*, sem_*, msg_queue_*, ipc_permission
 
 	Unknown []byte // what follows the subject in a record of an unknown type
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,12 +58,16 @@ func FuzzEvents(f *testing.F) {
 	fuzz(f, "events")
 }
 
-// FuzzEventType reads any text as the name of an event.
+// FuzzEventType reads any text as the name of an event, and of a profile.
 func FuzzEventType(f *testing.F) {
 	f.Add("file_open")
+	f.Add("tsem-full")
 	f.Fuzz(func(t *testing.T, name string) {
 		if e, err := vsockproto.ParseEventType(name); err == nil && e.String() != name {
 			t.Errorf("%q is %s", name, e)
+		}
+		if types, err := vsockproto.ParseProfile(name); err == nil && !slices.IsSorted(types) {
+			t.Errorf("%q is %v", name, types)
 		}
 	})
 }

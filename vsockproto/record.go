@@ -2,26 +2,6 @@ package vsockproto
 
 import "fmt"
 
-// Body sizes by type, in bytes; tails follow.
-var bodySize = [...]int{
-	BprmCommittedCreds: fileSize + 16,
-	FileOpen:           fileSize,
-	MmapFile:           fileSize + 16,
-	SocketCreate:       16,
-	SocketBind:         socketSize + addressSize,
-	SocketConnect:      socketSize + addressSize,
-	SocketListen:       socketSize + 8,
-	SocketAccept:       socketSize + addressSize,
-	TaskKill:           32,
-	TaskNewtask:        48,
-	SchedProcessExit:   8,
-	TaskSnapshot:       fileSize,
-	CgroupMkdir:        16,
-	CgroupAttachTask:   32,
-	CgroupRmdir:        16,
-	CgroupSnapshot:     16,
-}
-
 // ParseHeader reads the record header at the start of b and checks that the
 // whole record is there.
 func ParseHeader(b []byte) (Header, error) {
@@ -165,6 +145,8 @@ func (e *Event) parseBody(r *reader) {
 		e.Target.parse((*[taskSize]byte)(t[8:]))
 		e.ThreadGroup = r.bool(t[24])
 		r.reserved(le.Uint64(t[24:]) >> 8)
+	default:
+		e.parseShape(r, b)
 	}
 }
 
@@ -218,31 +200,38 @@ func (e *Event) appendBody(b []byte) []byte {
 		b = le.AppendUint64(b, e.Cgroup.ID)
 		b = e.Target.append(b)
 		b = append(b, flag(e.ThreadGroup), 0, 0, 0, 0, 0, 0, 0)
+	default:
+		b = e.appendShape(b)
 	}
 	return b
 }
 
 // tail returns where a tag belongs in a record of e's type, nil if it does not.
 func (e *Event) tail(tag Tag) *Tail {
-	switch {
-	case tag == TagPath && (bodyHasFile(e.Type) || e.Type == CgroupMkdir || e.Type == CgroupSnapshot):
+	if tag >= 64 || !tagsOf[e.Type].has(tag) {
+		return nil
+	}
+	switch tag {
+	case TagPath:
 		return &e.Path
-	case tag == TagArgv && e.Type == BprmCommittedCreds:
+	case TagArgv:
 		return &e.Argv
-	case tag == TagFilename && e.Type == BprmCommittedCreds:
-		return &e.Filename
-	case tag == TagAddress && (e.Type == SocketBind || e.Type == SocketConnect || e.Type == SocketAccept):
+	case TagAddress:
 		return &e.RawAddr
+	case TagFilename:
+		return &e.Filename
+	case TagPath2:
+		return &e.Path2
+	case TagName:
+		return &e.Name
+	case TagValue:
+		return &e.Value
 	}
 	return nil
 }
 
-func bodyHasFile(t EventType) bool {
-	return t == BprmCommittedCreds || t == FileOpen || t == MmapFile || t == TaskSnapshot
-}
-
 // recordTags are the tags of records in the order in which they must stand.
-var recordTags = [...]Tag{TagPath, TagArgv, TagAddress, TagFilename}
+var recordTags = [...]Tag{TagPath, TagArgv, TagAddress, TagFilename, TagPath2, TagName, TagValue}
 
 // parseTails takes tails in ascending order of their tags, each at most once
 // and none empty without a flag, so that an event has one encoding only.
@@ -325,7 +314,7 @@ func (f *File) parse(r *reader, b *[fileSize]byte) {
 	f.PathKind, f.Digested = PathKind(b[30]), DigestState(b[31])
 	f.Magic, f.Links, f.Size = le.Uint32(b[32:]), le.Uint32(b[36:]), le.Uint64(b[40:])
 	f.FSID, f.UUID, f.Digest = [32]byte(b[48:]), [16]byte(b[80:]), [32]byte(b[96:])
-	if f.PathKind > PathChroot || f.Digested > digestHighest {
+	if f.PathKind > pathHighest || f.Digested > digestHighest {
 		r.fail(fmt.Errorf("path kind %d, digest state %d: %w", f.PathKind, f.Digested, ErrInvalid))
 	}
 	if f.Digested != DigestSHA256 && f.Digest != [32]byte{} {

@@ -11,6 +11,9 @@ const (
 	TagArgv     Tag = 2 // argument strings, each ended by a NUL
 	TagAddress  Tag = 3 // af_unix: sun_path as given; other families: the sockaddr's bytes
 	TagFilename Tag = 4 // bprm->filename: what execve was asked for
+	TagPath2    Tag = 5 // path of the second file
+	TagName     Tag = 6 // of what the hook was asked for, see PROTOCOL.md
+	TagValue    Tag = 7 // that belongs to the name
 
 	TagKernel Tag = 64 // kernel release, as in uname -r
 	TagBuild  Tag = 65 // agent build

@@ -175,7 +175,7 @@ func meaning(t *testing.T, name string) any {
 
 func TestVectors(t *testing.T) {
 	paths, err := filepath.Glob("testdata/vectors/*.hex")
-	if err != nil || len(paths) != 31 {
+	if err != nil || len(paths) != 38 {
 		t.Fatalf("%d vectors: %v", len(paths), err)
 	}
 	for _, path := range paths {

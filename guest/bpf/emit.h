@@ -42,6 +42,11 @@ static __always_inline bool is_canary(const struct agent_config *c, struct task_
 	return c->canary_pid == t->pid && is_agent(c, t);
 }
 
+static __always_inline bool wants(const struct agent_config *c, __u32 type)
+{
+	return c->hooks[type / 64] & (1ULL << (type % 64));
+}
+
 /*
  * Are records of this type wanted, and is it not the agent that acts? Where a
  * hook can run for the agent's runtime as well, asked tells what a canary does
@@ -51,7 +56,7 @@ static __always_inline bool reports_canary(__u32 type, struct task_struct *t, bo
 {
 	struct agent_config *c = get_config();
 
-	if (!c || !(c->hooks & (1ULL << type)))
+	if (!c || !wants(c, type))
 		return false;
 	return !is_agent(c, t) || (asked && is_canary(c, t));
 }

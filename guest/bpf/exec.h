@@ -179,7 +179,7 @@ static __always_inline int report_snapshot(struct task_struct *t)
 	struct file *file;
 	__u32 at = sizeof(*r);
 
-	if (!t || !c || !(c->hooks & (1ULL << TASK_SNAPSHOT)))
+	if (!t || !c || !wants(c, TASK_SNAPSHOT))
 		return 0;
 	meet_cgroup(t->cgroups->dfl_cgrp);
 	sc = take_scratch(bpf_get_current_task_btf(), CLASS_CRITICAL);

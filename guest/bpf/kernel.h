@@ -25,7 +25,7 @@ typedef _Bool bool;
 #define false 0
 
 /* From the kernel's user-space interface; these never change. */
-enum {
+enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_LRU_HASH = 9,
@@ -54,6 +54,9 @@ enum { BPF_RB_PROD_POS = 3 };
 #define PF_KTHREAD 0x00200000
 #define FMODE_READ 1
 #define FMODE_WRITE 2
+#define ATTR_MODE 1
+#define ATTR_UID 2
+#define ATTR_GID 4
 #define ATTR_SIZE 8
 #define SB_NOUSER (1UL << 31)
 #define HASH_ALGO_SHA256 4
@@ -82,6 +85,10 @@ struct ns_common {
 
 struct user_namespace {
 	struct ns_common ns;
+};
+
+struct kernel_cap {
+	__u64 val;
 };
 
 struct mnt_namespace {
@@ -125,7 +132,7 @@ struct cred {
 	unsigned int securebits;
 	struct {
 		__u64 val;
-	} cap_effective;
+	} cap_inheritable, cap_permitted, cap_effective;
 	struct user_namespace *user_ns;
 };
 
@@ -152,6 +159,8 @@ struct vfsmount {
 };
 
 struct mount {
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
 	struct vfsmount mnt;
 	struct mnt_namespace *mnt_ns;
 };
@@ -169,15 +178,29 @@ struct hlist_bl_node {
 	struct hlist_bl_node **pprev;
 };
 
+struct qstr {
+	__u32 len;
+	const unsigned char *name;
+};
+
 struct dentry {
 	struct hlist_bl_node d_hash;
+	struct dentry *d_parent;
+	struct qstr d_name;
 	struct inode *d_inode;
+	struct super_block *d_sb;
+};
+
+struct file_system_type {
+	const char *name;
 };
 
 struct super_block {
 	__u32 s_dev;
+	struct file_system_type *s_type;
 	unsigned long s_flags;
 	unsigned long s_magic;
+	struct dentry *s_root;
 	char s_id[32];
 	uuid_t s_uuid;
 };
@@ -208,6 +231,10 @@ struct file {
 
 struct iattr {
 	unsigned int ia_valid;
+	unsigned short ia_mode;
+	kuid_t ia_uid;
+	kgid_t ia_gid;
+	long long ia_size;
 };
 
 struct mm_struct {
@@ -252,9 +279,12 @@ struct in6_addr {
 };
 
 struct sock_common {
+	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;
+	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 };
 
@@ -279,6 +309,90 @@ struct bpf_iter__task {
 };
 
 struct kernel_siginfo;
+
+struct msghdr {
+	void *msg_name;
+	int msg_namelen;
+};
+
+struct sk_buff {
+	char cb[48];
+	unsigned char *data;
+};
+
+struct netlink_skb_parms {
+	__u32 portid;
+	__u32 dst_group;
+	__u32 flags;
+};
+
+struct rlimit {
+	unsigned long rlim_cur;
+	unsigned long rlim_max;
+};
+
+struct timespec64 {
+	long long tv_sec;
+	long tv_nsec;
+};
+
+struct timezone {
+	int tz_minuteswest;
+	int tz_dsttime;
+};
+
+struct kern_ipc_perm {
+	int id;
+	int key;
+	kuid_t uid;
+	kgid_t gid;
+	kuid_t cuid;
+	kgid_t cgid;
+	unsigned short mode;
+};
+
+struct key_type {
+	const char *name;
+};
+
+struct key {
+	int serial;
+	kuid_t uid;
+	kgid_t gid;
+	__u32 perm;
+	struct key_type *type;
+	char *description;
+};
+
+enum bpf_prog_type { BPF_PROG_TYPE_UNSPEC };
+enum bpf_attach_type { BPF_CGROUP_INET_INGRESS };
+
+struct bpf_map {
+	enum bpf_map_type map_type;
+	__u32 id;
+	char name[16];
+};
+
+struct bpf_prog_aux {
+	__u32 id;
+	char name[16];
+};
+
+struct bpf_prog {
+	enum bpf_prog_type type;
+	enum bpf_attach_type expected_attach_type;
+	struct bpf_prog_aux *aux;
+};
+
+struct vm_area_struct {
+	unsigned long vm_flags;
+	struct file *vm_file;
+};
+
+struct io_uring_cmd {
+	struct file *file;
+	__u32 cmd_op;
+};
 
 #pragma clang attribute pop
 

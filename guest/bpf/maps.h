@@ -4,15 +4,17 @@
 #define OUTGUARD_MAPS_H
 
 /*
- * What the agent tells the programs. Hooks has bit N set when records of event
- * type N are wanted. The agent's own tasks are known by the rest: a thread
+ * What the agent tells the programs. Hooks has bit N % 64 of element N / 64 set
+ * when records of event type N are wanted. The agent's own tasks are known by the rest: a thread
  * group, its start and its exec id, which no other program can come by.
  */
+#define HOOK_WORDS 4
 struct agent_config {
-	__u64 hooks;
+	__u64 hooks[HOOK_WORDS];
 	__u64 snapshotting; /* not zero while the agent prepares the snapshot */
 	__u64 agent_opens;  /* files that the agent opened: shows that the hooks run */
 	__u64 unseen_opens; /* by the agent: files that it opened and agent_opens does not count */
+	__u64 further; /* the object of which the further hooks' programs are that are attached */
 	__u64 agent_start_ns;
 	__u32 agent_tgid;
 	__u32 agent_exec_id;

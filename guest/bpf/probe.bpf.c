@@ -305,7 +305,7 @@ int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
 	struct agent_config *c = get_config();
 	struct newtask_record r = {};
 
-	if (!c || !(c->hooks & (1ULL << TASK_NEWTASK)) || (is_agent(c, t) && (clone_flags & CLONE_THREAD))) {
+	if (!c || !wants(c, TASK_NEWTASK) || (is_agent(c, t) && (clone_flags & CLONE_THREAD))) {
 		note_unrecorded();
 		return 0;
 	}

@@ -15,10 +15,11 @@ import (
 
 type ProbeAgentConfig struct {
 	_            structs.HostLayout
-	Hooks        uint64
+	Hooks        [4]uint64
 	Snapshotting uint64
 	AgentOpens   uint64
 	UnseenOpens  uint64
+	Further      uint64
 	AgentStartNs uint64
 	AgentTgid    uint32
 	AgentExecId  uint32

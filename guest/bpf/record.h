@@ -29,6 +29,96 @@ enum event_type {
 	TASK_NEWTASK = 10,
 	SCHED_PROCESS_EXIT = 11,
 	TASK_SNAPSHOT = 12,
+	TASK_SETPGID = 13,
+	TASK_GETPGID = 14,
+	TASK_GETSID = 15,
+	TASK_SETNICE = 16,
+	TASK_SETIOPRIO = 17,
+	TASK_GETIOPRIO = 18,
+	TASK_PRLIMIT = 19,
+	TASK_SETRLIMIT = 20,
+	TASK_SETSCHEDULER = 21,
+	TASK_GETSCHEDULER = 22,
+	TASK_PRCTL = 23,
+	FILE_IOCTL = 24,
+	FILE_IOCTL_COMPAT = 25,
+	FILE_LOCK = 26,
+	FILE_FCNTL = 27,
+	FILE_RECEIVE = 28,
+	UNIX_STREAM_CONNECT = 29,
+	UNIX_MAY_SEND = 30,
+	SOCKET_SOCKETPAIR = 31,
+	SOCKET_SENDMSG = 32,
+	SOCKET_RECVMSG = 33,
+	SOCKET_GETSOCKNAME = 34,
+	SOCKET_GETPEERNAME = 35,
+	SOCKET_SETSOCKOPT = 36,
+	SOCKET_SHUTDOWN = 37,
+	PTRACE_TRACEME = 38,
+	KERNEL_MODULE_REQUEST = 39,
+	KERNEL_LOAD_DATA = 40,
+	KERNEL_READ_FILE = 41,
+	SB_MOUNT = 42,
+	SB_UMOUNT = 43,
+	SB_REMOUNT = 44,
+	SB_PIVOTROOT = 45,
+	SB_STATFS = 46,
+	MOVE_MOUNT = 47,
+	SHM_ASSOCIATE = 48,
+	SHM_SHMCTL = 49,
+	SHM_SHMAT = 50,
+	SEM_ASSOCIATE = 51,
+	SEM_SEMCTL = 52,
+	SEM_SEMOP = 53,
+	SYSLOG = 54,
+	SETTIME = 55,
+	QUOTACTL = 56,
+	QUOTA_ON = 57,
+	MSG_QUEUE_ASSOCIATE = 58,
+	MSG_QUEUE_MSGCTL = 59,
+	MSG_QUEUE_MSGSND = 60,
+	MSG_QUEUE_MSGRCV = 61,
+	IPC_PERMISSION = 62,
+	KEY_ALLOC = 63,
+	KEY_PERMISSION = 64,
+	NETLINK_SEND = 65,
+	INODE_CREATE = 66,
+	INODE_LINK = 67,
+	INODE_UNLINK = 68,
+	INODE_SYMLINK = 69,
+	INODE_MKDIR = 70,
+	INODE_RMDIR = 71,
+	INODE_MKNOD = 72,
+	INODE_RENAME = 73,
+	INODE_SETATTR = 74,
+	INODE_GETATTR = 75,
+	INODE_SETXATTR = 76,
+	INODE_GETXATTR = 77,
+	INODE_LISTXATTR = 78,
+	INODE_REMOVEXATTR = 79,
+	INODE_KILLPRIV = 80,
+	TUN_DEV_CREATE = 81,
+	TUN_DEV_ATTACH_QUEUE = 82,
+	TUN_DEV_ATTACH = 83,
+	TUN_DEV_OPEN = 84,
+	BPF = 85,
+	BPF_MAP = 86,
+	BPF_PROG = 87,
+	PTRACE_ACCESS_CHECK = 88,
+	CAPABLE = 89,
+	CAPGET = 90,
+	CAPSET = 91,
+	BPRM_CHECK_SECURITY = 92,
+	TASK_FIX_SETUID = 93,
+	TASK_FIX_SETGID = 94,
+	PERF_EVENT_OPEN = 95,
+	USERNS_CREATE = 96,
+	LOCKED_DOWN = 97,
+	URING_OVERRIDE_CREDS = 98,
+	URING_SQPOLL = 99,
+	URING_CMD = 100,
+	FILE_MPROTECT = 101,
+	SOCK_GRAFT = 102,
 	CGROUP_MKDIR = 200,
 	CGROUP_ATTACH_TASK = 201,
 	CGROUP_RMDIR = 202,
@@ -45,6 +135,9 @@ enum tail_tag {
 	TAG_ARGV = 2,
 	TAG_ADDRESS = 3,
 	TAG_FILENAME = 4,
+	TAG_PATH2 = 5,
+	TAG_NAME = 6,
+	TAG_VALUE = 7,
 };
 
 #define TAIL_TRUNCATED 1
@@ -56,6 +149,7 @@ enum path_kind {
 	PATH_ROOT = 1,
 	PATH_NAMESPACE = 2,
 	PATH_CHROOT = 3,
+	PATH_VOLUME = 4,
 };
 
 enum digest_state {
@@ -154,6 +248,17 @@ struct address_body {
 	__u8 addr6[16];
 	__u32 scope;
 	__u32 reserved2;
+};
+
+struct ipc_body {
+	__u32 key;
+	__u32 id;
+	__u32 uid;
+	__u32 gid;
+	__u32 cuid;
+	__u32 cgid;
+	__u16 mode;
+	__u8 reserved[6];
 };
 
 struct tail_header {
@@ -261,6 +366,63 @@ struct cgroup_attach_record {
 	__u8 reserved[7];
 };
 
+/*
+ * A few shapes carry every other hook. What the integers at their end are is
+ * vsockproto's to say, in hooks.go; those that a hook does not have are zero.
+ */
+#define ARGS 8
+
+struct args_record {
+	struct record_header header;
+	struct subject subject;
+	__u64 args[ARGS];
+};
+
+struct task_record {
+	struct record_header header;
+	struct subject subject;
+	struct task_id target;
+	__u32 target_exec_id;
+	__u32 reserved;
+	__u64 args[ARGS];
+};
+
+struct object_record { /* one file */
+	struct record_header header;
+	struct subject subject;
+	struct file_body file;
+	__u64 args[ARGS];
+};
+
+struct objects_record { /* two */
+	struct record_header header;
+	struct subject subject;
+	struct file_body file;
+	struct file_body file2;
+	__u64 args[ARGS];
+};
+
+struct socket_record {
+	struct record_header header;
+	struct subject subject;
+	struct socket_body socket;
+	__u64 args[ARGS];
+};
+
+struct sockets_record {
+	struct record_header header;
+	struct subject subject;
+	struct socket_body socket;
+	struct socket_body socket2;
+};
+
+struct ipc_record {
+	struct record_header header;
+	struct subject subject;
+	struct ipc_body ipc;
+	__u64 args[ARGS];
+};
+
 /* Every record, so that the object describes them all; see record_test.go. */
 union any_record {
 	struct exec_record bprm_committed_creds;
@@ -275,6 +437,96 @@ union any_record {
 	struct newtask_record task_newtask;
 	struct exit_record sched_process_exit;
 	struct file_record task_snapshot;
+	struct task_record task_setpgid;
+	struct task_record task_getpgid;
+	struct task_record task_getsid;
+	struct task_record task_setnice;
+	struct task_record task_setioprio;
+	struct task_record task_getioprio;
+	struct args_record task_prlimit;
+	struct task_record task_setrlimit;
+	struct task_record task_setscheduler;
+	struct task_record task_getscheduler;
+	struct args_record task_prctl;
+	struct object_record file_ioctl;
+	struct object_record file_ioctl_compat;
+	struct object_record file_lock;
+	struct object_record file_fcntl;
+	struct object_record file_receive;
+	struct sockets_record unix_stream_connect;
+	struct sockets_record unix_may_send;
+	struct sockets_record socket_socketpair;
+	struct socket_address_record socket_sendmsg;
+	struct socket_address_record socket_recvmsg;
+	struct socket_record socket_getsockname;
+	struct socket_record socket_getpeername;
+	struct socket_record socket_setsockopt;
+	struct socket_record socket_shutdown;
+	struct task_record ptrace_traceme;
+	struct args_record kernel_module_request;
+	struct args_record kernel_load_data;
+	struct object_record kernel_read_file;
+	struct object_record sb_mount;
+	struct object_record sb_umount;
+	struct object_record sb_remount;
+	struct objects_record sb_pivotroot;
+	struct object_record sb_statfs;
+	struct objects_record move_mount;
+	struct ipc_record shm_associate;
+	struct ipc_record shm_shmctl;
+	struct ipc_record shm_shmat;
+	struct ipc_record sem_associate;
+	struct ipc_record sem_semctl;
+	struct ipc_record sem_semop;
+	struct args_record syslog;
+	struct args_record settime;
+	struct object_record quotactl;
+	struct object_record quota_on;
+	struct ipc_record msg_queue_associate;
+	struct ipc_record msg_queue_msgctl;
+	struct ipc_record msg_queue_msgsnd;
+	struct ipc_record msg_queue_msgrcv;
+	struct ipc_record ipc_permission;
+	struct args_record key_alloc;
+	struct args_record key_permission;
+	struct socket_record netlink_send;
+	struct object_record inode_create;
+	struct objects_record inode_link;
+	struct object_record inode_unlink;
+	struct object_record inode_symlink;
+	struct object_record inode_mkdir;
+	struct object_record inode_rmdir;
+	struct object_record inode_mknod;
+	struct objects_record inode_rename;
+	struct object_record inode_setattr;
+	struct object_record inode_getattr;
+	struct object_record inode_setxattr;
+	struct object_record inode_getxattr;
+	struct object_record inode_listxattr;
+	struct object_record inode_removexattr;
+	struct object_record inode_killpriv;
+	struct args_record tun_dev_create;
+	struct args_record tun_dev_attach_queue;
+	struct socket_record tun_dev_attach;
+	struct args_record tun_dev_open;
+	struct args_record bpf;
+	struct args_record bpf_map;
+	struct args_record bpf_prog;
+	struct task_record ptrace_access_check;
+	struct args_record capable;
+	struct task_record capget;
+	struct args_record capset;
+	struct object_record bprm_check_security;
+	struct args_record task_fix_setuid;
+	struct args_record task_fix_setgid;
+	struct args_record perf_event_open;
+	struct args_record userns_create;
+	struct args_record locked_down;
+	struct args_record uring_override_creds;
+	struct args_record uring_sqpoll;
+	struct object_record uring_cmd;
+	struct object_record file_mprotect;
+	struct socket_address_record sock_graft;
 	struct cgroup_record cgroup_mkdir;
 	struct cgroup_attach_record cgroup_attach_task;
 	struct cgroup_record cgroup_rmdir;

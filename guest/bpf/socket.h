@@ -6,13 +6,10 @@
 #define SOCKADDR_SIZE 128 /* the kernel's own bound, sizeof(sockaddr_storage) */
 
 /* s is all zero before. */
-static __always_inline void fill_socket(struct socket_body *s, struct socket *sock)
+static __always_inline void fill_sock(struct socket_body *s, struct sock *sk)
 {
-	struct sock *sk = sock->sk;
 	struct socket_label *label;
 
-	if (!sk)
-		return;
 	s->family = sk->__sk_common.skc_family;
 	s->type = sk->sk_type;
 	s->protocol = sk->sk_protocol;
@@ -24,6 +21,15 @@ static __always_inline void fill_socket(struct socket_body *s, struct socket *so
 	s->owned = OWNER_LABELLED;
 	s->owner = label->owner;
 	s->owner_exec_id = label->exec_id;
+}
+
+/* s is all zero before. */
+static __always_inline void fill_socket(struct socket_body *s, struct socket *sock)
+{
+	struct sock *sk = sock->sk;
+
+	if (sk)
+		fill_sock(s, sk);
 }
 
 static __always_inline __u32 put_raw(struct scratch *sc, __u32 at, const void *from, __u32 length)

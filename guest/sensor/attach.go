@@ -14,14 +14,9 @@ import (
 	"github.com/outguard/outguard/vsockproto"
 )
 
-// everything is the set of hooks until the host has said otherwise. Cgroups are
+// byDefault is what is reported until the host has said otherwise. Cgroups are
 // beyond it: they are reported always, see guest/bpf/cgroup.h.
-func everything() (bits uint64) {
-	for _, t := range vsockproto.EventTypes() {
-		bits |= 1 << t
-	}
-	return bits
-}
+var byDefault = setOf(vsockproto.DefaultTypes()...)
 
 // begin attaches every program, writes down what runs already, and then pins:
 // an agent that dies on the way leaves no half of it behind. The programs of an
@@ -29,8 +24,8 @@ func everything() (bits uint64) {
 // event that comes twice is better than one that nobody misses.
 func (l *loader) begin(s *Sensor) error {
 	err := s.configure(func(c *bpf.ProbeAgentConfig) {
-		if c.Hooks == 0 {
-			c.Hooks = everything()
+		if hookSet(c.Hooks).empty() {
+			c.Hooks = byDefault
 		}
 	})
 	if err != nil {
@@ -53,7 +48,7 @@ func (l *loader) begin(s *Sensor) error {
 			return fmt.Errorf("pin %s: %w", name, err)
 		}
 	}
-	if err := s.objects.Adopt.Pin(adoptPin(l.pins)); err != nil {
+	if err := s.objects.programs[adopter].Pin(adoptPin(l.pins)); err != nil {
 		return fmt.Errorf("pin adopt: %w", err)
 	}
 	return nil
@@ -76,10 +71,15 @@ func (l *loader) unlink() error {
 	return nil
 }
 
+// attach attaches the first object's programs, so that the snapshot is whole.
+// What else an earlier agent was asked for the host asks for again.
 func (l *loader) attach(s *Sensor) error {
-	all := programs(&s.objects)
 	for _, h := range l.hooks() {
-		k, err := attach(all[h.program])
+		p := s.objects.programs[h.program]
+		if p == nil {
+			continue
+		}
+		k, err := attach(p)
 		if err != nil && h.needed {
 			return fmt.Errorf("attach %s: %w", h.program, err)
 		}

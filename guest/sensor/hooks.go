@@ -11,46 +11,108 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 
+	"github.com/outguard/outguard/guest/bpf"
 	"github.com/outguard/outguard/vsockproto"
 )
 
+//go:generate go test -count=1 -run ^TestHooksDocument$ . -args -update
+
 // hook is one program of ours and where it belongs.
 type hook struct {
-	program string               // in guest/bpf/probe.bpf.c
+	program string               // in guest/bpf
 	kernel  string               // the function whose type the kernel describes
 	event   vsockproto.EventType // what it reports; 0: it only keeps books
 	needed  bool                 // without it what others report would be wrong
+	serves  hookSet              // it is attached while one of these is wanted; none: always
 }
 
 // hooks stand in the order in which they are attached: those that end a cached
 // digest's life come before those that begin one.
-var hooks = []hook{
-	{"inode_setattr", "bpf_lsm_inode_setattr", 0, true},
-	{fileOpen, "bpf_lsm_file_open", vsockproto.FileOpen, true},
-	{postOpen, "bpf_lsm_file_post_open", 0, false},
-	{"socket_post_create", "bpf_lsm_socket_post_create", 0, false},
-	{"bprm_committed_creds", "bpf_lsm_bprm_committed_creds", vsockproto.BprmCommittedCreds, false},
-	{"mmap_file", "bpf_lsm_mmap_file", vsockproto.MmapFile, false},
-	{"socket_create", "bpf_lsm_socket_create", vsockproto.SocketCreate, false},
-	{"socket_bind", "bpf_lsm_socket_bind", vsockproto.SocketBind, false},
-	{"socket_connect", "bpf_lsm_socket_connect", vsockproto.SocketConnect, false},
-	{"socket_listen", "bpf_lsm_socket_listen", vsockproto.SocketListen, false},
-	{"socket_accept", "bpf_lsm_socket_accept", vsockproto.SocketAccept, false},
-	{"task_kill", "bpf_lsm_task_kill", vsockproto.TaskKill, false},
-	{"sched_process_exec", "btf_trace_sched_process_exec", 0, false},
-	{"task_newtask", "btf_trace_task_newtask", vsockproto.TaskNewtask, false},
-	{"sched_process_exit", "btf_trace_sched_process_exit", vsockproto.SchedProcessExit, false},
-	{"cgroup_mkdir", "btf_trace_cgroup_mkdir", vsockproto.CgroupMkdir, false},
-	{"cgroup_rmdir", "btf_trace_cgroup_rmdir", vsockproto.CgroupRmdir, false},
-	{"cgroup_attach_task", "btf_trace_cgroup_attach_task", vsockproto.CgroupAttachTask, false},
+var hooks = append([]hook{
+	{setattr, "bpf_lsm_inode_setattr", 0, true, hookSet{}},
+	{fileOpen, "bpf_lsm_file_open", vsockproto.FileOpen, true, hookSet{}},
+	{postOpen, "bpf_lsm_file_post_open", 0, false, setOf(vsockproto.FileOpen)},
+	{"socket_post_create", "bpf_lsm_socket_post_create", 0, false, ofSockets},
+	{"bprm_committed_creds", "bpf_lsm_bprm_committed_creds", vsockproto.BprmCommittedCreds, false, hookSet{}},
+	lsm(vsockproto.MmapFile),
+	lsm(vsockproto.SocketCreate),
+	lsm(vsockproto.SocketBind),
+	lsm(vsockproto.SocketConnect),
+	lsm(vsockproto.SocketListen),
+	lsm(vsockproto.SocketAccept),
+	lsm(vsockproto.TaskKill),
+	{"sched_process_exec", "btf_trace_sched_process_exec", 0, false, hookSet{}},
+	{"task_newtask", "btf_trace_task_newtask", vsockproto.TaskNewtask, false, hookSet{}},
+	{"sched_process_exit", "btf_trace_sched_process_exit", vsockproto.SchedProcessExit, false, hookSet{}},
+	{"cgroup_mkdir", "btf_trace_cgroup_mkdir", vsockproto.CgroupMkdir, false, hookSet{}},
+	{"cgroup_rmdir", "btf_trace_cgroup_rmdir", vsockproto.CgroupRmdir, false, hookSet{}},
+	{"cgroup_attach_task", "btf_trace_cgroup_attach_task", vsockproto.CgroupAttachTask, false, hookSet{}},
+}, further()...)
+
+// lsm is the hook whose program has its name and does nothing but report.
+func lsm(t vsockproto.EventType) hook {
+	return hook{t.String(), "bpf_lsm_" + t.String(), t, false, setOf(t)}
 }
+
+// further are the hooks that are attached only when the host asks for them.
+func further() (all []hook) {
+	for _, t := range vsockproto.PolicyTypes()[len(vsockproto.DefaultTypes()):] {
+		h := lsm(t)
+		if t == vsockproto.InodeSetattr {
+			h.program = reportSetattr
+		}
+		all = append(all, h)
+	}
+	return all
+}
+
+// ofSockets are the types whose records say who made a socket.
+var ofSockets = func() (s hookSet) {
+	for _, t := range vsockproto.EventTypes() {
+		if t.Has(vsockproto.PartSocket) {
+			s.add(t)
+		}
+	}
+	return s
+}()
+
+// hookSet is a set of event types, as the programs have it.
+type hookSet [len(bpf.ProbeAgentConfig{}.Hooks)]uint64
+
+func setOf(types ...vsockproto.EventType) (s hookSet) {
+	for _, t := range types {
+		s.add(t)
+	}
+	return s
+}
+
+func (s *hookSet) add(t vsockproto.EventType) { s[t/64] |= 1 << (t % 64) }
+
+func (s hookSet) empty() bool { return s == hookSet{} }
+
+func (s hookSet) meets(other hookSet) bool {
+	for i := range s {
+		if s[i]&other[i] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// wanted reports whether h is to be attached where want is reported.
+func (h *hook) wanted(want hookSet) bool { return h.serves.empty() || h.serves.meets(want) }
 
 const (
 	fileOpen     = "file_open"
 	postOpen     = "file_post_open"
 	setattr      = "inode_setattr"
 	setattrIDMap = "inode_setattr_idmap"
-	snapshot     = "task_snapshot"
+	// inode_setattr keeps books; another program reports.
+	reportSetattr = "setattr"
+	mmapFile      = "mmap_file"
+	perfEventOpen = "perf_event_open"
+	snapshot      = "task_snapshot"
+	adopter       = "adopt"
 )
 
 // describes reports whether the kernel has what a hook stands for.
@@ -59,14 +121,17 @@ func describes(kernel *btf.Spec, name string) bool {
 	return err == nil
 }
 
-// setattrTakesIDMap tells which of the two shapes inode_setattr has here.
-func setattrTakesIDMap(kernel *btf.Spec) (bool, error) {
+// arguments is how many a hook has here.
+func arguments(kernel *btf.Spec, hook string) (int, error) {
 	var f *btf.Func
-	if err := kernel.TypeByName("bpf_lsm_"+setattr, &f); err != nil {
-		return false, fmt.Errorf("find hook %s: %w", setattr, err)
+	if err := kernel.TypeByName("bpf_lsm_"+hook, &f); err != nil {
+		return 0, fmt.Errorf("find hook %s: %w", hook, err)
 	}
 	p, ok := f.Type.(*btf.FuncProto)
-	return ok && len(p.Params) == 3, nil
+	if !ok {
+		return 0, fmt.Errorf("find hook %s: %w", hook, errors.ErrUnsupported)
+	}
+	return len(p.Params), nil
 }
 
 func tagOf(p *ebpf.Program) (tag [8]byte, err error) {

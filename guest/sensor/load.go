@@ -26,24 +26,44 @@ var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state
 
 // loader brings the programs into the kernel.
 type loader struct {
-	kernel *btf.Spec
+	kernel *btf.Spec // nil once it is given up; see types
 	pins   string
 	cpus   int
 	log    *slog.Logger
+	paths  bool // the snapshot's iterator may ask for paths
 
-	postOpen bool // the kernel has file_post_open
+	lacking map[string]bool // functions of hooks that the kernel has not
+}
+
+// objects are what is in the kernel: the maps, and the programs by their names.
+type objects struct {
+	bpf.ProbeMaps
+	programs map[string]*ebpf.Program
+}
+
+func (o *objects) Close() error {
+	var errs []error
+	for _, p := range o.programs {
+		errs = append(errs, p.Close())
+	}
+	if o.Critical != nil {
+		errs = append(errs, o.ProbeMaps.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func (l *loader) link(program string) string { return filepath.Join(l.pins, "link_"+program) }
 
-// load makes the object fit this kernel and loads it.
-func (l *loader) load(o *bpf.ProbeObjects) error {
-	err := l.tryLoad(o, true)
+// load makes the first object fit this kernel and loads it.
+func (l *loader) load(o *objects) error {
+	l.paths = true
+	err := l.tryLoad(o)
 	var v *ebpf.VerifierError
 	if errors.As(err, &v) {
 		// A kernel may not let an iterator ask for the path of a task's file.
 		l.log.Info("trying with a snapshot without paths", "refused", v)
-		err = l.tryLoad(o, false)
+		l.paths = false
+		err = l.tryLoad(o)
 	}
 	if errors.Is(err, os.ErrPermission) && !errors.As(err, &v) {
 		return fmt.Errorf("load programs: %w: the agent needs root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
@@ -58,12 +78,12 @@ func (l *loader) load(o *bpf.ProbeObjects) error {
 	return nil
 }
 
-func (l *loader) tryLoad(o *bpf.ProbeObjects, paths bool) error {
+func (l *loader) tryLoad(o *objects) error {
 	spec, err := bpf.LoadProbe()
 	if err != nil {
 		return err
 	}
-	if err := l.fit(spec, paths); err != nil {
+	if err := l.fit(spec); err != nil {
 		return err
 	}
 	if err := l.replace(spec); err != nil {
@@ -76,7 +96,16 @@ func (l *loader) tryLoad(o *bpf.ProbeObjects, paths bool) error {
 	if err := runAdopt(spec, options); err != nil {
 		return err
 	}
-	return spec.LoadAndAssign(o, options)
+	all, err := ebpf.NewCollectionWithOptions(spec, *options)
+	if err != nil {
+		return err
+	}
+	defer all.Close()
+	if err := all.Assign(&o.ProbeMaps); err != nil {
+		return err
+	}
+	o.programs, all.Programs = all.Programs, nil
+	return nil
 }
 
 // runAdopt makes the programs know this process as the agent. It comes first:
@@ -121,9 +150,27 @@ func adoptEarly(pins string, log *slog.Logger) {
 	}
 }
 
-// fit sizes the maps, says which may be shared, and picks the shape of a hook
-// that differs between kernels.
-func (l *loader) fit(spec *ebpf.CollectionSpec, paths bool) error {
+// fit sizes the first object's maps, says which may be shared, and picks the
+// shape of the hooks that differ between kernels.
+func (l *loader) fit(spec *ebpf.CollectionSpec) error {
+	if err := l.fitMaps(spec); err != nil {
+		return err
+	}
+	n, err := arguments(l.kernel, setattr)
+	if err != nil {
+		return err
+	}
+	if n == 3 { // the mount's id map comes first
+		spec.Programs[setattr] = spec.Programs[setattrIDMap]
+	}
+	delete(spec.Programs, setattrIDMap)
+	if !l.has("bpf_lsm_" + postOpen) {
+		delete(spec.Programs, postOpen)
+	}
+	return set(spec, map[string]bool{"snapshot_paths": l.paths, "has_post_open": l.has("bpf_lsm_" + postOpen)})
+}
+
+func (l *loader) fitMaps(spec *ebpf.CollectionSpec) error {
 	for _, name := range pinned {
 		m, ok := spec.Maps[name]
 		if !ok {
@@ -132,40 +179,34 @@ func (l *loader) fit(spec *ebpf.CollectionSpec, paths bool) error {
 		m.Pinning = ebpf.PinByName
 	}
 	spec.Maps["counters"].MaxEntries = uint32(2 * l.cpus)
-	if err := spec.Variables["snapshot_paths"].Set(paths); err != nil {
-		return fmt.Errorf("set snapshot_paths: %w", err)
-	}
-	return l.choose(spec)
+	return nil
 }
 
-// choose puts aside the programs that this kernel has no hook for. Another one
-// is loaded under their names and attached nowhere.
-func (l *loader) choose(spec *ebpf.CollectionSpec) error {
-	withIDMap, err := setattrTakesIDMap(l.kernel)
-	if err != nil {
-		return err
-	}
-	if withIDMap {
-		spec.Programs[setattr] = spec.Programs[setattrIDMap].Copy()
-	} else {
-		spec.Programs[setattrIDMap] = spec.Programs[setattr].Copy()
-	}
-	l.postOpen = describes(l.kernel, "bpf_lsm_"+postOpen)
-	if !l.postOpen {
-		spec.Programs[postOpen] = spec.Programs[fileOpen].Copy()
-	}
-	if err := spec.Variables["has_post_open"].Set(l.postOpen); err != nil {
-		return fmt.Errorf("set has_post_open: %w", err)
+// set gives an object's constants their values.
+func set(spec *ebpf.CollectionSpec, values map[string]bool) error {
+	for name, value := range values {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
 	}
 	return nil
 }
 
-// hooks are those to attach on this kernel.
-func (l *loader) hooks() []hook {
-	if l.postOpen {
-		return hooks
+// look finds out which hooks the kernel has not.
+func (l *loader) look() {
+	l.lacking = make(map[string]bool)
+	for _, h := range hooks {
+		if !describes(l.kernel, h.kernel) {
+			l.lacking[h.kernel] = true
+		}
 	}
-	return slices.DeleteFunc(slices.Clone(hooks), func(h hook) bool { return h.program == postOpen })
+}
+
+func (l *loader) has(function string) bool { return !l.lacking[function] }
+
+// hooks are those that this kernel has.
+func (l *loader) hooks() []hook {
+	return slices.DeleteFunc(slices.Clone(hooks), func(h hook) bool { return !l.has(h.kernel) })
 }
 
 // replace removes the pins of maps that another build laid out otherwise. The
@@ -205,49 +246,24 @@ func (l *loader) differs(spec *ebpf.MapSpec, name string) (reason, err error) {
 	return spec.Compatible(m), nil
 }
 
-// programs finds the loaded programs by their names.
-func programs(o *bpf.ProbeObjects) map[string]*ebpf.Program {
-	return map[string]*ebpf.Program{
-		setattr:                o.InodeSetattr,
-		fileOpen:               o.FileOpen,
-		postOpen:               o.FilePostOpen,
-		"socket_post_create":   o.SocketPostCreate,
-		"bprm_committed_creds": o.BprmCommittedCreds,
-		"mmap_file":            o.MmapFile,
-		"socket_create":        o.SocketCreate,
-		"socket_bind":          o.SocketBind,
-		"socket_connect":       o.SocketConnect,
-		"socket_listen":        o.SocketListen,
-		"socket_accept":        o.SocketAccept,
-		"task_kill":            o.TaskKill,
-		"sched_process_exec":   o.SchedProcessExec,
-		"task_newtask":         o.TaskNewtask,
-		"sched_process_exit":   o.SchedProcessExit,
-		"cgroup_mkdir":         o.CgroupMkdir,
-		"cgroup_rmdir":         o.CgroupRmdir,
-		"cgroup_attach_task":   o.CgroupAttachTask,
-		snapshot:               o.TaskSnapshot,
-	}
-}
-
 // describe tells for every event type what became of it.
 func (l *loader) describe(s *Sensor) ([]vsockproto.Hook, error) {
-	all := programs(&s.objects)
 	var list []vsockproto.Hook
 	for _, h := range hooks {
 		if h.event == 0 {
 			continue
 		}
-		tag, err := tagOf(all[h.program])
-		if err != nil {
-			return nil, err
-		}
 		_, attached := s.links[h.program]
-		list = append(list, vsockproto.Hook{
-			Type: h.event, Available: describes(l.kernel, h.kernel), Attached: attached, Tag: tag,
-		})
+		k := vsockproto.Hook{Type: h.event, Available: l.has(h.kernel), Attached: attached}
+		if p := s.objects.programs[h.program]; p != nil {
+			var err error
+			if k.Tag, err = tagOf(p); err != nil {
+				return nil, err
+			}
+		}
+		list = append(list, k)
 	}
-	tag, err := tagOf(all[snapshot])
+	tag, err := tagOf(s.objects.programs[snapshot])
 	if err != nil {
 		return nil, err
 	}

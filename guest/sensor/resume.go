@@ -5,38 +5,88 @@ package sensor
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
+	"github.com/outguard/outguard/guest/bpf"
 )
 
-// resume takes over the links of an earlier agent if every one of them is
-// there, holds the very program that we would attach, and writes to our maps.
-func (l *loader) resume(s *Sensor) (bool, error) {
+// resume takes over the links of an earlier agent if every one of the first
+// twelve that want asks for is there, holds the very program that we would
+// attach, and writes to our maps. A link that is not asked for was left by an
+// agent that ended while it put a policy into force; it goes.
+func (l *loader) resume(s *Sensor, want hookSet) (bool, error) {
 	if old, err := filepath.Glob(l.link("*")); err != nil || len(old) == 0 {
 		return false, err
 	}
-	all := programs(&s.objects)
+	c, err := s.config()
+	if err != nil {
+		return false, err
+	}
 	for _, h := range l.hooks() {
-		got, err := l.same(h.program, all[h.program])
-		if err != nil {
+		further := isFurther(h.program)
+		if !h.wanted(want) || further && c.Further != bpf.FurtherBuild() {
+			if err := unpin(l.link(h.program)); err != nil {
+				return false, err
+			}
+			continue
+		}
+		got, err := l.same(h.program, s.objects.programs[h.program])
+		switch {
+		case err == nil:
+			s.links[h.program] = got
+		case further: // the host asks for it again
+			l.log.Info("not taken over", "hook", h.program, "reason", err)
+		default:
 			l.log.Info("replacing the programs of an earlier agent", "hook", h.program, "reason", err)
 			return false, s.dropLinks()
 		}
-		if got != nil {
-			s.links[h.program] = got
-		}
 	}
-	return true, nil
+	return true, s.takeOver()
 }
 
-// same opens the link of a hook if it is what we would make ourselves.
+// takeOver puts the programs that are attached in the place of ours, and gives
+// up ours that are not: what is attached later has to be loaded with the maps of
+// what is there.
+func (s *Sensor) takeOver() error {
+	var errs []error
+	for name, p := range s.objects.programs {
+		if name == snapshot || name == adopter {
+			continue
+		}
+		errs = append(errs, p.Close())
+		delete(s.objects.programs, name)
+	}
+	for name, k := range s.links {
+		p, err := linked(k)
+		if err == nil {
+			s.objects.programs[name] = p
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func unpin(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove link: %w", err)
+	}
+	return nil
+}
+
+// same opens the link of a hook if it is what we would make ourselves. Of a
+// further hook ours is not loaded; that the object is the same is known.
 func (l *loader) same(name string, ours *ebpf.Program) (link.Link, error) {
 	got, err := link.LoadPinnedLink(l.link(name), nil)
 	if err != nil {
 		return nil, fmt.Errorf("open link: %w", err)
+	}
+	if ours == nil {
+		return got, nil
 	}
 	if err := l.sameProgram(got, ours); err != nil {
 		return nil, errors.Join(err, got.Close())

@@ -50,9 +50,8 @@ type Options struct {
 // rest may be called from any.
 type Sensor struct {
 	lock    *os.File
-	objects bpf.ProbeObjects
-	links   map[string]link.Link
-	hooks   []vsockproto.Hook
+	loader  *loader
+	objects objects
 	cpus    int
 	resumed bool
 
@@ -65,7 +64,11 @@ type Sensor struct {
 
 	stat [16 << 10]byte // room for /proc/stat; belongs to Mark
 
-	mu sync.Mutex // guards the configuration's read-modify-write
+	steer sync.Mutex           // guards links and objects.programs while policies change; taken before mu
+	links map[string]link.Link // by program
+
+	mu    sync.Mutex // guards the configuration's read-modify-write, and hooks
+	hooks []vsockproto.Hook
 }
 
 // Open takes over what an earlier agent of the same build left in the kernel,
@@ -106,10 +109,13 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 		return fmt.Errorf("count cpus: %w", err)
 	}
 	l := &loader{kernel: kernel, pins: pins, cpus: s.cpus, log: log}
+	s.loader = l
+	l.look()
+	want := l.inForce()
 	if err := l.load(&s.objects); err != nil {
 		return err
 	}
-	if s.resumed, err = l.resume(s); err != nil {
+	if s.resumed, err = l.resume(s, want); err != nil {
 		return err
 	}
 	if !s.resumed {
@@ -120,9 +126,10 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 	if err := s.SetCanary(0); err != nil { // an agent that was killed may have left one
 		return err
 	}
-	if s.hooks, err = l.describe(s); err != nil {
+	if err := s.tell(); err != nil {
 		return err
 	}
+	l.kernel = nil // much memory, and seldom needed again
 	return s.listen()
 }
 
@@ -166,9 +173,7 @@ func (s *Sensor) Close() error {
 	for _, l := range s.links {
 		errs = append(errs, l.Close())
 	}
-	if s.objects.Critical != nil {
-		errs = append(errs, s.objects.Close())
-	}
+	errs = append(errs, s.objects.Close())
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
 	}
@@ -181,8 +186,25 @@ func (s *Sensor) Resumed() bool { return s.resumed }
 // CPUs is how many CPUs the machine can have.
 func (s *Sensor) CPUs() int { return s.cpus }
 
-// Hooks tells for every event type what became of it here.
-func (s *Sensor) Hooks() []vsockproto.Hook { return s.hooks }
+// Hooks tells for every event type what has become of it here, as of the last
+// policy. It does not wait for one that is being put into force.
+func (s *Sensor) Hooks() []vsockproto.Hook {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hooks
+}
+
+// tell renews what Hooks says. Called with steer held, or before anybody can.
+func (s *Sensor) tell() error {
+	hooks, err := s.loader.describe(s)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hooks = hooks
+	return nil
+}
 
 // Journal is to be told of every frame that is sent, and of what the host has.
 func (s *Sensor) Journal() *Journal { return s.journal }
@@ -231,18 +253,6 @@ func (s *Sensor) Settled() bool { return s.account.settle(s.batcher) }
 
 // Counters appends the account up to the last mark that was settled.
 func (s *Sensor) Counters(to []vsockproto.Counter) []vsockproto.Counter { return s.account.append(to) }
-
-// SetHooks makes these types reported and no others.
-func (s *Sensor) SetHooks(types []vsockproto.EventType) error {
-	var bits uint64
-	for _, t := range types {
-		if !t.Known() {
-			return fmt.Errorf("report %s: %w", t, vsockproto.ErrInvalid)
-		}
-		bits |= 1 << t
-	}
-	return s.configure(func(c *bpf.ProbeAgentConfig) { c.Hooks = bits })
-}
 
 // SetCanary makes the programs report what the agent's thread of that id does,
 // as far as a canary asks for it. 0 ends that.

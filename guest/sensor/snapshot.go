@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/guest/bpf"
+	"github.com/outguard/outguard/vsockproto"
 )
 
 // Snapshot writes a record for every task that runs. The program of each is
@@ -25,7 +26,7 @@ func (s *Sensor) Snapshot() error {
 	if err := empty(s.objects.Named, make([]byte, 8)); err != nil { // each cgroup is named again
 		return fmt.Errorf("snapshot: %w", err)
 	}
-	it, err := link.AttachIter(link.IterOptions{Program: s.objects.TaskSnapshot})
+	it, err := link.AttachIter(link.IterOptions{Program: s.objects.programs[snapshot]})
 	if err != nil {
 		return fmt.Errorf("iterate tasks: %w", err)
 	}
@@ -41,8 +42,21 @@ func (s *Sensor) Snapshot() error {
 	return nil
 }
 
-// digestRunning fills the map of running programs' digests anew.
+// digestRunning fills the map of running programs' digests anew. That is
+// mmap_file's doing, which is attached for it where the policy does not ask for it.
 func (s *Sensor) digestRunning() (err error) {
+	s.steer.Lock()
+	defer s.steer.Unlock()
+	if s.links[mmapFile] == nil {
+		if err := s.loader.loadMore(s, []hook{lsm(vsockproto.MmapFile)}); err != nil {
+			return err
+		}
+		k, err := attach(s.objects.programs[mmapFile])
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", mmapFile, err)
+		}
+		defer k.Close()
+	}
 	if err := empty(s.objects.Running, make([]byte, 32)); err != nil {
 		return fmt.Errorf("digests of running programs: %w", err)
 	}

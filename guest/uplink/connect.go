@@ -49,9 +49,6 @@ type handler struct{ u *Uplink }
 
 func (h handler) Welcome(ack vsockproto.HelloAck, resumed bool) {
 	u := h.u
-	if !resumed {
-		u.Policies.Begin()
-	}
 	if state, ok := u.Link.State(); ok {
 		if err := u.Save(state); err != nil {
 			u.log.Warn("a restart will not go on with this session", "error", err)
@@ -59,21 +56,71 @@ func (h handler) Welcome(ack vsockproto.HelloAck, resumed bool) {
 	}
 	u.mu.Lock()
 	u.beat, u.fresh = time.Duration(ack.HeartbeatMs)*time.Millisecond, true
+	if !resumed {
+		u.begun, u.policy, u.answers = true, nil, nil
+	}
 	again := !resumed && u.stale
 	u.stale = true // from here on another new session begins without one
 	u.again = u.again || again
 	u.mu.Unlock()
+	if !resumed {
+		u.order()
+	}
 	u.log.Info("connected", "resumed", resumed, "next_frame", ack.Next, "credit", ack.Credit, "heartbeat_ms", ack.HeartbeatMs)
 	u.wake()
 }
 
+// Policy is put into force beside everything else: programs may have to be
+// loaded for it, which takes its time. A newer one takes the place of one that
+// still waits.
 func (h handler) Policy(p vsockproto.Policy) {
-	ack := h.u.Policies.Apply(p)
-	h.u.log.Info("policy", "number", p.Number, "hooks", len(p.Hooks), "refused", ack.Reason)
 	h.u.mu.Lock()
-	h.u.answers = &ack
+	h.u.policy = &p
 	h.u.mu.Unlock()
-	h.u.wake()
+	h.u.order()
+}
+
+// order makes obey look.
+func (u *Uplink) order() {
+	select {
+	case u.orders <- struct{}{}:
+	default: // it will
+	}
+}
+
+// obey puts policies into force until ctx ends.
+func (u *Uplink) obey(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-u.orders:
+			u.apply()
+		}
+	}
+}
+
+// apply puts the newest policy into force, and has it answered unless the
+// session in which it came has ended meanwhile.
+func (u *Uplink) apply() {
+	u.mu.Lock()
+	p, begun := u.policy, u.begun
+	u.policy, u.begun = nil, false
+	u.mu.Unlock()
+	if begun {
+		u.Policies.Begin()
+	}
+	if p == nil {
+		return
+	}
+	ack := u.Policies.Apply(*p)
+	u.log.Info("policy", "number", p.Number, "hooks", len(p.Hooks), "refused", ack.Reason)
+	u.mu.Lock()
+	if !u.begun {
+		u.answers = &ack
+	}
+	u.mu.Unlock()
+	u.wake()
 }
 
 // Canary answers the newest: the host waits for no other.

@@ -94,7 +94,11 @@ type Uplink struct {
 	lost     uint64 // critical records, at the last heartbeat
 	missed   uint64 // and of those, up to the last snapshot
 
+	orders chan struct{} // a policy has come
+
 	mu      sync.Mutex            // guards what follows
+	policy  *vsockproto.Policy    // not yet put into force
+	begun   bool                  // a session has begun since the last one was
 	beat    time.Duration         // between heartbeats, as the host asked
 	fresh   bool                  // welcomed since the last heartbeat
 	stale   bool                  // the last snapshot belongs to an earlier session
@@ -116,6 +120,7 @@ func New(c Config, o *Options) *Uplink {
 		maxDelay: or(o.MaxDelay, 5*time.Second),
 		drain:    or(o.Drain, 5*time.Second),
 		buf:      make([]byte, 0, batchSize),
+		orders:   make(chan struct{}, 1),
 		beat:     time.Second,
 		stale:    o.Stale,
 	}
@@ -140,6 +145,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 	defer hangUp()
 	var wg sync.WaitGroup
 	wg.Go(func() { u.connect(linkCtx) })
+	wg.Go(func() { u.obey(linkCtx) })
 	wake := context.AfterFunc(ctx, u.wake)
 	defer wake()
 

@@ -79,6 +79,10 @@ func (v *envelope) event(b *engine.Batch, e *vsockproto.Event) *apipb.Event {
 		out.Exit = &apipb.Exit{Code: e.ExitCode, GroupDead: e.GroupDead}
 	case vsockproto.CgroupMkdir, vsockproto.CgroupSnapshot, vsockproto.CgroupRmdir, vsockproto.CgroupAttachTask:
 		out.Cgroup = cgroupOf(e)
+	default:
+		if e.Type.Known() {
+			further(out, e)
+		}
 	}
 	return out
 }
@@ -127,7 +131,7 @@ func taskOf(t vsockproto.Task) *apipb.Task {
 
 var pathKinds = [...]string{
 	vsockproto.PathUnknown: "unknown", vsockproto.PathRoot: "root",
-	vsockproto.PathNamespace: "namespace", vsockproto.PathChroot: "chroot",
+	vsockproto.PathNamespace: "namespace", vsockproto.PathChroot: "chroot", vsockproto.PathVolume: "volume",
 }
 
 var digestStates = [...]string{
@@ -135,10 +139,11 @@ var digestStates = [...]string{
 	vsockproto.DigestFailed: "failed", vsockproto.DigestNoFile: "no-file",
 }
 
-func fileOf(e *vsockproto.Event) *apipb.File {
-	f := &e.File
+func fileOf(e *vsockproto.Event) *apipb.File { return fileAt(&e.File, e.Path) }
+
+func fileAt(f *vsockproto.File, path vsockproto.Tail) *apipb.File {
 	out := &apipb.File{
-		Path: safe.Quote(e.Path.Data), PathKind: pathKinds[f.PathKind], PathFlags: tailFlags(e.Path.Flags),
+		Path: safe.Quote(path.Data), PathKind: pathKinds[f.PathKind], PathFlags: tailFlags(path.Flags),
 		DigestState: digestStates[f.Digested],
 		Inode:       f.Inode, Generation: f.Generation, Dev: f.Dev, Flags: f.Flags,
 		Uid: f.UID, Gid: f.GID, Mode: uint32(f.Mode), Magic: f.Magic, Links: f.Links, Size: f.Size,
@@ -171,7 +176,7 @@ func execOf(e *vsockproto.Event) *apipb.Exec {
 	return &apipb.Exec{
 		Filename: safe.Quote(e.Filename.Data), Argv: argvOf(e.Argv),
 		ArgvTruncated: e.Argv.Flags&vsockproto.TailTruncated != 0,
-		Argc:          e.Argc, Envc: e.Envc, Secure: e.SecureExec,
+		Argc:          e.Argc, Envc: e.Envc, Secure: e.SecureExec, Fileless: e.Fileless(),
 	}
 }
 
@@ -188,8 +193,9 @@ func argvOf(t vsockproto.Tail) []string {
 	return out
 }
 
-func socketOf(e *vsockproto.Event) *apipb.Socket {
-	s := &e.Socket
+func socketOf(e *vsockproto.Event) *apipb.Socket { return socketAt(e, &e.Socket) }
+
+func socketAt(e *vsockproto.Event, s *vsockproto.Socket) *apipb.Socket {
 	out := &apipb.Socket{
 		Family: s.Family, Type: s.Type, Protocol: s.Protocol, Kernel: s.Kernel,
 		Cookie: s.Cookie, OwnerExecId: s.OwnerExecID, Backlog: e.Backlog,

@@ -79,6 +79,13 @@ func full(typ vsockproto.EventType) *vsockproto.Event {
 		Cgroup: vsockproto.Cgroup{ID: 60, Level: 2}, ThreadGroup: true,
 		Unknown: []byte("12345678"),
 	}
+	for i := range e.Args {
+		e.Args[i] = uint64(60 + i)
+	}
+	e.Name, e.Value = vsockproto.Tail{Data: []byte("user.\x1b")}, vsockproto.Tail{Data: []byte("v\x00")}
+	e.File2 = vsockproto.File{Inode: 70, Mode: 0o100600, PathKind: vsockproto.PathVolume, Magic: 0xef53}
+	e.Path2, e.Socket2 = vsockproto.Tail{Data: []byte("/tmp/y")}, vsockproto.Socket{Family: 1, Type: 1, Cookie: 71}
+	e.IPC = vsockproto.IPC{Key: 72, ID: 73, UID: 74, GID: 75, CUID: 76, CGID: 77, Mode: 0o600}
 	copy(e.Comm[:], "sh\n")
 	copy(e.File.FSID[:], "sda1")
 	e.Address = vsockproto.Address{Family: 2, Length: 16, Port: [2]byte{0x11, 0x5c}, Addr4: [4]byte{192, 0, 2, 1}}

@@ -47,7 +47,7 @@ func (f *eventFilter) match(e *vsockproto.Event) bool {
 		return false
 	}
 	return f.path == "" ||
-		glob(f.path, e.Path.Data) || glob(f.path, e.Filename.Data) || glob(f.path, unixPath(e))
+		glob(f.path, e.Path.Data) || glob(f.path, e.Path2.Data) || glob(f.path, e.Filename.Data) || glob(f.path, unixPath(e))
 }
 
 // all reports whether the filter takes every event, those that do not decode
@@ -57,7 +57,7 @@ func (f *eventFilter) all() bool { return f.pid == 0 && f.path == "" && len(f.ty
 const afUnix = 1
 
 func unixPath(e *vsockproto.Event) []byte {
-	if e.Address.Family != afUnix {
+	if e.Address.Family != afUnix && !e.Type.Has(vsockproto.PartSocket2) {
 		return nil
 	}
 	return bytes.TrimRight(e.RawAddr.Data, "\x00")

@@ -110,9 +110,9 @@ func serve(env *testscript.Env, socket string) error {
 func monitor() *apitest.Backend {
 	b := apitest.New()
 	hooks := []*apipb.Hook{
-		{Name: "bprm_committed_creds", Available: true, Attached: true, Tag: "0011223344556677"},
-		{Name: "file_open", Available: true, Attached: true, Tag: "8899aabbccddeeff"},
-		{Name: "mmap_file", Available: true},
+		{Name: "bprm_committed_creds", Wanted: true, Available: true, Attached: true, Tag: "0011223344556677"},
+		{Name: "file_open", Wanted: true, Available: true, Attached: true, Tag: "8899aabbccddeeff"},
+		{Name: "mmap_file", Wanted: true, Available: true},
 	}
 	model := engine.Model{
 		VM: web, Mapping: "quixote", Points: 321, Events: 45678, Violations: 1,
@@ -126,7 +126,7 @@ func monitor() *apitest.Backend {
 			Session: &apipb.Session{
 				Id: "00000000-0000-0000-0000-000000000009", State: "live", Started: api.FormatTime(at0),
 				LastSeen: api.FormatTime(at0.Add(time.Minute)), Kernel: "6.1.0-18\x1b[31m\u202e", Build: "v1.2.3",
-				BootId: "11111111-2222-3333-4444-555555555555", Cpus: 2, Version: 1, Hooks: hooks,
+				BootId: "11111111-2222-3333-4444-555555555555", Cpus: 2, Version: 1, Hooks: hooks, Profile: "default", Policy: 3, PolicyAcked: 3,
 			},
 			Classes: []*apipb.ClassCount{{Class: "critical", Received: 1000}, {Class: "bulk", Received: 40000, Lost: 7, Missing: 1}},
 			Models:  []*apipb.Model{api.ModelOf(&api.Model{Engine: "tsem", Model: model})},

@@ -30,6 +30,8 @@ func summary(e *apipb.Event) string {
 		return "does not decode: " + safe.Text(e.Error)
 	case e.Exec != nil:
 		return execSummary(e)
+	case e.Call != nil:
+		return callSummary(e)
 	case e.Mmap != nil:
 		return protection(e.Mmap.Prot) + " " + fileSummary(e.File)
 	case e.File != nil:
@@ -81,7 +83,45 @@ func execSummary(e *apipb.Event) string {
 	if e.Exec.Secure {
 		s += " (secure)"
 	}
+	if e.Exec.Fileless != "" {
+		s += " (" + safe.Text(e.Exec.Fileless) + ")"
+	}
 	return s + digestSummary(e.File)
+}
+
+// callSummary is what a hook was asked about, and with what.
+func callSummary(e *apipb.Event) string {
+	var words []string
+	add := func(s string) { words = append(words, s) }
+	c := e.Call
+	if c.Target != nil {
+		add(fmt.Sprintf("pid %d", c.Target.Tgid))
+	}
+	if e.File != nil {
+		add(fileSummary(e.File))
+	}
+	if c.File != nil {
+		add("and " + fileSummary(c.File))
+	}
+	switch {
+	case e.Address != nil:
+		add(familyName(e.Address.Family) + " " + quote(e.Address.Text))
+	case e.Socket != nil:
+		add(socketSummary(e))
+	}
+	if c.Ipc != nil {
+		add(fmt.Sprintf("id %d", c.Ipc.Id))
+	}
+	if c.Name != "" {
+		add(quote(c.Name))
+	}
+	if c.Value != "" {
+		add(quote(c.Value))
+	}
+	for _, a := range c.Args {
+		add(fmt.Sprintf("%s=%d", safe.Text(a.Name), a.Value))
+	}
+	return strings.Join(words, " ")
 }
 
 func fileSummary(f *apipb.File) string {

@@ -15,7 +15,8 @@ func (a *app) vmsCmd() *cobra.Command {
 		Use:   "vms [DOMAIN]",
 		Short: "List the domains, who watches them and what was lost; or describe one",
 		Long: `List the domains of this host: whether each is enrolled, whether its agent has
-a live session, how many of the kernel's hooks are attached, how many records
+a live session, how many of the hooks that its profile asks for are attached (and
+how many of these its kernel does not have), how many records
 came and how many the guest declared lost, and the state of its model. With a
 domain, describe that one. With --containers, list the containers that are in
 them: runtime and id as the path of their cgroup shows them, namespaces, how many
@@ -105,21 +106,40 @@ func agentState(v *apipb.VM) string {
 	return "not enrolled"
 }
 
-// hooks is attached of available.
+// hooks is attached of wanted, and how many of these the kernel has not.
 func hooks(s *apipb.Session) string {
 	if s == nil {
 		return ""
 	}
-	attached, available := 0, 0
+	attached, wanted, lacking := 0, 0, 0
 	for _, h := range s.Hooks {
+		if !h.Wanted {
+			continue
+		}
+		wanted++
 		if h.Attached {
 			attached++
 		}
-		if h.Available {
-			available++
+		if !h.Available {
+			lacking++
 		}
 	}
-	return fmt.Sprintf("%d/%d", attached, available)
+	if lacking > 0 {
+		return fmt.Sprintf("%d/%d, %d not in the kernel", attached, wanted, lacking)
+	}
+	return fmt.Sprintf("%d/%d", attached, wanted)
+}
+
+// policyState is the profile, and whether it is in force.
+func policyState(s *apipb.Session) string {
+	text := fmt.Sprintf("profile %s, policy %d", s.Profile, s.Policy)
+	switch {
+	case s.PolicyReason != "":
+		return text + ", refused: " + s.PolicyReason
+	case s.PolicyAcked != s.Policy:
+		return fmt.Sprintf("%s, %d in force", text, s.PolicyAcked)
+	}
+	return text + ", in force"
 }
 
 func counts(v *apipb.VM) (received uint64, lost string) {
@@ -168,6 +188,7 @@ func (a *app) describeVM(v *apipb.VM) {
 		a.fact("agent build", s.Build)
 		a.fact("boot id", s.BootId)
 		a.fact("cpus", fmt.Sprint(s.Cpus))
+		a.fact("hooks", policyState(s))
 	}
 	a.fact("evidence", fmt.Sprintf("%s, next index %d", size(v.EvidenceBytes), v.EvidenceNext))
 	a.fact("findings", fmt.Sprint(v.Findings))
@@ -183,9 +204,9 @@ func (a *app) describeVM(v *apipb.VM) {
 	}
 	if v.Session != nil && len(v.Session.Hooks) > 0 {
 		a.printf("\n")
-		t := a.table("HOOK", "AVAILABLE", "ATTACHED", "PROGRAM")
+		t := a.table("HOOK", "WANTED", "AVAILABLE", "ATTACHED", "PROGRAM")
 		for _, h := range v.Session.Hooks {
-			t.row(h.Name, yesNo(h.Available), yesNo(h.Attached), h.Tag)
+			t.row(h.Name, yesNo(h.Wanted), yesNo(h.Available), yesNo(h.Attached), h.Tag)
 		}
 		t.flush()
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/outguard/outguard/host/api"
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/safe"
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/engines"
 	"github.com/outguard/outguard/host/evidence"
@@ -96,6 +97,9 @@ func (b backend) vm(w watched, models []api.Model) *apipb.VM {
 	v.Transport = string(w.Enrolment.Transport)
 	if s, ok := b.m.sessions.StatusOf(w.UUID); ok {
 		v.Session, v.Classes = sessionStatus(&s), classCounts(&s)
+		if v.Session != nil {
+			v.Session.Profile = b.m.profileOf(w.UUID)
+		}
 	}
 	for i := range models {
 		if models[i].VM == w.UUID {
@@ -118,8 +122,14 @@ func sessionStatus(s *session.Status) *apipb.Session {
 		Reason: s.Reason, Kernel: s.Kernel, Build: s.Build, BootId: s.BootID.String(), Cpus: s.CPUs, Version: uint32(s.Version),
 	}
 	for _, h := range s.Hooks {
-		out.Hooks = append(out.Hooks, &apipb.Hook{Name: h.Type.String(), Available: h.Available, Attached: h.Attached, Tag: hex.EncodeToString(h.Tag[:])})
+		hook := &apipb.Hook{Name: h.Type.String(), Available: h.Available, Attached: h.Attached}
+		if h.Tag != [8]byte{} {
+			hook.Tag = hex.EncodeToString(h.Tag[:])
+		}
+		_, hook.Wanted = slices.BinarySearch(s.Wanted, h.Type)
+		out.Hooks = append(out.Hooks, hook)
 	}
+	out.Policy, out.PolicyAcked, out.PolicyReason = s.Policy, s.PolicyAcked, safe.Text(s.PolicyReason)
 	return out
 }
 

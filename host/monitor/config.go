@@ -18,6 +18,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 
 	"github.com/outguard/outguard/host/decide"
+	"github.com/outguard/outguard/vsockproto"
 )
 
 // DefaultConfigPath is where outguardd and outguard look for the configuration.
@@ -32,6 +33,7 @@ type Config struct {
 	Playbook string   `yaml:"playbook"`  // default: /etc/outguard/playbook.yaml if it is there, else the built-in one
 	Listen   Listen   `yaml:"listen"`
 	Session  Session  `yaml:"session"`
+	Policy   Policy   `yaml:"policy"`
 	Evidence Evidence `yaml:"evidence"`
 	Orders   Orders   `yaml:"orders"`
 	Captures Captures `yaml:"captures"`
@@ -173,6 +175,7 @@ func (c *Config) setDefaults() {
 	set(&c.Session.Canary, 10*time.Second)
 	set(&c.Session.Credit, 4<<20)
 	set(&c.Session.Flood, 100_000)
+	set(&c.Policy.Profile, vsockproto.DefaultProfile)
 	set(&c.Evidence.Sync, time.Second)
 	set(&c.Evidence.Quota, 2<<30)
 	set(&c.Evidence.Segment, 64<<20)
@@ -246,6 +249,9 @@ func (c *Config) check() (string, error) {
 		return "$.captures.budget", fmt.Errorf("%d is less than 64MiB", c.Captures.Budget)
 	case c.Orders.Wait < time.Second:
 		return "$.orders.wait", fmt.Errorf("%s is less than 1s", c.Orders.Wait)
+	}
+	if path, err := c.Policy.check(); err != nil {
+		return path, err
 	}
 	seen := map[string]bool{}
 	for i, e := range c.Engines {

@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,31 @@ engines:
 	}
 }
 
+// The first pattern that matches a VM's name counts.
+func TestPolicyOfName(t *testing.T) {
+	c, err := ParseConfig([]byte(`
+policy:
+  profile: minimal
+  profiles:
+    own: [sb_mount, bprm_committed_creds, task_newtask, sched_process_exit, task_snapshot, sb_mount]
+  vms:
+    - {match: "web-*", profile: own}
+    - {match: "*-1", profile: tsem-full}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"web-1": "own", "db-1": "tsem-full", "db": "minimal"} {
+		if got := c.Policy.of(name); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+	types, err := c.Policy.types("own")
+	if got := fmt.Sprint(types); err != nil || got != "[bprm_committed_creds task_newtask sched_process_exit task_snapshot sb_mount]" {
+		t.Errorf("own: %s, %v", got, err)
+	}
+}
+
 // Each broken configuration is refused with its line and what is wrong.
 func TestConfigErrors(t *testing.T) {
 	for name, tc := range map[string]struct{ text, want string }{
@@ -58,6 +84,12 @@ func TestConfigErrors(t *testing.T) {
 		"small engine":  {"engines:\n  - name: a\n    path: /x\n    memory: 1MiB\n", "line 4, column 13: engines[0].memory"},
 		"small budget":  {"captures:\n  budget: 1MiB\n", "line 2, column 11: captures.budget"},
 		"short wait":    {"orders:\n  wait: 1ms\n", "line 2, column 9: orders.wait"},
+		"bad profile":   {"policy:\n  profile: all\n", "line 2, column 12: policy.profile: \"all\" is none of minimal, default"},
+		"bad hook":      {"policy:\n  profiles:\n    web: [file_opened]\n", "\"file_opened\" is no hook"},
+		"blind profile": {"policy:\n  profiles:\n    web: [file_open]\n", "it lacks bprm_committed_creds"},
+		"taken profile": {"policy:\n  profiles:\n    minimal: [file_open]\n", "has a meaning already"},
+		"bad pattern":   {"policy:\n  vms:\n    - {match: \"[\", profile: minimal}\n", "matches no name"},
+		"VM's profile":  {"policy:\n  vms:\n    - match: web-*\n      profile: all\n", "line 4, column 16: policy.vms[0].profile"},
 		"log level":     {"log:\n  level: loud\n", "line 2, column 10: log.level"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -31,7 +31,7 @@ type canary struct {
 	lost   uint64 // declared lost when it was sent
 }
 
-// typeSet is a set of record types, all below 64.
+// typeSet is a set of record types below 64, as those of canaries are.
 type typeSet uint64
 
 func (s typeSet) has(t vsockproto.EventType) bool { return s&(1<<t) != 0 }
@@ -227,10 +227,16 @@ func (v *vm) attached(t vsockproto.EventType) bool {
 }
 
 // reprogrammed begins the proofs of the kernel's totals anew where the agent's
-// programs are others than before: while both were attached each start had two
+// programs are others than before (those that a policy brings and takes away
+// have no part in them): while both were attached each start had two
 // records. Called with v.mu held.
 func (v *vm) reprogrammed(before, now []vsockproto.Hook) {
-	if slices.Equal(before, now) {
+	other := slices.ContainsFunc(now, func(h vsockproto.Hook) bool {
+		return slices.ContainsFunc(before, func(b vsockproto.Hook) bool {
+			return b.Type == h.Type && b.Tag != h.Tag && h.Type <= vsockproto.TaskSnapshot
+		})
+	})
+	if !other {
 		return
 	}
 	v.starts.Bound, v.starts.Marked, v.counting = false, 0, false

@@ -71,7 +71,7 @@ func TestHookThatWasNeverThere(t *testing.T) {
 		}))
 		time.Sleep(time.Minute)
 		x.hangUp()
-		want(t, "findings", w.rules(), "")
+		want(t, "findings", w.rules(), "lacking")
 	})
 }
 

@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +36,7 @@ const (
 	RuleBye          = "session/bye"           // the agent ended its session
 	RuleUnknownEvent = "session/unknown-event" // a record type that this version does not know
 	RuleHooks        = "session/hooks"         // hooks that the kernel has are not attached
+	RuleLacking      = "session/lacking"       // the guest's kernel does not have a hook that the policy asks for
 	RulePolicy       = "session/policy"        // the agent refuses the policy
 	RuleQuota        = "session/quota"         // frames were judged and not kept
 	RuleFull         = "session/full"          // there is no room on the host to record what the guest sends
@@ -53,7 +55,7 @@ var severities = map[string]engine.Severity{
 	RuleMalformed: engine.Severest, RuleOrder: engine.Severest, RuleCredit: engine.High, RuleWindow: engine.High,
 	RuleProof: engine.High, RuleImpostor: engine.High, RuleRestarted: engine.Medium, RuleUnenrolled: engine.Medium,
 	RuleSilent: engine.High, RuleAbsent: engine.Medium, RuleBye: engine.Low, RuleUnknownEvent: engine.Low,
-	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleQuota: engine.Medium, RuleRestless: engine.Medium,
+	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleLacking: engine.Low, RuleQuota: engine.Medium, RuleRestless: engine.Medium,
 	RuleNoise: engine.Medium, RuleFlood: engine.Medium, RuleSlow: engine.Medium, RuleMisplaced: engine.High, RuleDeaf: engine.Medium,
 	RuleFull: engine.High, RuleRoom: engine.Info,
 	RuleUnsettled: engine.High, RuleVersion: engine.Medium, RuleLoss: engine.Low, RuleStarts: engine.Severest,
@@ -168,12 +170,29 @@ var sentences = map[string]string{
 	RuleSlow:       "A connection from the VM did not come to the end of its handshake in time",
 }
 
-func hookList(hooks []vsockproto.Hook) string {
-	var names []string
-	for _, h := range hooks {
-		if h.Available && !h.Attached {
-			names = append(names, h.Type.String())
+// unattached tells of the hooks that the policy asks for and that do not report:
+// those that the guest's kernel, or its agent, has not, and those of the first
+// twelve that an agent attaches before it hears of any policy and has not. Of
+// the others it says in its answer to the policy whether they are attached.
+func (v *vm) unattached(hooks []vsockproto.Hook) (found []engine.Finding) {
+	v.mu.Lock()
+	policy := v.policy.Hooks
+	v.mu.Unlock()
+	var lacking, missing []string
+	for _, t := range policy {
+		i := slices.IndexFunc(hooks, func(h vsockproto.Hook) bool { return h.Type == t })
+		switch {
+		case i < 0 || !hooks[i].Available:
+			lacking = append(lacking, t.String())
+		case !hooks[i].Attached && t <= vsockproto.TaskSnapshot:
+			missing = append(missing, t.String())
 		}
 	}
-	return strings.Join(names, ", ")
+	if len(missing) > 0 {
+		found = append(found, finding(RuleHooks, "Hooks that the guest's kernel has are not attached: "+strings.Join(missing, ", ")+"."))
+	}
+	if len(lacking) > 0 {
+		found = append(found, finding(RuleLacking, "The guest's kernel, or its agent, does not have hooks that the policy asks for: "+strings.Join(lacking, ", ")+"."))
+	}
+	return found
 }

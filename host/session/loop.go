@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -298,6 +299,9 @@ func (c *conn) policyAck(payload []byte) error {
 	v.mu.Lock()
 	if a.Reason == "" && a.Number <= v.policy.Number { // else of a monitor before us
 		v.sess.PolicyAcked = a.Number
+		if a.Number == v.policy.Number {
+			v.sess.Hooks = attachedBy(v.policy.Hooks, v.sess.Hooks)
+		}
 	}
 	v.sess.PolicyReason = a.Reason
 	v.mu.Unlock()
@@ -306,6 +310,24 @@ func (c *conn) policyAck(payload []byte) error {
 		c.report(f)
 	}
 	return nil
+}
+
+// attachedBy is what has become of hooks with a policy that is in force: what it
+// asks for and the kernel has is attached, the others are not, but for those
+// that the agent needs for its books.
+func attachedBy(policy []vsockproto.EventType, hooks []vsockproto.Hook) []vsockproto.Hook {
+	hooks = slices.Clone(hooks)
+	for i := range hooks {
+		h := &hooks[i]
+		_, wanted := slices.BinarySearch(policy, h.Type)
+		switch {
+		case wanted:
+			h.Attached = h.Available
+		case !slices.Contains(vsockproto.BookTypes(), h.Type):
+			h.Attached = false
+		}
+	}
+	return hooks
 }
 
 func (c *conn) bye(payload []byte) error {

@@ -56,6 +56,7 @@ type vm struct {
 	index     uint64
 	clock     clock
 	policy    vsockproto.Policy
+	chosen    bool // policy is one that SetPolicy was given
 	repeats   map[string]*repeat
 	savedAt   time.Time
 	penalty   time.Time       // no new session before
@@ -172,6 +173,7 @@ func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType) error {
 	v := m.vm(id)
 	v.mu.Lock()
 	v.policy = vsockproto.Policy{Number: v.policy.Number + 1, Hooks: types}
+	v.chosen = true
 	live := v.live
 	in := live != nil && live.in
 	v.mu.Unlock()
@@ -179,6 +181,23 @@ func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType) error {
 		return nil
 	}
 	return live.sendPolicy()
+}
+
+// decide brings the VM's policy up to date with what the configuration says of
+// it, unless it was given one.
+func (m *Manager) decide(v *vm) {
+	if m.o.PolicyOf == nil {
+		return
+	}
+	types := m.o.PolicyOf(v.id)
+	if types == nil {
+		types = m.o.Policy
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.chosen && !slices.Equal(types, v.policy.Hooks) {
+		v.policy = vsockproto.Policy{Number: v.policy.Number + 1, Hooks: types}
+	}
 }
 
 // Status lists every VM that was heard or is expected, by UUID.

@@ -254,8 +254,8 @@ func (c *conn) greet(transport string) error {
 	if f != nil {
 		c.m.report(c.v, *f)
 	}
-	if missing := hookList(hello.Hooks); missing != "" {
-		c.m.report(c.v, finding(RuleHooks, "Hooks that the guest's kernel has are not attached: "+missing+"."))
+	for _, f := range c.v.unattached(hello.Hooks) {
+		c.m.report(c.v, f)
 	}
 	return nil
 }
@@ -360,6 +360,7 @@ func (c *conn) begin(h *vsockproto.Hello, came time.Time, secret [vsockproto.Key
 // before the agent hears of it.
 func (c *conn) welcome() error {
 	v := c.v
+	c.m.decide(v)
 	v.mu.Lock()
 	next, number := v.sess.Next, v.policy.Number
 	s := v.status()

@@ -44,9 +44,10 @@ type Status struct {
 	Missing       ByClass // neither received nor declared
 	Unsettled     uint64  // numbers above the last watermarks
 
-	Policy       uint64 // sent
-	PolicyAcked  uint64 // in force in the guest
-	PolicyReason string // why the last one is not; guest text
+	Wanted       []vsockproto.EventType // what the policy asks for, ascending
+	Policy       uint64                 // sent
+	PolicyAcked  uint64                 // in force in the guest
+	PolicyReason string                 // why the last one is not; guest text
 
 	Clock Clock
 }
@@ -76,6 +77,7 @@ func (v *vm) status() Status {
 	s.Kernel, s.Build, s.BootID, s.CPUs, s.Hooks = k.Kernel, k.Build, k.BootID, k.CPUs, k.Hooks
 	s.Version = vsockproto.Version
 	s.Frames, s.Bytes = k.Next-1, k.Bytes
+	s.Wanted = v.policy.Hooks
 	s.Policy, s.PolicyAcked, s.PolicyReason = v.policy.Number, k.PolicyAcked, k.PolicyReason
 	s.Unsettled = v.ledger.Unsettled()
 	for _, a := range v.ledger.Accounts() {

@@ -28,8 +28,8 @@ type (
 	Session struct {
 		State, Kernel, Build string
 		Hooks                []struct {
-			Name                string
-			Available, Attached bool
+			Name                        string
+			Wanted, Available, Attached bool
 		}
 	}
 	// Finding is one of `findings`.
@@ -112,14 +112,14 @@ func (p *Install) Orders(ctx context.Context, name string) ([]Order, error) {
 	return ask[Order](ctx, p, "orders", "--vm", name)
 }
 
-// Attached tells whether the agent is heard and which available hooks it has
-// no program on.
+// Attached tells whether the agent is heard and which hooks that are asked for
+// and available it has no program on.
 func (v VM) Attached() (live bool, missing []string) {
 	if v.Session == nil || v.Session.State != "live" {
 		return false, nil
 	}
 	for _, h := range v.Session.Hooks {
-		if h.Available && !h.Attached {
+		if h.Wanted && h.Available && !h.Attached {
 			missing = append(missing, h.Name)
 		}
 	}

@@ -90,8 +90,39 @@ func Sample(t vsockproto.EventType) *vsockproto.Event {
 	case vsockproto.CgroupAttachTask:
 		e.Cgroup.ID, e.Target, e.ThreadGroup = 4711, vsockproto.Task{PID: 77, TGID: 77, StartNs: 3_000}, true
 	default:
-		e.Unknown = []byte("12345678")
+		if !t.Known() {
+			e.Unknown = []byte("12345678")
+			break
+		}
+		return shaped(e)
 	}
+	return e
+}
+
+// shaped fills in everything and keeps of it what a record of e's type holds.
+func shaped(e *vsockproto.Event) *vsockproto.Event {
+	e.File, e.Path = file(), text("/srv/data/parts.txt")
+	e.File2, e.Path2 = file(), text("/srv/data/parts.old")
+	e.File2.Inode, e.File2.PathKind = 131074, vsockproto.PathVolume
+	e.Name, e.Value = text("user.origin"), text("https://198.51.100.7")
+	e.Socket, e.Socket2 = socket(1), socket(1)
+	e.Socket2.Cookie, e.Socket2.Owned = 100, vsockproto.OwnerUnknown
+	e.Socket2.Owner, e.Socket2.OwnerExecID = vsockproto.Task{}, 0
+	e.Address, e.RawAddr = vsockproto.Address{Family: 1, Length: 16}, text("/run/app.sock")
+	e.Target, e.TargetExecID = vsockproto.Task{PID: 77, TGID: 77, StartNs: 3_000}, 4
+	e.IPC = vsockproto.IPC{Key: 0x6f67, ID: 32769, UID: 1, GID: 2, CUID: 3, CGID: 4, Mode: 0o640}
+	for i := range e.Args {
+		e.Args[i] = uint64(i+1)<<32 | 7
+	}
+	e.Sequence = 1
+	b, err := e.Append(nil)
+	if err == nil {
+		_, err = e.Parse(b)
+	}
+	if err != nil {
+		panic("prototest: a sample of " + e.Type.String() + ": " + err.Error())
+	}
+	e.Sequence, e.Length = 0, 0
 	return e
 }
 

@@ -33,8 +33,11 @@ func readKey(path string) (key [vsockproto.KeySize]byte, err error) {
 	return [vsockproto.KeySize]byte(b), nil
 }
 
-// introduction is what stays the same in every Hello.
-type introduction struct{ vsockproto.Hello }
+// introduction is what stays the same in every Hello, and who knows the rest.
+type introduction struct {
+	vsockproto.Hello
+	hooks func() []vsockproto.Hook
+}
 
 func introduce(s *sensor.Sensor) (*introduction, error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -55,13 +58,13 @@ func introduce(s *sensor.Sensor) (*introduction, error) {
 		CPUs:   uint32(s.CPUs()),
 		Kernel: string(release),
 		Build:  version,
-		Hooks:  s.Hooks(),
-	}}, nil
+	}, s.Hooks}, nil
 }
 
-// hello is a Hello with the time of now. The link fills in the rest.
+// hello is a Hello as of now. The link fills in the rest.
 func (i *introduction) hello() *vsockproto.Hello {
 	h := i.Hello
+	h.Hooks = i.hooks()
 	h.BootNs, h.RealNs = clock()
 	return &h
 }
@@ -104,4 +107,13 @@ func restore(a *link.Agent, s *sensor.Sensor) error {
 		a.Restore(state)
 	}
 	return nil
+}
+
+func attached(hooks []vsockproto.Hook) (n int) {
+	for _, h := range hooks {
+		if h.Attached {
+			n++
+		}
+	}
+	return n
 }

@@ -81,14 +81,15 @@ func serve(ctx context.Context, keyFile string, dial uplink.DialFunc, log *slog.
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	debug.SetMemoryLimit(16 << 20)
 	runtime.GC()         // gives up the kernel's types, which were needed to load
 	debug.FreeOSMemory() // and what they took
-	log.Info("attached", "version", version, "taken_over", s.Resumed(), "hooks", len(s.Hooks()))
-
 	me, err := introduce(s)
 	if err != nil {
 		return err
 	}
+	log.Info("attached", "version", version, "taken_over", s.Resumed(), "hooks", attached(s.Hooks()))
+
 	agent := link.NewAgent(key, &link.AgentOptions{
 		Hold:    512 << 10, // two frames of the largest size, several of ours
 		Frames:  sensor.MaxFrames,
@@ -118,5 +119,4 @@ func settle() {
 		runtime.GOMAXPROCS(2)
 	}
 	debug.SetGCPercent(50)
-	debug.SetMemoryLimit(16 << 20)
 }

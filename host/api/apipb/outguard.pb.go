@@ -566,6 +566,10 @@ type Session struct {
 	Cpus          uint32                 `protobuf:"varint,9,opt,name=cpus,proto3" json:"cpus,omitempty"`
 	Version       uint32                 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"` // of the protocol
 	Hooks         []*Hook                `protobuf:"bytes,11,rep,name=hooks,proto3" json:"hooks,omitempty"`
+	Profile       string                 `protobuf:"bytes,12,opt,name=profile,proto3" json:"profile,omitempty"`                               // of hooks
+	Policy        uint64                 `protobuf:"varint,13,opt,name=policy,proto3" json:"policy,omitempty"`                                // number of the policy that was sent last
+	PolicyAcked   uint64                 `protobuf:"varint,14,opt,name=policy_acked,json=policyAcked,proto3" json:"policy_acked,omitempty"`   // and of the one that is in force in the guest
+	PolicyReason  string                 `protobuf:"bytes,15,opt,name=policy_reason,json=policyReason,proto3" json:"policy_reason,omitempty"` // why the last one is not; guest text
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -677,12 +681,41 @@ func (x *Session) GetHooks() []*Hook {
 	return nil
 }
 
+func (x *Session) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *Session) GetPolicy() uint64 {
+	if x != nil {
+		return x.Policy
+	}
+	return 0
+}
+
+func (x *Session) GetPolicyAcked() uint64 {
+	if x != nil {
+		return x.PolicyAcked
+	}
+	return 0
+}
+
+func (x *Session) GetPolicyReason() string {
+	if x != nil {
+		return x.PolicyReason
+	}
+	return ""
+}
+
 type Hook struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Available     bool                   `protobuf:"varint,2,opt,name=available,proto3" json:"available,omitempty"`
 	Attached      bool                   `protobuf:"varint,3,opt,name=attached,proto3" json:"attached,omitempty"`
-	Tag           string                 `protobuf:"bytes,4,opt,name=tag,proto3" json:"tag,omitempty"` // program tag, hex
+	Tag           string                 `protobuf:"bytes,4,opt,name=tag,proto3" json:"tag,omitempty"`        // program tag, hex; empty: not loaded when the agent said hello
+	Wanted        bool                   `protobuf:"varint,5,opt,name=wanted,proto3" json:"wanted,omitempty"` // the policy asks for it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -743,6 +776,13 @@ func (x *Hook) GetTag() string {
 		return x.Tag
 	}
 	return ""
+}
+
+func (x *Hook) GetWanted() bool {
+	if x != nil {
+		return x.Wanted
+	}
+	return false
 }
 
 type ClassCount struct {
@@ -976,6 +1016,7 @@ type Event struct {
 	Unknown       []byte                 `protobuf:"bytes,20,opt,name=unknown,proto3" json:"unknown,omitempty"` // body of an unknown type, or bytes that do not decode
 	Error         string                 `protobuf:"bytes,21,opt,name=error,proto3" json:"error,omitempty"`     // why they do not
 	Cgroup        *Cgroup                `protobuf:"bytes,22,opt,name=cgroup,proto3" json:"cgroup,omitempty"`   // cgroup_mkdir, cgroup_snapshot, cgroup_rmdir, cgroup_attach_task
+	Call          *Call                  `protobuf:"bytes,23,opt,name=call,proto3" json:"call,omitempty"`       // what the hook was given beside that; not of the first twelve
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1164,6 +1205,259 @@ func (x *Event) GetCgroup() *Cgroup {
 	return nil
 }
 
+func (x *Event) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+// Call is what a hook was given.
+type Call struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Args          []*Arg                 `protobuf:"bytes,1,rep,name=args,proto3" json:"args,omitempty"`     // in the kernel's order
+	Target        *Task                  `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"` // the task that it is about
+	TargetExecId  uint32                 `protobuf:"varint,3,opt,name=target_exec_id,json=targetExecId,proto3" json:"target_exec_id,omitempty"`
+	File          *File                  `protobuf:"bytes,4,opt,name=file,proto3" json:"file,omitempty"`     // the second of two
+	Socket        *Socket                `protobuf:"bytes,5,opt,name=socket,proto3" json:"socket,omitempty"` // the other end
+	Ipc           *Ipc                   `protobuf:"bytes,6,opt,name=ipc,proto3" json:"ipc,omitempty"`
+	Name          string                 `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`   // of an attribute, a module, a device, a link's aim; guest text
+	Value         string                 `protobuf:"bytes,8,opt,name=value,proto3" json:"value,omitempty"` // that belongs to it; guest text
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Call) Reset() {
+	*x = Call{}
+	mi := &file_outguard_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Call) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Call) ProtoMessage() {}
+
+func (x *Call) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Call.ProtoReflect.Descriptor instead.
+func (*Call) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Call) GetArgs() []*Arg {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *Call) GetTarget() *Task {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Call) GetTargetExecId() uint32 {
+	if x != nil {
+		return x.TargetExecId
+	}
+	return 0
+}
+
+func (x *Call) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *Call) GetSocket() *Socket {
+	if x != nil {
+		return x.Socket
+	}
+	return nil
+}
+
+func (x *Call) GetIpc() *Ipc {
+	if x != nil {
+		return x.Ipc
+	}
+	return nil
+}
+
+func (x *Call) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Call) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type Arg struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         uint64                 `protobuf:"varint,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Arg) Reset() {
+	*x = Arg{}
+	mi := &file_outguard_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Arg) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Arg) ProtoMessage() {}
+
+func (x *Arg) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Arg.ProtoReflect.Descriptor instead.
+func (*Arg) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Arg) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Arg) GetValue() uint64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+// Ipc is a System V object.
+type Ipc struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           uint32                 `protobuf:"varint,1,opt,name=key,proto3" json:"key,omitempty"`
+	Id            uint32                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	Uid           uint32                 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
+	Cuid          uint32                 `protobuf:"varint,5,opt,name=cuid,proto3" json:"cuid,omitempty"`
+	Cgid          uint32                 `protobuf:"varint,6,opt,name=cgid,proto3" json:"cgid,omitempty"`
+	Mode          uint32                 `protobuf:"varint,7,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ipc) Reset() {
+	*x = Ipc{}
+	mi := &file_outguard_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ipc) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ipc) ProtoMessage() {}
+
+func (x *Ipc) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ipc.ProtoReflect.Descriptor instead.
+func (*Ipc) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Ipc) GetKey() uint32 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *Ipc) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Ipc) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Ipc) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Ipc) GetCuid() uint32 {
+	if x != nil {
+		return x.Cuid
+	}
+	return 0
+}
+
+func (x *Ipc) GetCgid() uint32 {
+	if x != nil {
+		return x.Cgid
+	}
+	return 0
+}
+
+func (x *Ipc) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
 type Task struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // thread id in the initial pid namespace
@@ -1175,7 +1469,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_outguard_proto_msgTypes[12]
+	mi := &file_outguard_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1481,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[12]
+	mi := &file_outguard_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1494,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{12}
+	return file_outguard_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Task) GetPid() uint32 {
@@ -1259,7 +1553,7 @@ type Subject struct {
 
 func (x *Subject) Reset() {
 	*x = Subject{}
-	mi := &file_outguard_proto_msgTypes[13]
+	mi := &file_outguard_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1565,7 @@ func (x *Subject) String() string {
 func (*Subject) ProtoMessage() {}
 
 func (x *Subject) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[13]
+	mi := &file_outguard_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1578,7 @@ func (x *Subject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subject.ProtoReflect.Descriptor instead.
 func (*Subject) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{13}
+	return file_outguard_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Subject) GetPid() uint32 {
@@ -1479,7 +1773,7 @@ func (x *Subject) GetContainer() string {
 type File struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`                                  // guest text
-	PathKind      string                 `protobuf:"bytes,2,opt,name=path_kind,json=pathKind,proto3" json:"path_kind,omitempty"`          // root, namespace, chroot, unknown
+	PathKind      string                 `protobuf:"bytes,2,opt,name=path_kind,json=pathKind,proto3" json:"path_kind,omitempty"`          // root, namespace, chroot, volume, unknown
 	PathFlags     []string               `protobuf:"bytes,3,rep,name=path_flags,json=pathFlags,proto3" json:"path_flags,omitempty"`       // truncated, unlinked, unreachable
 	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`                              // SHA-256, hex; empty unless digest_state is sha256
 	DigestState   string                 `protobuf:"bytes,5,opt,name=digest_state,json=digestState,proto3" json:"digest_state,omitempty"` // absent, sha256, failed, no-file
@@ -1501,7 +1795,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_outguard_proto_msgTypes[14]
+	mi := &file_outguard_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1807,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[14]
+	mi := &file_outguard_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1820,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{14}
+	return file_outguard_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *File) GetPath() string {
@@ -1655,14 +1949,15 @@ type Exec struct {
 	ArgvTruncated bool                   `protobuf:"varint,3,opt,name=argv_truncated,json=argvTruncated,proto3" json:"argv_truncated,omitempty"`
 	Argc          uint32                 `protobuf:"varint,4,opt,name=argc,proto3" json:"argc,omitempty"`
 	Envc          uint32                 `protobuf:"varint,5,opt,name=envc,proto3" json:"envc,omitempty"`
-	Secure        bool                   `protobuf:"varint,6,opt,name=secure,proto3" json:"secure,omitempty"` // set-user-ID and the like
+	Secure        bool                   `protobuf:"varint,6,opt,name=secure,proto3" json:"secure,omitempty"`    // set-user-ID and the like
+	Fileless      string                 `protobuf:"bytes,7,opt,name=fileless,proto3" json:"fileless,omitempty"` // memfd, deleted: the program has no name by which to find it; else empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Exec) Reset() {
 	*x = Exec{}
-	mi := &file_outguard_proto_msgTypes[15]
+	mi := &file_outguard_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1969,7 @@ func (x *Exec) String() string {
 func (*Exec) ProtoMessage() {}
 
 func (x *Exec) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[15]
+	mi := &file_outguard_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1982,7 @@ func (x *Exec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exec.ProtoReflect.Descriptor instead.
 func (*Exec) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{15}
+	return file_outguard_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Exec) GetFilename() string {
@@ -1732,6 +2027,13 @@ func (x *Exec) GetSecure() bool {
 	return false
 }
 
+func (x *Exec) GetFileless() string {
+	if x != nil {
+		return x.Fileless
+	}
+	return ""
+}
+
 type Mmap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reqprot       uint32                 `protobuf:"varint,1,opt,name=reqprot,proto3" json:"reqprot,omitempty"`
@@ -1743,7 +2045,7 @@ type Mmap struct {
 
 func (x *Mmap) Reset() {
 	*x = Mmap{}
-	mi := &file_outguard_proto_msgTypes[16]
+	mi := &file_outguard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +2057,7 @@ func (x *Mmap) String() string {
 func (*Mmap) ProtoMessage() {}
 
 func (x *Mmap) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[16]
+	mi := &file_outguard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +2070,7 @@ func (x *Mmap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mmap.ProtoReflect.Descriptor instead.
 func (*Mmap) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{16}
+	return file_outguard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Mmap) GetReqprot() uint32 {
@@ -1808,7 +2110,7 @@ type Socket struct {
 
 func (x *Socket) Reset() {
 	*x = Socket{}
-	mi := &file_outguard_proto_msgTypes[17]
+	mi := &file_outguard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +2122,7 @@ func (x *Socket) String() string {
 func (*Socket) ProtoMessage() {}
 
 func (x *Socket) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[17]
+	mi := &file_outguard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +2135,7 @@ func (x *Socket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Socket.ProtoReflect.Descriptor instead.
 func (*Socket) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{17}
+	return file_outguard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Socket) GetFamily() uint32 {
@@ -1904,7 +2206,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_outguard_proto_msgTypes[18]
+	mi := &file_outguard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2218,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[18]
+	mi := &file_outguard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2231,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{18}
+	return file_outguard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Address) GetFamily() uint32 {
@@ -1971,7 +2273,7 @@ type Signal struct {
 
 func (x *Signal) Reset() {
 	*x = Signal{}
-	mi := &file_outguard_proto_msgTypes[19]
+	mi := &file_outguard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2285,7 @@ func (x *Signal) String() string {
 func (*Signal) ProtoMessage() {}
 
 func (x *Signal) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[19]
+	mi := &file_outguard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2298,7 @@ func (x *Signal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signal.ProtoReflect.Descriptor instead.
 func (*Signal) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{19}
+	return file_outguard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Signal) GetNumber() uint32 {
@@ -2032,7 +2334,7 @@ type Newtask struct {
 
 func (x *Newtask) Reset() {
 	*x = Newtask{}
-	mi := &file_outguard_proto_msgTypes[20]
+	mi := &file_outguard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2346,7 @@ func (x *Newtask) String() string {
 func (*Newtask) ProtoMessage() {}
 
 func (x *Newtask) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[20]
+	mi := &file_outguard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2359,7 @@ func (x *Newtask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Newtask.ProtoReflect.Descriptor instead.
 func (*Newtask) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{20}
+	return file_outguard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Newtask) GetChild() *Task {
@@ -2098,7 +2400,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_outguard_proto_msgTypes[21]
+	mi := &file_outguard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2412,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[21]
+	mi := &file_outguard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2425,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{21}
+	return file_outguard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Exit) GetCode() uint32 {
@@ -2155,7 +2457,7 @@ type Cgroup struct {
 
 func (x *Cgroup) Reset() {
 	*x = Cgroup{}
-	mi := &file_outguard_proto_msgTypes[22]
+	mi := &file_outguard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2469,7 @@ func (x *Cgroup) String() string {
 func (*Cgroup) ProtoMessage() {}
 
 func (x *Cgroup) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[22]
+	mi := &file_outguard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2482,7 @@ func (x *Cgroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cgroup.ProtoReflect.Descriptor instead.
 func (*Cgroup) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{22}
+	return file_outguard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Cgroup) GetId() uint64 {
@@ -2238,7 +2540,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_outguard_proto_msgTypes[23]
+	mi := &file_outguard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2552,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[23]
+	mi := &file_outguard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2565,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{23}
+	return file_outguard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FindingsRequest) GetVm() string {
@@ -2310,7 +2612,7 @@ type FindingsResponse struct {
 
 func (x *FindingsResponse) Reset() {
 	*x = FindingsResponse{}
-	mi := &file_outguard_proto_msgTypes[24]
+	mi := &file_outguard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2624,7 @@ func (x *FindingsResponse) String() string {
 func (*FindingsResponse) ProtoMessage() {}
 
 func (x *FindingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[24]
+	mi := &file_outguard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2637,7 @@ func (x *FindingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsResponse.ProtoReflect.Descriptor instead.
 func (*FindingsResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{24}
+	return file_outguard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FindingsResponse) GetFinding() *Finding {
@@ -2370,7 +2672,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_outguard_proto_msgTypes[25]
+	mi := &file_outguard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2382,7 +2684,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[25]
+	mi := &file_outguard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2395,7 +2697,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{25}
+	return file_outguard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Finding) GetId() string {
@@ -2530,7 +2832,7 @@ type Ref struct {
 
 func (x *Ref) Reset() {
 	*x = Ref{}
-	mi := &file_outguard_proto_msgTypes[26]
+	mi := &file_outguard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +2844,7 @@ func (x *Ref) String() string {
 func (*Ref) ProtoMessage() {}
 
 func (x *Ref) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[26]
+	mi := &file_outguard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +2857,7 @@ func (x *Ref) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ref.ProtoReflect.Descriptor instead.
 func (*Ref) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{26}
+	return file_outguard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Ref) GetSession() string {
@@ -2605,7 +2907,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_outguard_proto_msgTypes[27]
+	mi := &file_outguard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2617,7 +2919,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[27]
+	mi := &file_outguard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2630,7 +2932,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{27}
+	return file_outguard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListOrdersRequest) GetVm() string {
@@ -2671,7 +2973,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_outguard_proto_msgTypes[28]
+	mi := &file_outguard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2985,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[28]
+	mi := &file_outguard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2998,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{28}
+	return file_outguard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -2747,7 +3049,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_outguard_proto_msgTypes[29]
+	mi := &file_outguard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +3061,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[29]
+	mi := &file_outguard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +3074,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{29}
+	return file_outguard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Order) GetId() string {
@@ -2955,7 +3257,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_outguard_proto_msgTypes[30]
+	mi := &file_outguard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3269,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[30]
+	mi := &file_outguard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3282,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{30}
+	return file_outguard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListModelsRequest) GetVm() string {
@@ -3020,7 +3322,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_outguard_proto_msgTypes[31]
+	mi := &file_outguard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3334,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[31]
+	mi := &file_outguard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3347,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{31}
+	return file_outguard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -3082,7 +3384,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_outguard_proto_msgTypes[32]
+	mi := &file_outguard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3094,7 +3396,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[32]
+	mi := &file_outguard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3107,7 +3409,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{32}
+	return file_outguard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Model) GetEngine() string {
@@ -3255,7 +3557,7 @@ type ModelHour struct {
 
 func (x *ModelHour) Reset() {
 	*x = ModelHour{}
-	mi := &file_outguard_proto_msgTypes[33]
+	mi := &file_outguard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3267,7 +3569,7 @@ func (x *ModelHour) String() string {
 func (*ModelHour) ProtoMessage() {}
 
 func (x *ModelHour) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[33]
+	mi := &file_outguard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3280,7 +3582,7 @@ func (x *ModelHour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelHour.ProtoReflect.Descriptor instead.
 func (*ModelHour) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{33}
+	return file_outguard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ModelHour) GetStart() string {
@@ -3315,7 +3617,7 @@ type ExportModelRequest struct {
 
 func (x *ExportModelRequest) Reset() {
 	*x = ExportModelRequest{}
-	mi := &file_outguard_proto_msgTypes[34]
+	mi := &file_outguard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3629,7 @@ func (x *ExportModelRequest) String() string {
 func (*ExportModelRequest) ProtoMessage() {}
 
 func (x *ExportModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[34]
+	mi := &file_outguard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3642,7 @@ func (x *ExportModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportModelRequest.ProtoReflect.Descriptor instead.
 func (*ExportModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{34}
+	return file_outguard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExportModelRequest) GetVm() string {
@@ -3373,7 +3675,7 @@ type ExportModelResponse struct {
 
 func (x *ExportModelResponse) Reset() {
 	*x = ExportModelResponse{}
-	mi := &file_outguard_proto_msgTypes[35]
+	mi := &file_outguard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3385,7 +3687,7 @@ func (x *ExportModelResponse) String() string {
 func (*ExportModelResponse) ProtoMessage() {}
 
 func (x *ExportModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[35]
+	mi := &file_outguard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3398,7 +3700,7 @@ func (x *ExportModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportModelResponse.ProtoReflect.Descriptor instead.
 func (*ExportModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{35}
+	return file_outguard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExportModelResponse) GetPart() []byte {
@@ -3420,7 +3722,7 @@ type ImportModelRequest struct {
 
 func (x *ImportModelRequest) Reset() {
 	*x = ImportModelRequest{}
-	mi := &file_outguard_proto_msgTypes[36]
+	mi := &file_outguard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3432,7 +3734,7 @@ func (x *ImportModelRequest) String() string {
 func (*ImportModelRequest) ProtoMessage() {}
 
 func (x *ImportModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[36]
+	mi := &file_outguard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3747,7 @@ func (x *ImportModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportModelRequest.ProtoReflect.Descriptor instead.
 func (*ImportModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{36}
+	return file_outguard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ImportModelRequest) GetVm() string {
@@ -3485,7 +3787,7 @@ type ImportModelResponse struct {
 
 func (x *ImportModelResponse) Reset() {
 	*x = ImportModelResponse{}
-	mi := &file_outguard_proto_msgTypes[37]
+	mi := &file_outguard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3497,7 +3799,7 @@ func (x *ImportModelResponse) String() string {
 func (*ImportModelResponse) ProtoMessage() {}
 
 func (x *ImportModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[37]
+	mi := &file_outguard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3510,7 +3812,7 @@ func (x *ImportModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportModelResponse.ProtoReflect.Descriptor instead.
 func (*ImportModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{37}
+	return file_outguard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ImportModelResponse) GetModel() *Model {
@@ -3532,7 +3834,7 @@ type AcceptModelRequest struct {
 
 func (x *AcceptModelRequest) Reset() {
 	*x = AcceptModelRequest{}
-	mi := &file_outguard_proto_msgTypes[38]
+	mi := &file_outguard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +3846,7 @@ func (x *AcceptModelRequest) String() string {
 func (*AcceptModelRequest) ProtoMessage() {}
 
 func (x *AcceptModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[38]
+	mi := &file_outguard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3557,7 +3859,7 @@ func (x *AcceptModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptModelRequest.ProtoReflect.Descriptor instead.
 func (*AcceptModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{38}
+	return file_outguard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AcceptModelRequest) GetVm() string {
@@ -3597,7 +3899,7 @@ type AcceptModelResponse struct {
 
 func (x *AcceptModelResponse) Reset() {
 	*x = AcceptModelResponse{}
-	mi := &file_outguard_proto_msgTypes[39]
+	mi := &file_outguard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3609,7 +3911,7 @@ func (x *AcceptModelResponse) String() string {
 func (*AcceptModelResponse) ProtoMessage() {}
 
 func (x *AcceptModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[39]
+	mi := &file_outguard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +3924,7 @@ func (x *AcceptModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptModelResponse.ProtoReflect.Descriptor instead.
 func (*AcceptModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{39}
+	return file_outguard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AcceptModelResponse) GetModel() *Model {
@@ -3643,7 +3945,7 @@ type LearnModelRequest struct {
 
 func (x *LearnModelRequest) Reset() {
 	*x = LearnModelRequest{}
-	mi := &file_outguard_proto_msgTypes[40]
+	mi := &file_outguard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3655,7 +3957,7 @@ func (x *LearnModelRequest) String() string {
 func (*LearnModelRequest) ProtoMessage() {}
 
 func (x *LearnModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[40]
+	mi := &file_outguard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3668,7 +3970,7 @@ func (x *LearnModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnModelRequest.ProtoReflect.Descriptor instead.
 func (*LearnModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{40}
+	return file_outguard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LearnModelRequest) GetVm() string {
@@ -3701,7 +4003,7 @@ type LearnModelResponse struct {
 
 func (x *LearnModelResponse) Reset() {
 	*x = LearnModelResponse{}
-	mi := &file_outguard_proto_msgTypes[41]
+	mi := &file_outguard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3713,7 +4015,7 @@ func (x *LearnModelResponse) String() string {
 func (*LearnModelResponse) ProtoMessage() {}
 
 func (x *LearnModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[41]
+	mi := &file_outguard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3726,7 +4028,7 @@ func (x *LearnModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnModelResponse.ProtoReflect.Descriptor instead.
 func (*LearnModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{41}
+	return file_outguard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LearnModelResponse) GetModel() *Model {
@@ -3747,7 +4049,7 @@ type SealModelRequest struct {
 
 func (x *SealModelRequest) Reset() {
 	*x = SealModelRequest{}
-	mi := &file_outguard_proto_msgTypes[42]
+	mi := &file_outguard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3759,7 +4061,7 @@ func (x *SealModelRequest) String() string {
 func (*SealModelRequest) ProtoMessage() {}
 
 func (x *SealModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[42]
+	mi := &file_outguard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3772,7 +4074,7 @@ func (x *SealModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealModelRequest.ProtoReflect.Descriptor instead.
 func (*SealModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{42}
+	return file_outguard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SealModelRequest) GetVm() string {
@@ -3805,7 +4107,7 @@ type SealModelResponse struct {
 
 func (x *SealModelResponse) Reset() {
 	*x = SealModelResponse{}
-	mi := &file_outguard_proto_msgTypes[43]
+	mi := &file_outguard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3817,7 +4119,7 @@ func (x *SealModelResponse) String() string {
 func (*SealModelResponse) ProtoMessage() {}
 
 func (x *SealModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[43]
+	mi := &file_outguard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3830,7 +4132,7 @@ func (x *SealModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealModelResponse.ProtoReflect.Descriptor instead.
 func (*SealModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{43}
+	return file_outguard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SealModelResponse) GetModel() *Model {
@@ -3850,7 +4152,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_outguard_proto_msgTypes[44]
+	mi := &file_outguard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3862,7 +4164,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[44]
+	mi := &file_outguard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3875,7 +4177,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{44}
+	return file_outguard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PauseRequest) GetVm() string {
@@ -3901,7 +4203,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_outguard_proto_msgTypes[45]
+	mi := &file_outguard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3913,7 +4215,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[45]
+	mi := &file_outguard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3926,7 +4228,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{45}
+	return file_outguard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PauseResponse) GetOrder() *Order {
@@ -3946,7 +4248,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_outguard_proto_msgTypes[46]
+	mi := &file_outguard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3958,7 +4260,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[46]
+	mi := &file_outguard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3971,7 +4273,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{46}
+	return file_outguard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ResumeRequest) GetVm() string {
@@ -3997,7 +4299,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_outguard_proto_msgTypes[47]
+	mi := &file_outguard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4009,7 +4311,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[47]
+	mi := &file_outguard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4022,7 +4324,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{47}
+	return file_outguard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ResumeResponse) GetOrder() *Order {
@@ -4042,7 +4344,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_outguard_proto_msgTypes[48]
+	mi := &file_outguard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4054,7 +4356,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[48]
+	mi := &file_outguard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4067,7 +4369,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{48}
+	return file_outguard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CaptureRequest) GetVm() string {
@@ -4094,7 +4396,7 @@ type CaptureResponse struct {
 
 func (x *CaptureResponse) Reset() {
 	*x = CaptureResponse{}
-	mi := &file_outguard_proto_msgTypes[49]
+	mi := &file_outguard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +4408,7 @@ func (x *CaptureResponse) String() string {
 func (*CaptureResponse) ProtoMessage() {}
 
 func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[49]
+	mi := &file_outguard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +4421,7 @@ func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureResponse.ProtoReflect.Descriptor instead.
 func (*CaptureResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{49}
+	return file_outguard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CaptureResponse) GetProgress() *Progress {
@@ -4147,7 +4449,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_outguard_proto_msgTypes[50]
+	mi := &file_outguard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4159,7 +4461,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[50]
+	mi := &file_outguard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4172,7 +4474,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{50}
+	return file_outguard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Progress) GetStep() string {
@@ -4205,7 +4507,7 @@ type ListBundlesRequest struct {
 
 func (x *ListBundlesRequest) Reset() {
 	*x = ListBundlesRequest{}
-	mi := &file_outguard_proto_msgTypes[51]
+	mi := &file_outguard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4217,7 +4519,7 @@ func (x *ListBundlesRequest) String() string {
 func (*ListBundlesRequest) ProtoMessage() {}
 
 func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[51]
+	mi := &file_outguard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4230,7 +4532,7 @@ func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesRequest.ProtoReflect.Descriptor instead.
 func (*ListBundlesRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{51}
+	return file_outguard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListBundlesRequest) GetVm() string {
@@ -4249,7 +4551,7 @@ type ListBundlesResponse struct {
 
 func (x *ListBundlesResponse) Reset() {
 	*x = ListBundlesResponse{}
-	mi := &file_outguard_proto_msgTypes[52]
+	mi := &file_outguard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4261,7 +4563,7 @@ func (x *ListBundlesResponse) String() string {
 func (*ListBundlesResponse) ProtoMessage() {}
 
 func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[52]
+	mi := &file_outguard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4274,7 +4576,7 @@ func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesResponse.ProtoReflect.Descriptor instead.
 func (*ListBundlesResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{52}
+	return file_outguard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListBundlesResponse) GetBundles() []*Bundle {
@@ -4302,7 +4604,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_outguard_proto_msgTypes[53]
+	mi := &file_outguard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4314,7 +4616,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[53]
+	mi := &file_outguard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4327,7 +4629,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{53}
+	return file_outguard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Bundle) GetId() string {
@@ -4411,7 +4713,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_outguard_proto_msgTypes[54]
+	mi := &file_outguard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4423,7 +4725,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[54]
+	mi := &file_outguard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4436,7 +4738,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{54}
+	return file_outguard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RecordsRequest) GetVm() string {
@@ -4473,7 +4775,7 @@ type RecordsResponse struct {
 
 func (x *RecordsResponse) Reset() {
 	*x = RecordsResponse{}
-	mi := &file_outguard_proto_msgTypes[55]
+	mi := &file_outguard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +4787,7 @@ func (x *RecordsResponse) String() string {
 func (*RecordsResponse) ProtoMessage() {}
 
 func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[55]
+	mi := &file_outguard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,7 +4800,7 @@ func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
 func (*RecordsResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{55}
+	return file_outguard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RecordsResponse) GetSession() []byte {
@@ -4550,7 +4852,7 @@ type SetModelRequest struct {
 
 func (x *SetModelRequest) Reset() {
 	*x = SetModelRequest{}
-	mi := &file_outguard_proto_msgTypes[56]
+	mi := &file_outguard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4562,7 +4864,7 @@ func (x *SetModelRequest) String() string {
 func (*SetModelRequest) ProtoMessage() {}
 
 func (x *SetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[56]
+	mi := &file_outguard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4575,7 +4877,7 @@ func (x *SetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelRequest.ProtoReflect.Descriptor instead.
 func (*SetModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{56}
+	return file_outguard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SetModelRequest) GetVm() string {
@@ -4629,7 +4931,7 @@ type SetModelResponse struct {
 
 func (x *SetModelResponse) Reset() {
 	*x = SetModelResponse{}
-	mi := &file_outguard_proto_msgTypes[57]
+	mi := &file_outguard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4641,7 +4943,7 @@ func (x *SetModelResponse) String() string {
 func (*SetModelResponse) ProtoMessage() {}
 
 func (x *SetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[57]
+	mi := &file_outguard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4654,7 +4956,7 @@ func (x *SetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelResponse.ProtoReflect.Descriptor instead.
 func (*SetModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{57}
+	return file_outguard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SetModelResponse) GetModel() *Model {
@@ -4676,7 +4978,7 @@ type JoinModelRequest struct {
 
 func (x *JoinModelRequest) Reset() {
 	*x = JoinModelRequest{}
-	mi := &file_outguard_proto_msgTypes[58]
+	mi := &file_outguard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4688,7 +4990,7 @@ func (x *JoinModelRequest) String() string {
 func (*JoinModelRequest) ProtoMessage() {}
 
 func (x *JoinModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[58]
+	mi := &file_outguard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4701,7 +5003,7 @@ func (x *JoinModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinModelRequest.ProtoReflect.Descriptor instead.
 func (*JoinModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{58}
+	return file_outguard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *JoinModelRequest) GetVm() string {
@@ -4741,7 +5043,7 @@ type JoinModelResponse struct {
 
 func (x *JoinModelResponse) Reset() {
 	*x = JoinModelResponse{}
-	mi := &file_outguard_proto_msgTypes[59]
+	mi := &file_outguard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4753,7 +5055,7 @@ func (x *JoinModelResponse) String() string {
 func (*JoinModelResponse) ProtoMessage() {}
 
 func (x *JoinModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[59]
+	mi := &file_outguard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4766,7 +5068,7 @@ func (x *JoinModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinModelResponse.ProtoReflect.Descriptor instead.
 func (*JoinModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{59}
+	return file_outguard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *JoinModelResponse) GetModel() *Model {
@@ -4798,7 +5100,7 @@ type Container struct {
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_outguard_proto_msgTypes[60]
+	mi := &file_outguard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4810,7 +5112,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[60]
+	mi := &file_outguard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4823,7 +5125,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{60}
+	return file_outguard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Container) GetCgroupId() uint64 {
@@ -4925,7 +5227,7 @@ type ReloadPlaybookRequest struct {
 
 func (x *ReloadPlaybookRequest) Reset() {
 	*x = ReloadPlaybookRequest{}
-	mi := &file_outguard_proto_msgTypes[61]
+	mi := &file_outguard_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4937,7 +5239,7 @@ func (x *ReloadPlaybookRequest) String() string {
 func (*ReloadPlaybookRequest) ProtoMessage() {}
 
 func (x *ReloadPlaybookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[61]
+	mi := &file_outguard_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4950,7 +5252,7 @@ func (x *ReloadPlaybookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadPlaybookRequest.ProtoReflect.Descriptor instead.
 func (*ReloadPlaybookRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{61}
+	return file_outguard_proto_rawDescGZIP(), []int{64}
 }
 
 type ReloadPlaybookResponse struct {
@@ -4962,7 +5264,7 @@ type ReloadPlaybookResponse struct {
 
 func (x *ReloadPlaybookResponse) Reset() {
 	*x = ReloadPlaybookResponse{}
-	mi := &file_outguard_proto_msgTypes[62]
+	mi := &file_outguard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4974,7 +5276,7 @@ func (x *ReloadPlaybookResponse) String() string {
 func (*ReloadPlaybookResponse) ProtoMessage() {}
 
 func (x *ReloadPlaybookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[62]
+	mi := &file_outguard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4987,7 +5289,7 @@ func (x *ReloadPlaybookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadPlaybookResponse.ProtoReflect.Descriptor instead.
 func (*ReloadPlaybookResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{62}
+	return file_outguard_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ReloadPlaybookResponse) GetPlaybook() *Playbook {
@@ -5011,7 +5313,7 @@ type Playbook struct {
 
 func (x *Playbook) Reset() {
 	*x = Playbook{}
-	mi := &file_outguard_proto_msgTypes[63]
+	mi := &file_outguard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5023,7 +5325,7 @@ func (x *Playbook) String() string {
 func (*Playbook) ProtoMessage() {}
 
 func (x *Playbook) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[63]
+	mi := &file_outguard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5036,7 +5338,7 @@ func (x *Playbook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Playbook.ProtoReflect.Descriptor instead.
 func (*Playbook) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{63}
+	return file_outguard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Playbook) GetFile() string {
@@ -5085,7 +5387,7 @@ type ContainRequest struct {
 
 func (x *ContainRequest) Reset() {
 	*x = ContainRequest{}
-	mi := &file_outguard_proto_msgTypes[64]
+	mi := &file_outguard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5097,7 +5399,7 @@ func (x *ContainRequest) String() string {
 func (*ContainRequest) ProtoMessage() {}
 
 func (x *ContainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[64]
+	mi := &file_outguard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5110,7 +5412,7 @@ func (x *ContainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainRequest.ProtoReflect.Descriptor instead.
 func (*ContainRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{64}
+	return file_outguard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ContainRequest) GetVm() string {
@@ -5143,7 +5445,7 @@ type ContainResponse struct {
 
 func (x *ContainResponse) Reset() {
 	*x = ContainResponse{}
-	mi := &file_outguard_proto_msgTypes[65]
+	mi := &file_outguard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5155,7 +5457,7 @@ func (x *ContainResponse) String() string {
 func (*ContainResponse) ProtoMessage() {}
 
 func (x *ContainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[65]
+	mi := &file_outguard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5168,7 +5470,7 @@ func (x *ContainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainResponse.ProtoReflect.Descriptor instead.
 func (*ContainResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{65}
+	return file_outguard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ContainResponse) GetOrder() *Order {
@@ -5188,7 +5490,7 @@ type PinBundleRequest struct {
 
 func (x *PinBundleRequest) Reset() {
 	*x = PinBundleRequest{}
-	mi := &file_outguard_proto_msgTypes[66]
+	mi := &file_outguard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5200,7 +5502,7 @@ func (x *PinBundleRequest) String() string {
 func (*PinBundleRequest) ProtoMessage() {}
 
 func (x *PinBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[66]
+	mi := &file_outguard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5213,7 +5515,7 @@ func (x *PinBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinBundleRequest.ProtoReflect.Descriptor instead.
 func (*PinBundleRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{66}
+	return file_outguard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PinBundleRequest) GetId() string {
@@ -5239,7 +5541,7 @@ type PinBundleResponse struct {
 
 func (x *PinBundleResponse) Reset() {
 	*x = PinBundleResponse{}
-	mi := &file_outguard_proto_msgTypes[67]
+	mi := &file_outguard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5251,7 +5553,7 @@ func (x *PinBundleResponse) String() string {
 func (*PinBundleResponse) ProtoMessage() {}
 
 func (x *PinBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[67]
+	mi := &file_outguard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5264,7 +5566,7 @@ func (x *PinBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinBundleResponse.ProtoReflect.Descriptor instead.
 func (*PinBundleResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{67}
+	return file_outguard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PinBundleResponse) GetBundle() *Bundle {
@@ -5289,7 +5591,7 @@ type PruneBundlesRequest struct {
 
 func (x *PruneBundlesRequest) Reset() {
 	*x = PruneBundlesRequest{}
-	mi := &file_outguard_proto_msgTypes[68]
+	mi := &file_outguard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5301,7 +5603,7 @@ func (x *PruneBundlesRequest) String() string {
 func (*PruneBundlesRequest) ProtoMessage() {}
 
 func (x *PruneBundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[68]
+	mi := &file_outguard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5314,7 +5616,7 @@ func (x *PruneBundlesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneBundlesRequest.ProtoReflect.Descriptor instead.
 func (*PruneBundlesRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{68}
+	return file_outguard_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *PruneBundlesRequest) GetVm() string {
@@ -5361,7 +5663,7 @@ type PruneBundlesResponse struct {
 
 func (x *PruneBundlesResponse) Reset() {
 	*x = PruneBundlesResponse{}
-	mi := &file_outguard_proto_msgTypes[69]
+	mi := &file_outguard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5373,7 +5675,7 @@ func (x *PruneBundlesResponse) String() string {
 func (*PruneBundlesResponse) ProtoMessage() {}
 
 func (x *PruneBundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[69]
+	mi := &file_outguard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5386,7 +5688,7 @@ func (x *PruneBundlesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneBundlesResponse.ProtoReflect.Descriptor instead.
 func (*PruneBundlesResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{69}
+	return file_outguard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *PruneBundlesResponse) GetBundles() []*Bundle {
@@ -5450,7 +5752,7 @@ const file_outguard_proto_rawDesc = "" +
 	"containers\x18\f \x03(\v2\x16.outguard.v1.ContainerR\n" +
 	"containers\x12)\n" +
 	"\x10containers_error\x18\r \x01(\tR\x0fcontainersError\x12\x1a\n" +
-	"\bisolated\x18\x0e \x01(\bR\bisolated\"\x9c\x02\n" +
+	"\bisolated\x18\x0e \x01(\bR\bisolated\"\x96\x03\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
@@ -5463,12 +5765,17 @@ const file_outguard_proto_rawDesc = "" +
 	"\x04cpus\x18\t \x01(\rR\x04cpus\x12\x18\n" +
 	"\aversion\x18\n" +
 	" \x01(\rR\aversion\x12'\n" +
-	"\x05hooks\x18\v \x03(\v2\x11.outguard.v1.HookR\x05hooks\"f\n" +
+	"\x05hooks\x18\v \x03(\v2\x11.outguard.v1.HookR\x05hooks\x12\x18\n" +
+	"\aprofile\x18\f \x01(\tR\aprofile\x12\x16\n" +
+	"\x06policy\x18\r \x01(\x04R\x06policy\x12!\n" +
+	"\fpolicy_acked\x18\x0e \x01(\x04R\vpolicyAcked\x12#\n" +
+	"\rpolicy_reason\x18\x0f \x01(\tR\fpolicyReason\"~\n" +
 	"\x04Hook\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x1a\n" +
 	"\battached\x18\x03 \x01(\bR\battached\x12\x10\n" +
-	"\x03tag\x18\x04 \x01(\tR\x03tag\"l\n" +
+	"\x03tag\x18\x04 \x01(\tR\x03tag\x12\x16\n" +
+	"\x06wanted\x18\x05 \x01(\bR\x06wanted\"l\n" +
 	"\n" +
 	"ClassCount\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x1a\n" +
@@ -5484,7 +5791,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05types\x18\x06 \x03(\tR\x05types\x12\x14\n" +
 	"\x05limit\x18\a \x01(\x04R\x05limit\"<\n" +
 	"\x0eEventsResponse\x12*\n" +
-	"\x06events\x18\x01 \x03(\v2\x12.outguard.v1.EventR\x06events\"\xcb\x05\n" +
+	"\x06events\x18\x01 \x03(\v2\x12.outguard.v1.EventR\x06events\"\xf2\x05\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x18\n" +
@@ -5508,7 +5815,28 @@ const file_outguard_proto_rawDesc = "" +
 	"\x04exit\x18\x13 \x01(\v2\x11.outguard.v1.ExitR\x04exit\x12\x18\n" +
 	"\aunknown\x18\x14 \x01(\fR\aunknown\x12\x14\n" +
 	"\x05error\x18\x15 \x01(\tR\x05error\x12+\n" +
-	"\x06cgroup\x18\x16 \x01(\v2\x13.outguard.v1.CgroupR\x06cgroup\"G\n" +
+	"\x06cgroup\x18\x16 \x01(\v2\x13.outguard.v1.CgroupR\x06cgroup\x12%\n" +
+	"\x04call\x18\x17 \x01(\v2\x11.outguard.v1.CallR\x04call\"\x9f\x02\n" +
+	"\x04Call\x12$\n" +
+	"\x04args\x18\x01 \x03(\v2\x10.outguard.v1.ArgR\x04args\x12)\n" +
+	"\x06target\x18\x02 \x01(\v2\x11.outguard.v1.TaskR\x06target\x12$\n" +
+	"\x0etarget_exec_id\x18\x03 \x01(\rR\ftargetExecId\x12%\n" +
+	"\x04file\x18\x04 \x01(\v2\x11.outguard.v1.FileR\x04file\x12+\n" +
+	"\x06socket\x18\x05 \x01(\v2\x13.outguard.v1.SocketR\x06socket\x12\"\n" +
+	"\x03ipc\x18\x06 \x01(\v2\x10.outguard.v1.IpcR\x03ipc\x12\x12\n" +
+	"\x04name\x18\a \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\b \x01(\tR\x05value\"/\n" +
+	"\x03Arg\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value\"\x87\x01\n" +
+	"\x03Ipc\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\rR\x02id\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\x12\x12\n" +
+	"\x04cuid\x18\x05 \x01(\rR\x04cuid\x12\x12\n" +
+	"\x04cgid\x18\x06 \x01(\rR\x04cgid\x12\x12\n" +
+	"\x04mode\x18\a \x01(\rR\x04mode\"G\n" +
 	"\x04Task\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04tgid\x18\x02 \x01(\rR\x04tgid\x12\x19\n" +
@@ -5566,14 +5894,15 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05links\x18\x0e \x01(\rR\x05links\x12\x12\n" +
 	"\x04size\x18\x0f \x01(\x04R\x04size\x12\x13\n" +
 	"\x05fs_id\x18\x10 \x01(\tR\x04fsId\x12\x17\n" +
-	"\afs_uuid\x18\x11 \x01(\tR\x06fsUuid\"\x9d\x01\n" +
+	"\afs_uuid\x18\x11 \x01(\tR\x06fsUuid\"\xb9\x01\n" +
 	"\x04Exec\x12\x1a\n" +
 	"\bfilename\x18\x01 \x01(\tR\bfilename\x12\x12\n" +
 	"\x04argv\x18\x02 \x03(\tR\x04argv\x12%\n" +
 	"\x0eargv_truncated\x18\x03 \x01(\bR\rargvTruncated\x12\x12\n" +
 	"\x04argc\x18\x04 \x01(\rR\x04argc\x12\x12\n" +
 	"\x04envc\x18\x05 \x01(\rR\x04envc\x12\x16\n" +
-	"\x06secure\x18\x06 \x01(\bR\x06secure\"J\n" +
+	"\x06secure\x18\x06 \x01(\bR\x06secure\x12\x1a\n" +
+	"\bfileless\x18\a \x01(\tR\bfileless\"J\n" +
 	"\x04Mmap\x12\x18\n" +
 	"\areqprot\x18\x01 \x01(\rR\areqprot\x12\x12\n" +
 	"\x04prot\x18\x02 \x01(\rR\x04prot\x12\x14\n" +
@@ -5900,7 +6229,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: outguard.v1.StatusResponse
@@ -5914,160 +6243,169 @@ var file_outguard_proto_goTypes = []any{
 	(*EventsRequest)(nil),          // 9: outguard.v1.EventsRequest
 	(*EventsResponse)(nil),         // 10: outguard.v1.EventsResponse
 	(*Event)(nil),                  // 11: outguard.v1.Event
-	(*Task)(nil),                   // 12: outguard.v1.Task
-	(*Subject)(nil),                // 13: outguard.v1.Subject
-	(*File)(nil),                   // 14: outguard.v1.File
-	(*Exec)(nil),                   // 15: outguard.v1.Exec
-	(*Mmap)(nil),                   // 16: outguard.v1.Mmap
-	(*Socket)(nil),                 // 17: outguard.v1.Socket
-	(*Address)(nil),                // 18: outguard.v1.Address
-	(*Signal)(nil),                 // 19: outguard.v1.Signal
-	(*Newtask)(nil),                // 20: outguard.v1.Newtask
-	(*Exit)(nil),                   // 21: outguard.v1.Exit
-	(*Cgroup)(nil),                 // 22: outguard.v1.Cgroup
-	(*FindingsRequest)(nil),        // 23: outguard.v1.FindingsRequest
-	(*FindingsResponse)(nil),       // 24: outguard.v1.FindingsResponse
-	(*Finding)(nil),                // 25: outguard.v1.Finding
-	(*Ref)(nil),                    // 26: outguard.v1.Ref
-	(*ListOrdersRequest)(nil),      // 27: outguard.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),     // 28: outguard.v1.ListOrdersResponse
-	(*Order)(nil),                  // 29: outguard.v1.Order
-	(*ListModelsRequest)(nil),      // 30: outguard.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),     // 31: outguard.v1.ListModelsResponse
-	(*Model)(nil),                  // 32: outguard.v1.Model
-	(*ModelHour)(nil),              // 33: outguard.v1.ModelHour
-	(*ExportModelRequest)(nil),     // 34: outguard.v1.ExportModelRequest
-	(*ExportModelResponse)(nil),    // 35: outguard.v1.ExportModelResponse
-	(*ImportModelRequest)(nil),     // 36: outguard.v1.ImportModelRequest
-	(*ImportModelResponse)(nil),    // 37: outguard.v1.ImportModelResponse
-	(*AcceptModelRequest)(nil),     // 38: outguard.v1.AcceptModelRequest
-	(*AcceptModelResponse)(nil),    // 39: outguard.v1.AcceptModelResponse
-	(*LearnModelRequest)(nil),      // 40: outguard.v1.LearnModelRequest
-	(*LearnModelResponse)(nil),     // 41: outguard.v1.LearnModelResponse
-	(*SealModelRequest)(nil),       // 42: outguard.v1.SealModelRequest
-	(*SealModelResponse)(nil),      // 43: outguard.v1.SealModelResponse
-	(*PauseRequest)(nil),           // 44: outguard.v1.PauseRequest
-	(*PauseResponse)(nil),          // 45: outguard.v1.PauseResponse
-	(*ResumeRequest)(nil),          // 46: outguard.v1.ResumeRequest
-	(*ResumeResponse)(nil),         // 47: outguard.v1.ResumeResponse
-	(*CaptureRequest)(nil),         // 48: outguard.v1.CaptureRequest
-	(*CaptureResponse)(nil),        // 49: outguard.v1.CaptureResponse
-	(*Progress)(nil),               // 50: outguard.v1.Progress
-	(*ListBundlesRequest)(nil),     // 51: outguard.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil),    // 52: outguard.v1.ListBundlesResponse
-	(*Bundle)(nil),                 // 53: outguard.v1.Bundle
-	(*RecordsRequest)(nil),         // 54: outguard.v1.RecordsRequest
-	(*RecordsResponse)(nil),        // 55: outguard.v1.RecordsResponse
-	(*SetModelRequest)(nil),        // 56: outguard.v1.SetModelRequest
-	(*SetModelResponse)(nil),       // 57: outguard.v1.SetModelResponse
-	(*JoinModelRequest)(nil),       // 58: outguard.v1.JoinModelRequest
-	(*JoinModelResponse)(nil),      // 59: outguard.v1.JoinModelResponse
-	(*Container)(nil),              // 60: outguard.v1.Container
-	(*ReloadPlaybookRequest)(nil),  // 61: outguard.v1.ReloadPlaybookRequest
-	(*ReloadPlaybookResponse)(nil), // 62: outguard.v1.ReloadPlaybookResponse
-	(*Playbook)(nil),               // 63: outguard.v1.Playbook
-	(*ContainRequest)(nil),         // 64: outguard.v1.ContainRequest
-	(*ContainResponse)(nil),        // 65: outguard.v1.ContainResponse
-	(*PinBundleRequest)(nil),       // 66: outguard.v1.PinBundleRequest
-	(*PinBundleResponse)(nil),      // 67: outguard.v1.PinBundleResponse
-	(*PruneBundlesRequest)(nil),    // 68: outguard.v1.PruneBundlesRequest
-	(*PruneBundlesResponse)(nil),   // 69: outguard.v1.PruneBundlesResponse
-	nil,                            // 70: outguard.v1.Finding.DetailEntry
+	(*Call)(nil),                   // 12: outguard.v1.Call
+	(*Arg)(nil),                    // 13: outguard.v1.Arg
+	(*Ipc)(nil),                    // 14: outguard.v1.Ipc
+	(*Task)(nil),                   // 15: outguard.v1.Task
+	(*Subject)(nil),                // 16: outguard.v1.Subject
+	(*File)(nil),                   // 17: outguard.v1.File
+	(*Exec)(nil),                   // 18: outguard.v1.Exec
+	(*Mmap)(nil),                   // 19: outguard.v1.Mmap
+	(*Socket)(nil),                 // 20: outguard.v1.Socket
+	(*Address)(nil),                // 21: outguard.v1.Address
+	(*Signal)(nil),                 // 22: outguard.v1.Signal
+	(*Newtask)(nil),                // 23: outguard.v1.Newtask
+	(*Exit)(nil),                   // 24: outguard.v1.Exit
+	(*Cgroup)(nil),                 // 25: outguard.v1.Cgroup
+	(*FindingsRequest)(nil),        // 26: outguard.v1.FindingsRequest
+	(*FindingsResponse)(nil),       // 27: outguard.v1.FindingsResponse
+	(*Finding)(nil),                // 28: outguard.v1.Finding
+	(*Ref)(nil),                    // 29: outguard.v1.Ref
+	(*ListOrdersRequest)(nil),      // 30: outguard.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),     // 31: outguard.v1.ListOrdersResponse
+	(*Order)(nil),                  // 32: outguard.v1.Order
+	(*ListModelsRequest)(nil),      // 33: outguard.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 34: outguard.v1.ListModelsResponse
+	(*Model)(nil),                  // 35: outguard.v1.Model
+	(*ModelHour)(nil),              // 36: outguard.v1.ModelHour
+	(*ExportModelRequest)(nil),     // 37: outguard.v1.ExportModelRequest
+	(*ExportModelResponse)(nil),    // 38: outguard.v1.ExportModelResponse
+	(*ImportModelRequest)(nil),     // 39: outguard.v1.ImportModelRequest
+	(*ImportModelResponse)(nil),    // 40: outguard.v1.ImportModelResponse
+	(*AcceptModelRequest)(nil),     // 41: outguard.v1.AcceptModelRequest
+	(*AcceptModelResponse)(nil),    // 42: outguard.v1.AcceptModelResponse
+	(*LearnModelRequest)(nil),      // 43: outguard.v1.LearnModelRequest
+	(*LearnModelResponse)(nil),     // 44: outguard.v1.LearnModelResponse
+	(*SealModelRequest)(nil),       // 45: outguard.v1.SealModelRequest
+	(*SealModelResponse)(nil),      // 46: outguard.v1.SealModelResponse
+	(*PauseRequest)(nil),           // 47: outguard.v1.PauseRequest
+	(*PauseResponse)(nil),          // 48: outguard.v1.PauseResponse
+	(*ResumeRequest)(nil),          // 49: outguard.v1.ResumeRequest
+	(*ResumeResponse)(nil),         // 50: outguard.v1.ResumeResponse
+	(*CaptureRequest)(nil),         // 51: outguard.v1.CaptureRequest
+	(*CaptureResponse)(nil),        // 52: outguard.v1.CaptureResponse
+	(*Progress)(nil),               // 53: outguard.v1.Progress
+	(*ListBundlesRequest)(nil),     // 54: outguard.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil),    // 55: outguard.v1.ListBundlesResponse
+	(*Bundle)(nil),                 // 56: outguard.v1.Bundle
+	(*RecordsRequest)(nil),         // 57: outguard.v1.RecordsRequest
+	(*RecordsResponse)(nil),        // 58: outguard.v1.RecordsResponse
+	(*SetModelRequest)(nil),        // 59: outguard.v1.SetModelRequest
+	(*SetModelResponse)(nil),       // 60: outguard.v1.SetModelResponse
+	(*JoinModelRequest)(nil),       // 61: outguard.v1.JoinModelRequest
+	(*JoinModelResponse)(nil),      // 62: outguard.v1.JoinModelResponse
+	(*Container)(nil),              // 63: outguard.v1.Container
+	(*ReloadPlaybookRequest)(nil),  // 64: outguard.v1.ReloadPlaybookRequest
+	(*ReloadPlaybookResponse)(nil), // 65: outguard.v1.ReloadPlaybookResponse
+	(*Playbook)(nil),               // 66: outguard.v1.Playbook
+	(*ContainRequest)(nil),         // 67: outguard.v1.ContainRequest
+	(*ContainResponse)(nil),        // 68: outguard.v1.ContainResponse
+	(*PinBundleRequest)(nil),       // 69: outguard.v1.PinBundleRequest
+	(*PinBundleResponse)(nil),      // 70: outguard.v1.PinBundleResponse
+	(*PruneBundlesRequest)(nil),    // 71: outguard.v1.PruneBundlesRequest
+	(*PruneBundlesResponse)(nil),   // 72: outguard.v1.PruneBundlesResponse
+	nil,                            // 73: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
-	63, // 1: outguard.v1.StatusResponse.in_force:type_name -> outguard.v1.Playbook
+	66, // 1: outguard.v1.StatusResponse.in_force:type_name -> outguard.v1.Playbook
 	5,  // 2: outguard.v1.ListVMsResponse.vms:type_name -> outguard.v1.VM
 	6,  // 3: outguard.v1.VM.session:type_name -> outguard.v1.Session
 	8,  // 4: outguard.v1.VM.classes:type_name -> outguard.v1.ClassCount
-	32, // 5: outguard.v1.VM.models:type_name -> outguard.v1.Model
-	60, // 6: outguard.v1.VM.containers:type_name -> outguard.v1.Container
+	35, // 5: outguard.v1.VM.models:type_name -> outguard.v1.Model
+	63, // 6: outguard.v1.VM.containers:type_name -> outguard.v1.Container
 	7,  // 7: outguard.v1.Session.hooks:type_name -> outguard.v1.Hook
 	11, // 8: outguard.v1.EventsResponse.events:type_name -> outguard.v1.Event
-	13, // 9: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
-	15, // 10: outguard.v1.Event.exec:type_name -> outguard.v1.Exec
-	14, // 11: outguard.v1.Event.file:type_name -> outguard.v1.File
-	16, // 12: outguard.v1.Event.mmap:type_name -> outguard.v1.Mmap
-	17, // 13: outguard.v1.Event.socket:type_name -> outguard.v1.Socket
-	18, // 14: outguard.v1.Event.address:type_name -> outguard.v1.Address
-	19, // 15: outguard.v1.Event.signal:type_name -> outguard.v1.Signal
-	20, // 16: outguard.v1.Event.newtask:type_name -> outguard.v1.Newtask
-	21, // 17: outguard.v1.Event.exit:type_name -> outguard.v1.Exit
-	22, // 18: outguard.v1.Event.cgroup:type_name -> outguard.v1.Cgroup
-	12, // 19: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
-	12, // 20: outguard.v1.Signal.target:type_name -> outguard.v1.Task
-	12, // 21: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
-	12, // 22: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
-	25, // 23: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
-	26, // 24: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	70, // 25: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
-	29, // 26: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
-	32, // 27: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
-	33, // 28: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
-	32, // 29: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
-	32, // 30: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
-	32, // 31: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
-	32, // 32: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
-	29, // 33: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
-	29, // 34: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
-	50, // 35: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
-	29, // 36: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
-	53, // 37: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	32, // 38: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
-	32, // 39: outguard.v1.JoinModelResponse.model:type_name -> outguard.v1.Model
-	63, // 40: outguard.v1.ReloadPlaybookResponse.playbook:type_name -> outguard.v1.Playbook
-	29, // 41: outguard.v1.ContainResponse.order:type_name -> outguard.v1.Order
-	53, // 42: outguard.v1.PinBundleResponse.bundle:type_name -> outguard.v1.Bundle
-	53, // 43: outguard.v1.PruneBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	0,  // 44: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 45: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 46: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	54, // 47: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
-	23, // 48: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	27, // 49: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	30, // 50: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	40, // 51: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	42, // 52: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	34, // 53: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	36, // 54: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	38, // 55: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	56, // 56: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
-	58, // 57: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
-	44, // 58: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	46, // 59: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	48, // 60: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	51, // 61: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	61, // 62: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
-	64, // 63: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
-	66, // 64: outguard.v1.Outguard.PinBundle:input_type -> outguard.v1.PinBundleRequest
-	68, // 65: outguard.v1.Outguard.PruneBundles:input_type -> outguard.v1.PruneBundlesRequest
-	1,  // 66: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 67: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 68: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	55, // 69: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	24, // 70: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	28, // 71: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	31, // 72: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	41, // 73: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	43, // 74: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	35, // 75: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	37, // 76: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	39, // 77: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	57, // 78: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	59, // 79: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
-	45, // 80: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	47, // 81: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	49, // 82: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	52, // 83: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	62, // 84: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
-	65, // 85: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
-	67, // 86: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
-	69, // 87: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
-	66, // [66:88] is the sub-list for method output_type
-	44, // [44:66] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	16, // 9: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
+	18, // 10: outguard.v1.Event.exec:type_name -> outguard.v1.Exec
+	17, // 11: outguard.v1.Event.file:type_name -> outguard.v1.File
+	19, // 12: outguard.v1.Event.mmap:type_name -> outguard.v1.Mmap
+	20, // 13: outguard.v1.Event.socket:type_name -> outguard.v1.Socket
+	21, // 14: outguard.v1.Event.address:type_name -> outguard.v1.Address
+	22, // 15: outguard.v1.Event.signal:type_name -> outguard.v1.Signal
+	23, // 16: outguard.v1.Event.newtask:type_name -> outguard.v1.Newtask
+	24, // 17: outguard.v1.Event.exit:type_name -> outguard.v1.Exit
+	25, // 18: outguard.v1.Event.cgroup:type_name -> outguard.v1.Cgroup
+	12, // 19: outguard.v1.Event.call:type_name -> outguard.v1.Call
+	13, // 20: outguard.v1.Call.args:type_name -> outguard.v1.Arg
+	15, // 21: outguard.v1.Call.target:type_name -> outguard.v1.Task
+	17, // 22: outguard.v1.Call.file:type_name -> outguard.v1.File
+	20, // 23: outguard.v1.Call.socket:type_name -> outguard.v1.Socket
+	14, // 24: outguard.v1.Call.ipc:type_name -> outguard.v1.Ipc
+	15, // 25: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
+	15, // 26: outguard.v1.Signal.target:type_name -> outguard.v1.Task
+	15, // 27: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
+	15, // 28: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
+	28, // 29: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
+	29, // 30: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
+	73, // 31: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	32, // 32: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
+	35, // 33: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
+	36, // 34: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
+	35, // 35: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
+	35, // 36: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
+	35, // 37: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
+	35, // 38: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
+	32, // 39: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
+	32, // 40: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
+	53, // 41: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
+	32, // 42: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
+	56, // 43: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
+	35, // 44: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
+	35, // 45: outguard.v1.JoinModelResponse.model:type_name -> outguard.v1.Model
+	66, // 46: outguard.v1.ReloadPlaybookResponse.playbook:type_name -> outguard.v1.Playbook
+	32, // 47: outguard.v1.ContainResponse.order:type_name -> outguard.v1.Order
+	56, // 48: outguard.v1.PinBundleResponse.bundle:type_name -> outguard.v1.Bundle
+	56, // 49: outguard.v1.PruneBundlesResponse.bundles:type_name -> outguard.v1.Bundle
+	0,  // 50: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 51: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 52: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	57, // 53: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	26, // 54: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	30, // 55: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	33, // 56: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	43, // 57: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	45, // 58: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	37, // 59: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	39, // 60: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	41, // 61: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	59, // 62: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
+	61, // 63: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
+	47, // 64: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	49, // 65: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	51, // 66: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	54, // 67: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	64, // 68: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
+	67, // 69: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
+	69, // 70: outguard.v1.Outguard.PinBundle:input_type -> outguard.v1.PinBundleRequest
+	71, // 71: outguard.v1.Outguard.PruneBundles:input_type -> outguard.v1.PruneBundlesRequest
+	1,  // 72: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 73: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 74: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	58, // 75: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	27, // 76: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	31, // 77: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	34, // 78: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	44, // 79: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	46, // 80: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	38, // 81: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	40, // 82: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	42, // 83: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	60, // 84: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	62, // 85: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
+	48, // 86: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	50, // 87: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	52, // 88: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	55, // 89: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	65, // 90: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
+	68, // 91: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
+	70, // 92: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
+	72, // 93: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
+	72, // [72:94] is the sub-list for method output_type
+	50, // [50:72] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -6075,14 +6413,14 @@ func file_outguard_proto_init() {
 	if File_outguard_proto != nil {
 		return
 	}
-	file_outguard_proto_msgTypes[68].OneofWrappers = []any{}
+	file_outguard_proto_msgTypes[71].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   71,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
