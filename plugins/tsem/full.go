@@ -60,16 +60,19 @@ func newFullMapper() *fullMapper {
 }
 
 // ids are the TASK_IDs of a record. Other is the target's, or that of who made
-// the socket.
-type ids struct{ task, parent, other ID }
+// the socket, other2 that of who made the second one.
+type ids struct{ task, parent, other, other2 ID }
 
 func fullIDs(r *vsockproto.Event, who lineage.Identity, tree *lineage.Tree) ids {
 	v := ids{task: who.ID(), parent: who.ParentID()}
 	switch {
-	case r.Type == vsockproto.TaskKill:
+	case r.Type.Has(vsockproto.PartTarget):
 		v.other = tree.Resolve(r.Target, r.TargetExecID).ID()
 	case r.Socket.Owned == vsockproto.OwnerLabelled:
 		v.other = tree.Resolve(r.Socket.Owner, r.Socket.OwnerExecID).ID()
+	}
+	if r.Socket2.Owned == vsockproto.OwnerLabelled {
+		v.other2 = tree.Resolve(r.Socket2.Owner, r.Socket2.OwnerExecID).ID()
 	}
 	return v
 }
@@ -82,7 +85,7 @@ func (m *fullMapper) Map(r *vsockproto.Event, v *ids, model *Model) Coefficients
 	m.coe = len(b)
 	b = appendFullCOE(b, &r.Subject)
 	m.cell = len(b)
-	b = m.appendCell(b, r, &v.other, model)
+	b = m.appendCell(b, r, v, model)
 	m.buf = b
 	slot, hash := m.cache.slot(b)
 	if slot.holds(b, hash) {
@@ -111,7 +114,8 @@ func appendFullCOE(b []byte, s *vsockproto.Subject) []byte {
 	return append(b, flags)
 }
 
-func (m *fullMapper) appendCell(b []byte, r *vsockproto.Event, other *ID, model *Model) []byte {
+func (m *fullMapper) appendCell(b []byte, r *vsockproto.Event, v *ids, model *Model) []byte {
+	other := &v.other
 	switch r.Type {
 	case vsockproto.BprmCommittedCreds:
 		b = m.appendFile(b, r, model)
@@ -134,6 +138,9 @@ func (m *fullMapper) appendCell(b []byte, r *vsockproto.Event, other *ID, model 
 		b = le.AppendUint32(append(b, other[:]...), r.Signal)
 		return append(b, boolByte(r.Target.TGID == r.TGID))
 	}
+	if r.Type > vsockproto.TaskSnapshot {
+		return m.appendFurther(b, r, v, model)
+	}
 	return appendFullAddress(appendFullSocket(b, &r.Socket, other), r)
 }
 
@@ -148,7 +155,10 @@ func stableName(name []byte) []byte {
 
 // appendFile appends the file of a record.
 func (m *fullMapper) appendFile(b []byte, r *vsockproto.Event, model *Model) []byte {
-	f := &r.File
+	return m.appendFileAt(b, r, &r.File, &r.Path, model)
+}
+
+func (m *fullMapper) appendFileAt(b []byte, r *vsockproto.Event, f *vsockproto.File, name *vsockproto.Tail, model *Model) []byte {
 	b = le.AppendUint32(b, f.Flags)
 	b = le.AppendUint32(b, f.UID)
 	b = le.AppendUint32(b, f.GID)
@@ -162,8 +172,8 @@ func (m *fullMapper) appendFile(b []byte, r *vsockproto.Event, model *Model) []b
 		copy(device[:32], f.FSID[:])
 	}
 	b = append(b, device[:]...)
-	b = append(b, byte(f.PathKind), byte(r.Path.Flags))
-	path := m.tr.stable(r)
+	b = append(b, byte(f.PathKind), byte(name.Flags))
+	path := m.tr.stablePath(r, name.Data, f.Magic)
 	b = appendString(b, path)
 	state, digest := byte(f.Digested), f.Digest
 	switch {
@@ -255,5 +265,5 @@ func fullMapped(t vsockproto.EventType) bool {
 		vsockproto.SocketConnect, vsockproto.SocketListen, vsockproto.SocketAccept, vsockproto.TaskKill:
 		return true
 	}
-	return false
+	return t > vsockproto.TaskSnapshot && t < vsockproto.SockGraft
 }

@@ -50,11 +50,10 @@ func modelled(e *vsockproto.Event) bool {
 		return e.File.Mode&modeType == modeFile && !pseudoFS(e.File.Magic)
 	case vsockproto.TaskKill:
 		return e.Signal != sigURG
-	case vsockproto.BprmCommittedCreds, vsockproto.SocketCreate, vsockproto.SocketBind, vsockproto.SocketConnect,
-		vsockproto.SocketListen, vsockproto.SocketAccept:
-		return true
+	case vsockproto.TaskNewtask, vsockproto.SchedProcessExit, vsockproto.TaskSnapshot:
+		return false
 	}
-	return false
+	return e.Type <= vsockproto.Capset // the last of TSEM's types; those behind it Quixote does not know
 }
 
 // translator turns records into events. One belongs to one engine; path is its
@@ -98,8 +97,26 @@ func (t *translator) translate(e *vsockproto.Event, who lineage.Identity, tree *
 		t.address(e)
 	case vsockproto.TaskKill:
 		ev.Kill = Kill{Signal: e.Signal, Target: tree.Resolve(e.Target, e.TargetExecID).ID()}
+	default: // generic to Quixote: for words and exports, not for the point
+		t.further(e, tree)
 	}
 	return ev
+}
+
+// further makes what is told of an event whose body has no part in its point.
+func (t *translator) further(e *vsockproto.Event, tree *lineage.Tree) {
+	if e.Type.Has(vsockproto.PartFile) {
+		t.file(e)
+	}
+	if e.Type.Has(vsockproto.PartSocket) {
+		t.socket(e, tree)
+	}
+	if e.Type == vsockproto.SocketSendmsg || e.Type == vsockproto.SocketRecvmsg {
+		t.address(e)
+	}
+	if e.Type.Has(vsockproto.PartTarget) {
+		t.event.Kill.Target = tree.Resolve(e.Target, e.TargetExecID).ID()
+	}
 }
 
 var quote1 = []byte{'"'}
@@ -163,8 +180,8 @@ func digest(f *vsockproto.File) ID {
 }
 
 // pathTypes are the kinds by their number and then by their tail's flags.
-var pathTypes = func() (all [4][8]string) {
-	for kind, name := range [...]string{"unknown", "root", "namespace", "chroot"} {
+var pathTypes = func() (all [5][8]string) {
+	for kind, name := range [...]string{"unknown", "root", "namespace", "chroot", "volume"} {
 		for flags := range all[kind] {
 			all[kind][flags] = name
 			for bit, word := range [...]string{"+truncated", "+unlinked", "+unreachable"} {
@@ -187,13 +204,16 @@ func PathTypes() (all []string) {
 
 // pathType is TSEM's word for a path, and more than that for one that is not
 // plain, so that a part never equals a whole.
-func pathType(kind vsockproto.PathKind, flags uint16) string { return pathTypes[kind&3][flags&7] }
+func pathType(kind vsockproto.PathKind, flags uint16) string { return pathTypes[kind][flags&7] }
 
 // stable is the path without what changes from one boot to the next: in the
 // file system of processes, the number of a process. Its own becomes "self".
 func (t *translator) stable(e *vsockproto.Event) []byte {
-	path := e.Path.Data
-	if e.File.Magic != procMagic {
+	return t.stablePath(e, e.Path.Data, e.File.Magic)
+}
+
+func (t *translator) stablePath(e *vsockproto.Event, path []byte, magic uint32) []byte {
+	if magic != procMagic {
 		return path
 	}
 	t.path = t.path[:0]

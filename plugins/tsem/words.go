@@ -23,6 +23,14 @@ func (e *Event) Words() string {
 	case "task_kill":
 		return fmt.Sprintf("task_kill signal %d to task %.4x", e.Kill.Signal, e.Kill.Target)
 	}
+	switch {
+	case len(e.File.Path) > 0:
+		return fmt.Sprintf("%s %s %s", e.Name, e.File.PathType, e.File.Path)
+	case e.Socket.Family != 0:
+		return fmt.Sprintf("%s family %d type %d protocol %d", e.Name, e.Socket.Family, e.Socket.Type, e.Socket.Protocol)
+	case e.Kill.Target != ID{}:
+		return fmt.Sprintf("%s task %.4x", e.Name, e.Kill.Target)
+	}
 	return e.Name
 }
 
