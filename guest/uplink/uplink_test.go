@@ -181,7 +181,11 @@ func TestStoppedWhileWithheld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, prototest.HostOptions{})
 		l.host.Withhold(true)
-		l.run(t, func() { l.src.put(100); time.Sleep(2 * time.Second) })
+		l.run(t, func() {
+			time.Sleep(time.Second) // it is connected, and knows
+			l.src.put(100)
+			time.Sleep(2 * time.Second)
+		})
 		if len(l.byes) != 1 || len(l.byes[0].Counters) != 0 || l.src.left() != 100 {
 			t.Errorf("byes %+v, %d records left", l.byes, l.src.left())
 		}

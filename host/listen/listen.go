@@ -19,9 +19,11 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 )
 
 // Transports, as they are called everywhere.
@@ -34,7 +36,8 @@ const (
 // Serve takes a connection of a domain and returns when it has ended. When the
 // agent has proven itself, Serve calls Proven on the connection (an
 // interface{ Proven() }): from then on it no longer counts against the bounds,
-// and the handshake's time limit is off.
+// and the handshake's time limit is off. Its Unread (an interface{ Unread() int })
+// is how many bytes wait in the host's kernel.
 type Serve func(ctx context.Context, conn net.Conn, vm uuid.UUID, transport string)
 
 // Refusal is a connection that was not taken, or had to go. It is a finding.
@@ -180,6 +183,24 @@ type guest struct {
 func (g *guest) Proven() {
 	g.late.Stop()
 	g.door.release(g)
+}
+
+// Unread is how many bytes of the guest's wait in the host's kernel; 0 where
+// that cannot be told.
+func (g *guest) Unread() (n int) {
+	c, ok := g.Conn.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	err = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // admit gives g a place, or says why not. It may be that of an older one, which

@@ -394,3 +394,29 @@ func TestACrowdTakesOnlyItsDomainsPlaces(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// TestUnread: what waits in the kernel is told.
+func TestUnread(t *testing.T) {
+	a, b, err := prototest.SocketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	g := &guest{Conn: b}
+	if n := g.Unread(); n != 0 {
+		t.Errorf("%d bytes before any", n)
+	}
+	if _, err := a.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if n := g.Unread(); n != 5 {
+		t.Errorf("%d bytes of 5", n)
+	}
+	in, out := net.Pipe()
+	defer in.Close()
+	defer out.Close()
+	if n := (&guest{Conn: in}).Unread(); n != 0 {
+		t.Errorf("%d bytes of a pipe", n)
+	}
+}

@@ -21,6 +21,9 @@ func (m *Manager) listenTo(ctx context.Context, v *vm) {
 	now := time.Now()
 	v.mu.Lock()
 	v.follow(state, now, m.o.Grace)
+	if now.Sub(v.due) > m.o.Heartbeat && v.live.behind() {
+		v.due = now // it has spoken, and the host has not come to read it
+	}
 	m.lookAhead(ctx, v, now)
 	f, elsewhere := m.quiet(v, now), m.misplaced(v, now)
 	connected, l := v.live != nil, v.look
@@ -93,6 +96,15 @@ func (m *Manager) silence(beats int) time.Duration {
 }
 
 func (m *Manager) lookEvery() time.Duration { return m.o.Heartbeat / 4 }
+
+// behind reports whether the host has not read what has come already.
+func (c *conn) behind() bool {
+	if c == nil {
+		return false
+	}
+	w, ok := c.nc.(interface{ Unread() int })
+	return ok && w.Unread() > 0
+}
 
 // quiet returns the finding that is due, if one is. Called with v.mu held.
 func (m *Manager) quiet(v *vm, now time.Time) *engine.Finding {

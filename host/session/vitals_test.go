@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -145,6 +146,27 @@ func TestLaggingMonitor(t *testing.T) {
 			if got := v.due.Sub(now); got != c.want {
 				t.Errorf("due %s, %s late: %s, want %s", c.due, c.late, got, c.want)
 			}
+		}
+	})
+}
+
+// unread is a connection whose bytes the host has not read.
+type unread struct{ net.Conn }
+
+func (unread) Unread() int { return 1 }
+
+// TestHostThatDoesNotRead: what waits for the host to read it is not silence.
+func TestHostThatDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		now := time.Now()
+		v := m.vm(vmID)
+		v.sess, v.seen, v.due = &kept{}, now, now.Add(-time.Minute)
+		v.live = &conn{nc: unread{}}
+		m.listenTo(t.Context(), v)
+		if want(t, "findings", w.rules(), ""); v.due != now {
+			t.Errorf("due %v", v.due)
 		}
 	})
 }
