@@ -16,15 +16,16 @@ const maxPattern = 4096
 
 // eventFilter is the part of an EventsRequest that looks at single events.
 type eventFilter struct {
-	pid   uint32
-	path  string
-	types []vsockproto.EventType
+	pid    uint32
+	path   string
+	cgroup string
+	types  []vsockproto.EventType
 }
 
 func newEventFilter(r *apipb.EventsRequest) (eventFilter, error) {
-	f := eventFilter{pid: r.Pid, path: r.Path}
-	if len(f.path) > maxPattern {
-		return eventFilter{}, invalid("", "path pattern of %d bytes, limit %d", len(f.path), maxPattern)
+	f := eventFilter{pid: r.Pid, path: r.Path, cgroup: r.Cgroup}
+	if n := max(len(f.path), len(f.cgroup)); n > maxPattern {
+		return eventFilter{}, invalid("", "path pattern of %d bytes, limit %d", n, maxPattern)
 	}
 	if len(r.Types) > vsockproto.MaxHooks {
 		return eventFilter{}, invalid("", "%d types, limit %d", len(r.Types), vsockproto.MaxHooks)
@@ -50,9 +51,20 @@ func (f *eventFilter) match(e *vsockproto.Event) bool {
 		glob(f.path, e.Path.Data) || glob(f.path, e.Path2.Data) || glob(f.path, e.Filename.Data) || glob(f.path, unixPath(e))
 }
 
+// in matches the path of an event's cgroup.
+func (f *eventFilter) in(n *cgroupNames, cgroup uint64) bool {
+	if f.cgroup == "" {
+		return true
+	}
+	path, has := n.paths[cgroup]
+	return has && glob(f.cgroup, []byte(path))
+}
+
 // all reports whether the filter takes every event, those that do not decode
 // included.
-func (f *eventFilter) all() bool { return f.pid == 0 && f.path == "" && len(f.types) == 0 }
+func (f *eventFilter) all() bool {
+	return f.pid == 0 && f.path == "" && f.cgroup == "" && len(f.types) == 0
+}
 
 const afUnix = 1
 

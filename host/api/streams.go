@@ -86,7 +86,7 @@ func eachEvent(b *engine.Batch, vm string, named *cgroupNames, filter *eventFilt
 			return emit(v.undecodable(b, rest, err))
 		}
 		named.note(&e)
-		if filter.match(&e) {
+		if filter.match(&e) && filter.in(named, e.CgroupID) {
 			out := v.event(b, &e)
 			named.fill(out.Subject)
 			if err := emit(out); err != nil {

@@ -20,7 +20,7 @@ func (a *app) eventsCmd() *cobra.Command {
 		Long: `Print events from the record, oldest first for each VM: all of them, or with
 --follow those that arrive from now on (and with --since as well, those since).
 Columns: when the host had it, VM, evidence index, hook, pid, command, and what
-was done.`,
+was done, and in braces the container, where the path of the task's cgroup shows it.`,
 		Example: `  outguard events -f --vm web
   outguard events --since 10m --path '/tmp/*' --type bprm_committed_creds`,
 		Args: cobra.NoArgs,
@@ -48,6 +48,7 @@ was done.`,
 	f.StringVar(&from, "since", "", sinceHelp)
 	f.Uint32Var(&r.Pid, "pid", 0, "of this process or thread alone, by its `pid` in the guest's initial namespace")
 	f.StringVar(&r.Path, "path", "", "about this `path` alone: of a file, of what was executed, of a unix socket; * is any run of characters, ? any one")
+	f.StringVar(&r.Cgroup, "cgroup", "", "of tasks in this `cgroup` alone, by its path, as in '/docker/*'")
 	f.StringSliceVar(&r.Types, "type", nil, "from these `hooks` alone, as in file_open,task_kill")
 	f.Uint64Var(&r.Limit, "limit", 0, "stop after this `number`")
 	_ = cmd.RegisterFlagCompletionFunc("type", completeTypes)

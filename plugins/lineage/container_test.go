@@ -191,6 +191,28 @@ func TestLeaving(t *testing.T) {
 	}
 }
 
+// TestComingIn: a program that the machine's root lets in keeps some of the
+// machine's namespaces, which is no departure; to leave then is one, each time.
+func TestComingIn(t *testing.T) {
+	tree, g, runtime := machine()
+	start(tree, g, runtime, 20, inWeb, "/srv/web")
+	fork, child := g.fork(runtime, 1, 40)
+	tree.Apply(host.of(fork))
+	partly := where{11, Namespaces{101, 201, 300, host.Net}}
+	if who := tree.Apply(partly.of(g.exec(child, 2, "/bin/sh"))); who.Container == nil || who.Left != 0 {
+		t.Fatalf("let in: %+v", who.Place)
+	}
+	for range 2 {
+		if who := tree.Apply(where{11, host.Namespaces}.of(g.open(child, 2))); who.Left != LeftMnt|LeftPID || !who.Outside {
+			t.Errorf("out: %+v", who.Place)
+		}
+		if who := tree.Apply(inWeb.of(g.open(child, 2))); who.Left != 0 {
+			t.Errorf("back: %+v", who.Place)
+		}
+		tree.Apply(partly.of(g.open(child, 2)))
+	}
+}
+
 // TestUnnamedContainer: a path that says nothing is a container's where both
 // namespaces are another's.
 func TestUnnamedContainer(t *testing.T) {

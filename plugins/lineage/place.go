@@ -48,7 +48,8 @@ func (t *Tree) settle(e *vsockproto.Event, task *Task, who *Identity) {
 		in = t.beginIn(e, task, c, who.Program)
 	}
 	if in != nil && in != task.home && in.Begun && in.differs(task.where.Namespaces)&(LeftMnt|LeftPID) == 0 && (task.home == nil || in.within(task.home)) {
-		task.home, task.left = in, 0
+		// Who comes in with some namespaces of where it was has not left.
+		task.home, task.left = in, in.differs(task.where.Namespaces)
 	}
 	if task.home != nil {
 		t.depart(task, in, c, who)
@@ -101,6 +102,7 @@ func (t *Tree) depart(task *Task, in *Container, c *cgroup, who *Identity) {
 	if in != task.home && (in == nil || !in.within(task.home)) && c != nil {
 		d |= LeftCgroup
 	}
+	task.left &= d // where it is back, it can leave again
 	if d &^= task.left; d == 0 {
 		return
 	}

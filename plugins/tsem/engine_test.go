@@ -301,6 +301,15 @@ func FuzzRestore(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(saved)
+	e = New(nil)
+	learned(f, e, id)
+	if _, err := e.Join(f.Context(), id, "db", "databases"); err != nil {
+		f.Fatal(err)
+	}
+	if saved, err = e.Checkpoint(id); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(saved)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e := New(nil)
 		if e.Restore(id, b) != nil {
@@ -328,6 +337,12 @@ func FuzzJudge(f *testing.F) {
 	g.Exploit(server)
 	f.Add(g.Batch().Records, true)
 	f.Add([]byte("no record"), false)
+	runtime := g.Run(g.Init(), "/usr/bin/crun")
+	web := g.Contain(runtime, 11, "/crun-web", "/srv/web")
+	web.Place = &enginetest.Machine
+	g.Open(web, "/etc/shadow")
+	g.Contain(runtime, 12, "/db", "/srv/db")
+	f.Add(g.Batch().Records, true)
 	f.Fuzz(func(t *testing.T, records []byte, seal bool) {
 		e := New(&Options{Lineage: lineage.Options{MaxTasks: 8, MaxExited: 2}})
 		b := &engine.Batch{VM: id, Count: -1, Records: records}
