@@ -71,8 +71,8 @@ type Backend interface {
 	// own again.
 	JoinModel(ctx context.Context, of ModelRef, group string, by Caller) (Model, error)
 
-	// Containers lists a VM's containers.
-	Containers(ctx context.Context, vm uuid.UUID) ([]*apipb.Container, error)
+	// Containers tells of a VM's containers.
+	Containers(ctx context.Context, vm uuid.UUID) (*engine.Places, error)
 
 	// Pause, Resume and Capture journal an order, carry it out and return it
 	// with its result; a failed one is an order and an error. Capture tells its

@@ -29,23 +29,33 @@ type cgroupNames struct {
 // as it likes. Beyond that the names before are forgotten.
 const maxCgroupNames = 4 << 20
 
-// of returns the names of a session, none at first but those that are known.
+// of returns the names of a session. Those that are known already are asked for
+// once, with a VM's first batch: the records of a session that comes later are in
+// the stream from its start on.
 func (c *cgroups) of(ctx context.Context, vm, session uuid.UUID) *cgroupNames {
-	n := c.vms[vm]
-	if n != nil && n.session == session {
+	n, met := c.vms[vm]
+	if met && n.session == session {
 		return n
 	}
 	n = &cgroupNames{session: session, paths: map[uint64]string{}}
-	if known, err := c.known(ctx, vm); err == nil && known.Session == session {
-		for id, path := range known.Paths {
-			n.add(id, path)
-		}
+	if !met {
+		n.learn(ctx, c.known, vm)
 	}
 	if c.vms == nil {
 		c.vms = map[uuid.UUID]*cgroupNames{}
 	}
 	c.vms[vm] = n
 	return n
+}
+
+func (n *cgroupNames) learn(ctx context.Context, known func(context.Context, uuid.UUID) (*Cgroups, error), vm uuid.UUID) {
+	all, err := known(ctx, vm)
+	if err != nil || all.Session != n.session {
+		return // without them an event's cgroup is said to have no name
+	}
+	for id, path := range all.Paths {
+		n.add(id, path)
+	}
 }
 
 func (n *cgroupNames) add(id uint64, path string) {

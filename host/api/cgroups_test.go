@@ -46,17 +46,17 @@ func batchOf(t *testing.T, session uuid.UUID, path string, cgroups ...uint64) *e
 func TestEventsNameTheirContainer(t *testing.T) {
 	b := apitest.New()
 	c, _ := serve(t, b, nil)
-	one, two := uuid.UUID{1}, uuid.UUID{2}
+	two, three := uuid.UUID{2}, uuid.UUID{3}
 	b.Add(&apipb.VM{Name: "web", Uuid: web.String()},
 		&api.Cgroups{Session: two, Paths: map[uint64]string{7: "/docker/known\x1b", 8: "/system.slice/x.service"}},
-		batchOf(t, one, "/crun-a", 7, 8), batchOf(t, two, "", 7, 8, 9), batchOf(t, two, "/crun-b", 7))
+		batchOf(t, two, "", 7, 8, 9), batchOf(t, two, "/crun-b", 7), batchOf(t, three, "/crun-a", 7, 8))
 	got := containersOf(t, c, &apipb.EventsRequest{Types: []string{"file_open"}})
-	want := []string{"/crun-a crun a", "  ", `/docker/known\x1b docker known\x1b`, "/system.slice/x.service  ", "  ", "/crun-b crun b"}
+	want := []string{`/docker/known\x1b docker known\x1b`, "/system.slice/x.service  ", "  ", "/crun-b crun b", "/crun-a crun a", "  "}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 	got = containersOf(t, c, &apipb.EventsRequest{Types: []string{"file_open"}, Cgroup: "/crun-?"})
-	if want := []string{"/crun-a crun a", "/crun-b crun b"}; !slices.Equal(got, want) {
+	if want := []string{"/crun-b crun b", "/crun-a crun a"}; !slices.Equal(got, want) {
 		t.Errorf("of some cgroups %q, want %q", got, want)
 	}
 }

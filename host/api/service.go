@@ -117,11 +117,17 @@ func wantedWorkload(r *apipb.ListModelsRequest, workload string) bool {
 // addContainers lists a VM's containers, or says why they are not known.
 func (s *Server) addContainers(ctx context.Context, v *apipb.VM) {
 	id, err := uuid.Parse(v.Uuid)
-	if err == nil && v.Enrolled {
-		v.Containers, err = s.backend.Containers(ctx, id)
+	if err != nil || !v.Enrolled {
+		return
 	}
+	places, err := s.backend.Containers(ctx, id)
 	if err != nil {
 		v.ContainersError = err.Error()
+		return
+	}
+	v.CgroupsNameless, v.TasksUnplaced = places.Nameless, places.Unplaced
+	for i := range places.Containers {
+		v.Containers = append(v.Containers, ContainerOf(&places.Containers[i]))
 	}
 }
 

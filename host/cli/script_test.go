@@ -167,11 +167,11 @@ func monitor() *apitest.Backend {
 // contain gives the monitor a container, a model of it, and a violation of that.
 func contain(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Value("backend").(*apitest.Backend).Add(
-		&apipb.Container{
-			CgroupId: 11, Cgroup: "/machine.slice/crun-shop.scope", Runtime: "crun", Id: "shop", Begun: true, MntNs: 4026532237, PidNs: 4026532240,
-			UserNs: 4026531837, NetNs: 4026532242, Program: "/bin/shop\\x1b", BootNs: 7e9, Tasks: 3, Workload: "crun/shop",
+		engine.Container{
+			Cgroup: 11, Path: "/machine.slice/crun-shop.scope", Runtime: "crun", ID: "shop", Begun: true, Mnt: 4026532237, PID: 4026532240,
+			User: 4026531837, Net: 4026532242, Program: "/bin/shop\x1b", BootNs: 7e9, Tasks: 3, Workload: "crun/shop",
 		},
-		&apipb.Container{CgroupId: 12, Cgroup: "/docker/new", Runtime: "docker", Id: "new"},
+		engine.Container{Cgroup: 12, Path: "/docker/new", Runtime: "docker", ID: "new"},
 		api.Model{Engine: "tsem", Model: engine.Model{VM: web, Workload: "crun/shop", Mapping: "full", Points: 7, Events: 70, Sealed: true}},
 		&engine.Finding{
 			ID: "03L", Engine: "tsem", VM: web, At: at0.Add(3 * time.Second), Severity: engine.High, Rule: "tsem/violation",

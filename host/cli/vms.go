@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/safe"
 )
 
 func (a *app) vmsCmd() *cobra.Command {
@@ -67,6 +68,12 @@ func (a *app) listContainers(vms []*apipb.VM) error {
 		}
 	}
 	t.flush()
+	for _, v := range vms {
+		if v.CgroupsNameless > 0 || v.TasksUnplaced > 0 {
+			a.printf("%s: %d cgroups had no room for their names, and %d times a task came to be in one without a name: what is done there is the domain's own\n",
+				safe.Text(v.Name), v.CgroupsNameless, v.TasksUnplaced)
+		}
+	}
 	return unknown
 }
 

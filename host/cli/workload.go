@@ -2,10 +2,14 @@ package cli
 
 import (
 	"context"
+	"fmt"
+	"path"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/safe"
 )
 
 func (a *app) workloadFlag(cmd *cobra.Command, to *string) {
@@ -66,17 +70,56 @@ other workloads that have joined the group, in this domain or others. The first
 to join brings its model. Who joins later brings what it has learned, if the
 group's model learns; where that is sealed it is judged by that from now on, and
 its own model is given up (outguard model export keeps it). Learning, sealing and
-accepting are for all of the group.`,
+accepting are for all of the group. DOMAIN may hold * and ?, and then means every
+enrolled domain that there is now with such a name.`,
 		Example: `  outguard model join web1 --workload crun/nginx nginx
-  outguard model join web2 --workload crun/nginx nginx`,
+  outguard model join 'web-*' --workload crun/nginx nginx`,
 		Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeVMThenFile,
 	}, func(cmd *cobra.Command, args []string) error {
-		r.Vm, r.Group = args[0], args[1]
-		return a.join(cmd.Context(), r)
+		names, err := a.domainsLike(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		r.Group = args[1]
+		for _, r.Vm = range names {
+			if err := a.join(cmd.Context(), r); err != nil {
+				return fmt.Errorf("%s: %w", safe.Text(r.Vm), err)
+			}
+		}
+		return nil
 	})
 	engineFlag(cmd, &r.Engine)
 	a.workloadFlag(cmd, &r.Workload)
 	return cmd
+}
+
+// domainsLike are the enrolled domains whose names match, or the one that is
+// named.
+func (a *app) domainsLike(ctx context.Context, pattern string) (names []string, err error) {
+	if !strings.ContainsAny(pattern, "*?") {
+		return []string{pattern}, nil
+	}
+	client, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	out, err := client.ListVMs(ctx, &apipb.ListVMsRequest{})
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range out.Vms {
+		is, err := path.Match(pattern, v.Name)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("domain %q: %w", pattern, err)}
+		}
+		if is && v.Enrolled {
+			names = append(names, v.Name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("no enrolled domain is called %s; `outguard vms` lists them", quote(pattern))
+	}
+	return names, nil
 }
 
 func (a *app) modelLeaveCmd() *cobra.Command {

@@ -502,16 +502,9 @@ func (b backend) JoinModel(ctx context.Context, of api.ModelRef, group string, b
 	return b.model(ctx, of, by, "join", func(w engines.Workload) (engine.Model, error) { return w.Join(ctx, of.VM, group) })
 }
 
-func (b backend) Containers(ctx context.Context, vm uuid.UUID) ([]*apipb.Container, error) {
+func (b backend) Containers(ctx context.Context, vm uuid.UUID) (*engine.Places, error) {
 	places, err := b.places(ctx, vm)
-	if err != nil {
-		return nil, err
-	}
-	var out []*apipb.Container
-	for i := range places.Containers {
-		out = append(out, api.ContainerOf(&places.Containers[i]))
-	}
-	return out, nil
+	return &places, err
 }
 
 // modelError is what an engine says of a model, with the next thing to do.

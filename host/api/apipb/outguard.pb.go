@@ -417,10 +417,12 @@ type VM struct {
 	Models          []*Model               `protobuf:"bytes,8,rep,name=models,proto3" json:"models,omitempty"`
 	Findings        uint64                 `protobuf:"varint,9,opt,name=findings,proto3" json:"findings,omitempty"`
 	EvidenceBytes   uint64                 `protobuf:"varint,10,opt,name=evidence_bytes,json=evidenceBytes,proto3" json:"evidence_bytes,omitempty"`
-	EvidenceNext    uint64                 `protobuf:"varint,11,opt,name=evidence_next,json=evidenceNext,proto3" json:"evidence_next,omitempty"`         // index that the next frame gets
-	Containers      []*Container           `protobuf:"bytes,12,rep,name=containers,proto3" json:"containers,omitempty"`                                  // where they were asked for
-	ContainersError string                 `protobuf:"bytes,13,opt,name=containers_error,json=containersError,proto3" json:"containers_error,omitempty"` // why they are not known; empty: they are
-	Isolated        bool                   `protobuf:"varint,14,opt,name=isolated,proto3" json:"isolated,omitempty"`                                     // an order took its network links down
+	EvidenceNext    uint64                 `protobuf:"varint,11,opt,name=evidence_next,json=evidenceNext,proto3" json:"evidence_next,omitempty"`          // index that the next frame gets
+	Containers      []*Container           `protobuf:"bytes,12,rep,name=containers,proto3" json:"containers,omitempty"`                                   // where they were asked for
+	ContainersError string                 `protobuf:"bytes,13,opt,name=containers_error,json=containersError,proto3" json:"containers_error,omitempty"`  // why they are not known; empty: they are
+	Isolated        bool                   `protobuf:"varint,14,opt,name=isolated,proto3" json:"isolated,omitempty"`                                      // an order took its network links down
+	CgroupsNameless uint64                 `protobuf:"varint,15,opt,name=cgroups_nameless,json=cgroupsNameless,proto3" json:"cgroups_nameless,omitempty"` // cgroups for whose names there was no room
+	TasksUnplaced   uint64                 `protobuf:"varint,16,opt,name=tasks_unplaced,json=tasksUnplaced,proto3" json:"tasks_unplaced,omitempty"`       // times that a task came to be in a cgroup that nothing names
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -551,6 +553,20 @@ func (x *VM) GetIsolated() bool {
 		return x.Isolated
 	}
 	return false
+}
+
+func (x *VM) GetCgroupsNameless() uint64 {
+	if x != nil {
+		return x.CgroupsNameless
+	}
+	return 0
+}
+
+func (x *VM) GetTasksUnplaced() uint64 {
+	if x != nil {
+		return x.TasksUnplaced
+	}
+	return 0
 }
 
 type Session struct {
@@ -5742,7 +5758,7 @@ const file_outguard_proto_rawDesc = "" +
 	"containers\x18\x02 \x01(\bR\n" +
 	"containers\"4\n" +
 	"\x0fListVMsResponse\x12!\n" +
-	"\x03vms\x18\x01 \x03(\v2\x0f.outguard.v1.VMR\x03vms\"\xf2\x03\n" +
+	"\x03vms\x18\x01 \x03(\v2\x0f.outguard.v1.VMR\x03vms\"\xc4\x04\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x14\n" +
@@ -5760,7 +5776,9 @@ const file_outguard_proto_rawDesc = "" +
 	"containers\x18\f \x03(\v2\x16.outguard.v1.ContainerR\n" +
 	"containers\x12)\n" +
 	"\x10containers_error\x18\r \x01(\tR\x0fcontainersError\x12\x1a\n" +
-	"\bisolated\x18\x0e \x01(\bR\bisolated\"\x96\x03\n" +
+	"\bisolated\x18\x0e \x01(\bR\bisolated\x12)\n" +
+	"\x10cgroups_nameless\x18\x0f \x01(\x04R\x0fcgroupsNameless\x12%\n" +
+	"\x0etasks_unplaced\x18\x10 \x01(\x04R\rtasksUnplaced\"\x96\x03\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +

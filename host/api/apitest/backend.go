@@ -36,7 +36,7 @@ type Backend struct {
 	modelFiles map[uuid.UUID][]byte
 	bundles    []*apipb.Bundle
 	cgroups    *api.Cgroups
-	containers []*apipb.Container
+	places     engine.Places
 }
 
 // StatusFunc is what Status answers with.
@@ -55,7 +55,7 @@ func New() *Backend {
 
 // Add adds to what the backend knows: *apipb.VM, *engine.Batch,
 // *engine.Finding, *apipb.Order, api.Model, *api.Cgroups,
-// *apipb.Container or *apipb.Bundle.
+// engine.Container or *apipb.Bundle.
 func (b *Backend) Add(things ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -71,8 +71,8 @@ func (b *Backend) Add(things ...any) {
 			b.orders = append(b.orders, t)
 		case api.Model:
 			b.models = append(b.models, t)
-		case *apipb.Container:
-			b.containers = append(b.containers, t)
+		case engine.Container:
+			b.places.Containers = append(b.places.Containers, t)
 		case *api.Cgroups:
 			b.cgroups = t
 		case *apipb.Bundle:
@@ -398,12 +398,8 @@ func (b *Backend) JoinModel(_ context.Context, of api.ModelRef, group string, _ 
 }
 
 // Containers implements api.Backend: those that were added are every VM's.
-func (b *Backend) Containers(context.Context, uuid.UUID) ([]*apipb.Container, error) {
+func (b *Backend) Containers(context.Context, uuid.UUID) (*engine.Places, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var out []*apipb.Container
-	for _, c := range b.containers {
-		out = append(out, clone(c))
-	}
-	return out, nil
+	return &b.places, nil
 }
