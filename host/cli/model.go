@@ -19,8 +19,8 @@ container in it has another: --workload NAME says that a container's is meant, b
 the name in outguard model list and outguard vms --containers.`,
 	}, a.modelListCmd(), a.modelShowCmd(), a.modelStatusCmd(), a.modelDiffCmd(), a.modelAcceptCmd(), a.modelSetCmd(),
 		a.modelExportCmd(), a.modelImportCmd(), a.modelJoinCmd(), a.modelLeaveCmd(),
-		a.modelChangeCmd("learn", "Open a domain's model: what happens from now on is normal", learn),
-		a.modelChangeCmd("seal", "Seal a domain's model: what it has not seen is a violation from now on", seal))
+		a.modelChangeCmd("learn", "Open a domain's models: what happens from now on is normal", learn),
+		a.modelChangeCmd("seal", "Seal a domain's models: what they have not seen is a violation from now on", seal))
 }
 
 func (a *app) modelListCmd() *cobra.Command {
@@ -133,39 +133,48 @@ func seal(ctx context.Context, c apipbconnect.OutguardClient, vm, engine, worklo
 
 func (a *app) modelChangeCmd(verb, short string, change changeModel) *cobra.Command {
 	var engine, workload string
-	var all bool
+	var own bool
 	cmd := a.command(&cobra.Command{
 		Use: verb + " DOMAIN", Short: short,
 		Long: short + `.
-That is the domain's own model, or with --workload a container's, or with --all
-its own and those of all its containers. A container of a kind that comes later
-learns as long as the domain's own model does; once that is sealed it may do
-nothing that a person has not let it.`,
+That is the domain's own model and those of its containers; with --workload that
+of one of them, with --own the domain's own alone. A container of a kind that
+comes later learns as long as the domain's own model does; once that is sealed it
+may do nothing that a person has not let it.`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
 	}, func(cmd *cobra.Command, args []string) error {
 		client, err := a.client()
 		if err != nil {
 			return err
 		}
-		workloads := []string{workload}
-		if all {
-			if workloads, err = a.workloadsOf(cmd.Context(), args[0], engine); err != nil {
-				return err
-			}
-		}
-		for _, w := range workloads {
-			m, err := change(cmd.Context(), client, args[0], engine, w)
+		one := func(workload string) error {
+			m, err := change(cmd.Context(), client, args[0], engine, workload)
 			if err != nil {
 				return err
 			}
 			a.print(m, func() { a.describeModel(m) })
+			return nil
+		}
+		if err := one(workload); err != nil || workload != "" || own {
+			return err
+		}
+		// The domain's own is changed already: a container that comes now begins so.
+		containers, err := a.containersOf(cmd.Context(), args[0], engine)
+		if err != nil {
+			return err
+		}
+		for _, name := range containers {
+			if err := one(name); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
 	engineFlag(cmd, &engine)
-	a.workloadFlag(cmd, &workload)
-	cmd.Flags().BoolVar(&all, "all", false, "the domain's own model and those of its containers")
-	cmd.MarkFlagsMutuallyExclusive("all", "workload")
+	cmd.Flags().StringVar(&workload, "workload", "", "of this container alone, by its `name` in outguard model list")
+	_ = cmd.RegisterFlagCompletionFunc("workload", a.completeWorkload)
+	cmd.Flags().BoolVar(&own, "own", false, "of the domain alone, and not of its containers")
+	cmd.MarkFlagsMutuallyExclusive("own", "workload")
 	return cmd
 }
 

@@ -163,16 +163,18 @@ func counts(v *apipb.VM) (received uint64, lost string) {
 
 func modelState(models []*apipb.Model) string {
 	var all []string
-	containers := 0
+	containers, learning := 0, 0
 	for _, m := range models {
 		if m.Workload != "" {
-			containers++
+			if containers++; !m.Sealed {
+				learning++
+			}
 			continue
 		}
 		all = append(all, fmt.Sprintf("%s %s", m.Engine, sealedWord(m)))
 	}
 	if containers > 0 {
-		all = append(all, fmt.Sprintf("and %d of containers", containers))
+		all = append(all, fmt.Sprintf("%d of containers, %d learning", containers, learning))
 	}
 	return strings.Join(all, ", ")
 }

@@ -36,13 +36,13 @@ func (a *app) completeWorkload(cmd *cobra.Command, args []string, _ string) ([]c
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// workloadsOf names the workloads of a domain, its own first.
-func (a *app) workloadsOf(ctx context.Context, vm, engine string) ([]string, error) {
+// containersOf names the workloads of a domain beside its own.
+func (a *app) containersOf(ctx context.Context, vm, engine string) ([]string, error) {
 	all, err := a.models(ctx, &apipb.ListModelsRequest{Vm: vm, Engine: engine})
 	if err != nil {
 		return nil, err
 	}
-	names := []string{""}
+	var names []string
 	for _, m := range all {
 		if m.Workload != "" {
 			names = append(names, m.Workload)
