@@ -13,11 +13,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 
 	"github.com/outguard/outguard/host/decide"
+	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
 )
 
@@ -38,6 +40,7 @@ type Config struct {
 	Orders   Orders   `yaml:"orders"`
 	Captures Captures `yaml:"captures"`
 	Engines  []Engine `yaml:"engines"` // default: tsem, beside outguardd
+	Groups   []Group  `yaml:"groups"`  // default: none
 	Metrics  Metrics  `yaml:"metrics"`
 	Log      Log      `yaml:"log"`
 }
@@ -83,6 +86,14 @@ type Engine struct {
 	SHA256 string `yaml:"sha256"` // pinned checksum of the binary, hex; default: not pinned
 	User   string `yaml:"user"`   // default outguard-engine where that user exists and may be taken on
 	Memory Bytes  `yaml:"memory"` // that its process may have; default 2GiB
+}
+
+// Group makes workloads share one model, also of domains that are enrolled later.
+type Group struct {
+	Name     string `yaml:"name"`
+	VM       string `yaml:"vm"`       // glob over the domain's name
+	Workload string `yaml:"workload"` // as outguard model list has it; default: the domain's own
+	Engine   string `yaml:"engine"`   // default: the one that has models
 }
 
 // Metrics says where Prometheus may scrape, beside the API's own socket.
@@ -183,6 +194,9 @@ func (c *Config) setDefaults() {
 	set(&c.Orders.Wait, time.Hour)
 	set(&c.Captures.Budget, 64<<30)
 	set(&c.Log.Level, "info")
+	if len(c.Groups) == 0 {
+		c.Groups = nil
+	}
 	if c.Engines == nil {
 		c.Engines = []Engine{{Name: "tsem"}}
 	}
@@ -274,6 +288,17 @@ func (c *Config) check() (string, error) {
 			}
 		}
 		seen[e.Name] = true
+	}
+	for i, g := range c.Groups {
+		path := fmt.Sprintf("$.groups[%d]", i)
+		switch _, err := filepath.Match(g.VM, ""); {
+		case g.Name == "" || len(g.Name) > engine.MaxName || strings.ContainsFunc(g.Name, func(r rune) bool { return !unicode.IsPrint(r) }):
+			return path, fmt.Errorf("name %q cannot name a group", g.Name)
+		case g.VM == "":
+			return path, fmt.Errorf("no vm says whose workloads share the model; \"*\" is every domain")
+		case err != nil:
+			return path + ".vm", fmt.Errorf("%q: %w", g.VM, err)
+		}
 	}
 	switch c.Log.Level {
 	case "debug", "info", "warn", "error":

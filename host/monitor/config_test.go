@@ -15,6 +15,9 @@ func TestConfigDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if c.Groups != nil {
+		t.Errorf("default groups: %+v", c.Groups)
+	}
 	if c.StateDir != "/var/lib/outguard" || c.Session.Heartbeat != time.Second || c.Evidence.Quota != 2<<30 {
 		t.Errorf("defaults: %+v", c)
 	}
@@ -68,29 +71,32 @@ policy:
 // Each broken configuration is refused with its line and what is wrong.
 func TestConfigErrors(t *testing.T) {
 	for name, tc := range map[string]struct{ text, want string }{
-		"unknown key":   {"state_dir: /a\nbogus: 1\n", "[2:1]"},
-		"wrong type":    {"session:\n  heartbeat: [1]\n", "[2:"},
-		"bad size":      {"session:\n  credit: 4 bananas\n", "line 2, column 11: \"4 bananas\" is no size"},
-		"no such user":  {"engines:\n  - name: a\n    path: /x\n    user: nobody-at-all\n", "line 4, column 11: engines[0].user"},
-		"no such group": {"listen:\n  hybrid_group: nobody-at-all\n", "line 2, column 17: listen.hybrid_group"},
-		"no port":       {"metrics:\n  listen: localhost\n", "line 2, column 11: metrics.listen"},
-		"relative file": {"playbook: p.yaml\n", "line 1, column 11: playbook"},
-		"zero size":     {"session:\n  credit: 0MiB\n", "line 2, column 11: "},
-		"relative dir":  {"run_dir: /run/og\nstate_dir: here\n", "line 2, column 12: state_dir"},
-		"bad enum":      {"listen:\n  vsock: maybe\n", "line 2, column 10: listen.vsock"},
-		"small credit":  {"session:\n  credit: 1KiB\n", "line 2, column 11: session.credit"},
-		"bad checksum":  {"engines:\n  - name: a\n    path: /x\n    sha256: zz\n", "line 4, column 13: engines[0].sha256"},
-		"second engine": {"engines:\n  - {name: a, path: /x}\n  - {name: a, path: /y}\n", "line 3, column "},
-		"small engine":  {"engines:\n  - name: a\n    path: /x\n    memory: 1MiB\n", "line 4, column 13: engines[0].memory"},
-		"small budget":  {"captures:\n  budget: 1MiB\n", "line 2, column 11: captures.budget"},
-		"short wait":    {"orders:\n  wait: 1ms\n", "line 2, column 9: orders.wait"},
-		"bad profile":   {"policy:\n  profile: all\n", "line 2, column 12: policy.profile: \"all\" is none of minimal, default"},
-		"bad hook":      {"policy:\n  profiles:\n    web: [file_opened]\n", "\"file_opened\" is no hook"},
-		"blind profile": {"policy:\n  profiles:\n    web: [file_open]\n", "it lacks bprm_committed_creds"},
-		"taken profile": {"policy:\n  profiles:\n    minimal: [file_open]\n", "has a meaning already"},
-		"bad pattern":   {"policy:\n  vms:\n    - {match: \"[\", profile: minimal}\n", "matches no name"},
-		"VM's profile":  {"policy:\n  vms:\n    - match: web-*\n      profile: all\n", "line 4, column 16: policy.vms[0].profile"},
-		"log level":     {"log:\n  level: loud\n", "line 2, column 10: log.level"},
+		"unknown key":    {"state_dir: /a\nbogus: 1\n", "[2:1]"},
+		"wrong type":     {"session:\n  heartbeat: [1]\n", "[2:"},
+		"bad size":       {"session:\n  credit: 4 bananas\n", "line 2, column 11: \"4 bananas\" is no size"},
+		"no such user":   {"engines:\n  - name: a\n    path: /x\n    user: nobody-at-all\n", "line 4, column 11: engines[0].user"},
+		"no such group":  {"listen:\n  hybrid_group: nobody-at-all\n", "line 2, column 17: listen.hybrid_group"},
+		"no port":        {"metrics:\n  listen: localhost\n", "line 2, column 11: metrics.listen"},
+		"relative file":  {"playbook: p.yaml\n", "line 1, column 11: playbook"},
+		"zero size":      {"session:\n  credit: 0MiB\n", "line 2, column 11: "},
+		"relative dir":   {"run_dir: /run/og\nstate_dir: here\n", "line 2, column 12: state_dir"},
+		"bad enum":       {"listen:\n  vsock: maybe\n", "line 2, column 10: listen.vsock"},
+		"small credit":   {"session:\n  credit: 1KiB\n", "line 2, column 11: session.credit"},
+		"bad checksum":   {"engines:\n  - name: a\n    path: /x\n    sha256: zz\n", "line 4, column 13: engines[0].sha256"},
+		"second engine":  {"engines:\n  - {name: a, path: /x}\n  - {name: a, path: /y}\n", "line 3, column "},
+		"small engine":   {"engines:\n  - name: a\n    path: /x\n    memory: 1MiB\n", "line 4, column 13: engines[0].memory"},
+		"small budget":   {"captures:\n  budget: 1MiB\n", "line 2, column 11: captures.budget"},
+		"short wait":     {"orders:\n  wait: 1ms\n", "line 2, column 9: orders.wait"},
+		"bad profile":    {"policy:\n  profile: all\n", "line 2, column 12: policy.profile: \"all\" is none of minimal, default"},
+		"bad hook":       {"policy:\n  profiles:\n    web: [file_opened]\n", "\"file_opened\" is no hook"},
+		"blind profile":  {"policy:\n  profiles:\n    web: [file_open]\n", "it lacks bprm_committed_creds"},
+		"taken profile":  {"policy:\n  profiles:\n    minimal: [file_open]\n", "has a meaning already"},
+		"bad pattern":    {"policy:\n  vms:\n    - {match: \"[\", profile: minimal}\n", "matches no name"},
+		"VM's profile":   {"policy:\n  vms:\n    - match: web-*\n      profile: all\n", "line 4, column 16: policy.vms[0].profile"},
+		"log level":      {"log:\n  level: loud\n", "line 2, column 10: log.level"},
+		"nameless group": {"groups:\n  - {vm: \"*\"}\n", "line 2, column "},
+		"group of none":  {"groups:\n  - {name: webs}\n", "no vm says whose"},
+		"broken glob":    {"groups:\n  - name: webs\n    vm: \"[\"\n", "line 3, column 9: groups[0].vm"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, err := ParseConfig([]byte(tc.text))

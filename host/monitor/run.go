@@ -39,6 +39,7 @@ func (m *Monitor) stages() stages {
 		stage{name: "sessions", run: m.sessions.Run},
 		stage{name: "libvirt", run: func(ctx context.Context) error { return m.libvirt.Watch(ctx, m.happened) }},
 		stage{name: "enrolments", run: m.watchEnrolments},
+		stage{name: "groups", run: newGrouping(m).run},
 		stage{name: "listeners", ready: m.doors.prepare, run: m.doors.run},
 	)
 	if m.cfg.Metrics.Listen != "" {

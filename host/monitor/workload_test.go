@@ -3,9 +3,12 @@ package monitor_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"syscall"
 	"testing"
+
+	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/vsockproto"
@@ -89,6 +92,38 @@ func TestDaemonWorkloads(t *testing.T) {
 		t.Errorf("events in the container: %q", got)
 	}
 	_ = stop()
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDaemonGroups: what the configuration says is shared is so as soon as a domain
+// is enrolled, its container there or not, and after a restart.
+func TestDaemonGroups(t *testing.T) {
+	h := newHost(t)
+	h.configure("groups:\n  - {name: webs, vm: \"we?\", workload: crun/web}\n  - {name: others, vm: \"*\", workload: crun/web}\n")
+	h.enrol(uuid.UUID{7}, "db")
+	h.start()
+	shared := func() error {
+		r, err := h.api.ListModels(t.Context(), &apipb.ListModelsRequest{Workload: "crun/web"})
+		if err != nil {
+			return err
+		}
+		got := map[string]string{}
+		for _, m := range r.Models {
+			got[m.Uuid] = m.Group
+		}
+		if want := map[string]string{h.vm.String(): "webs", uuid.UUID{7}.String(): "others"}; !maps.Equal(got, want) {
+			return fmt.Errorf("groups %v, want %v", got, want)
+		}
+		return nil
+	}
+	h.eventually("groups", shared)
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	h.start()
+	h.eventually("groups after a restart", shared)
 	if err := h.end(syscall.SIGTERM); err != nil {
 		t.Error(err)
 	}
