@@ -138,6 +138,13 @@ func (j *judge) settled(e respond.Entry) {
 	}
 }
 
+// drop forgets what the playbook did about a VM that is watched no more.
+func (j *judge) drop(vm uuid.UUID) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.history.Drop(vm)
+}
+
 // held reports an order that waits for libvirt: nobody has stopped the VM.
 func (j *judge) held(e respond.Entry) {
 	f := engine.Finding{

@@ -206,6 +206,7 @@ func (m *Monitor) readEnrolments() {
 	for vm, e := range before {
 		m.log.Info("no longer enrolled", "vm", e.Name, "uuid", vm)
 		m.sessions.Forget(vm)
+		m.judge.drop(vm)
 	}
 }
 

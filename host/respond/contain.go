@@ -43,7 +43,7 @@ func (r *Responder) tryIsolate(ctx context.Context, j *job, res *Result) error {
 	}
 	err = r.persist(ctx, j, ask, func(ctx context.Context) error { return r.noLinks(ctx, vm) }, res)
 	if len(up) > 0 {
-		res.Detail = strings.TrimSpace(res.Detail + " down: " + strings.Join(up, " "))
+		res.Links, res.Detail = up, strings.TrimSpace(res.Detail+" down: "+strings.Join(up, " "))
 	}
 	return err
 }
@@ -80,7 +80,7 @@ func (r *Responder) connect(ctx context.Context, j *job, res *Result) error {
 	if err := r.persist(ctx, j, ask, done, res); err != nil {
 		return err
 	}
-	res.Detail = strings.TrimSpace(res.Detail + " up: " + strings.Join(macs, " "))
+	res.Links, res.Detail = macs, strings.TrimSpace(res.Detail+" up: "+strings.Join(macs, " "))
 	return r.journal.connect(vm)
 }
 

@@ -59,6 +59,31 @@ func TestIsolateAndConnect(t *testing.T) {
 	}
 }
 
+// TestIsolationOutlivesTheJournal: one that had to begin anew has the way back
+// from the results on record.
+func TestIsolationOutlivesTheJournal(t *testing.T) {
+	first := journal(t)
+	b := newBox(first)
+	b.links = []string{"a", "b"}
+	r := New(first, b, b, b, nil)
+	run(t, r)
+	wait(t, r, submit(t, r, vm1, Isolate)[0])
+	wait(t, r, submit(t, r, vm1, Connect)[0])
+	b.down["b"] = true
+	wait(t, r, submit(t, r, vm1, Isolate)[0])
+	var entries []Entry
+	if err := first.Entries(func(e Entry) bool { entries = append([]Entry{e}, entries...); return true }); err != nil {
+		t.Fatal(err)
+	}
+	second := journal(t)
+	if err := second.Restore(entries); err != nil {
+		t.Fatal(err)
+	}
+	if macs, err := second.Isolated(vm1); err != nil || !slices.Equal(macs, []string{"a"}) {
+		t.Errorf("%q, %v", macs, err)
+	}
+}
+
 // forGood is an error that trying again does not cure.
 type forGood struct{ error }
 

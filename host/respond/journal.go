@@ -42,8 +42,8 @@ type Journal struct {
 // this one began anew; nil: it was whole.
 func (j *Journal) Cut() *bolt.Cut { return j.cut }
 
-// Restore journals what a journal had which could not be trusted. The orders
-// without a result are then those of an earlier process.
+// Restore journals what a journal had which could not be trusted, oldest first.
+// The orders without a result are then those of an earlier process.
 func (j *Journal) Restore(entries []Entry) error {
 	var orders []Order
 	var results []Result
@@ -53,8 +53,27 @@ func (j *Journal) Restore(entries []Entry) error {
 			results = append(results, *e.Result)
 		}
 	}
-	if err := j.begin(orders, results); err != nil {
+	if err := errors.Join(j.begin(orders, results), j.restoreLinks(entries)); err != nil {
 		return fmt.Errorf("restore journal: %w", err)
+	}
+	return nil
+}
+
+// restoreLinks finds which links are down by orders, from their results in their
+// order.
+func (j *Journal) restoreLinks(entries []Entry) error {
+	for _, e := range entries {
+		var err error
+		switch {
+		case e.Result == nil:
+		case e.Order.Kind == Isolate: // also one that failed half-way
+			err = j.isolate(e.Order.VM, e.Result.Links)
+		case e.Order.Kind == Connect && e.Result.Status == Done:
+			err = j.connect(e.Order.VM)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

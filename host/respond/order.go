@@ -100,6 +100,7 @@ type Result struct {
 	Finished  time.Time `json:"finished"`
 	Attempts  int       `json:"attempts,omitempty"`
 	Bundle    string    `json:"bundle,omitempty"` // directory of a capture's bundle
+	Links     []string  `json:"links,omitempty"`  // MAC addresses that isolate took down, or connect up
 	Detail    string    `json:"detail,omitempty"`
 }
 
