@@ -186,7 +186,7 @@ func (t *policyTest) parseRange(text string, all []uuid.UUID) (stream, error) {
 		}
 	}
 	for _, vm := range all {
-		if t.names[vm] == name || vm.String() == name {
+		if t.nameOf(vm) == name || vm.String() == name {
 			s.vm = vm
 			return s, nil
 		}

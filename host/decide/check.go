@@ -80,7 +80,9 @@ func (c *checker) rule(at string, f *fileRule) Rule {
 	}
 	switch r.OncePer {
 	case "":
-		r.OncePer = PerRun
+		if r.OncePer = PerRun; r.Match.Host {
+			r.OncePer = PerEvent
+		}
 	case PerRun, PerSession, PerVM, PerEvent:
 	default:
 		c.bad(at+".once_per", "%q is none of run, session, vm, event", f.OncePer)
@@ -89,6 +91,9 @@ func (c *checker) rule(at string, f *fileRule) Rule {
 		r.Cooldown = c.duration(at+".cooldown", f.Cooldown)
 	}
 	r.Steps = c.steps(at+".steps", f.Steps)
+	if i := slices.IndexFunc(r.Steps, func(s Step) bool { return s != Log && s != Alert }); r.Match.Host && i >= 0 {
+		c.bad(fmt.Sprintf("%s.steps[%d]", at, i), "%s is of a VM, and a finding of the host's own is of none: log and alert are left", r.Steps[i])
+	}
 	return r
 }
 
@@ -106,8 +111,14 @@ func (c *checker) match(at string, f *fileMatch) Match {
 		c.bad(at+".severity", "%q is none of info, low, medium, high, critical", f.Severity)
 	}
 	m := Match{
+		Host:   f.Host,
 		Engine: f.Engine, Rule: f.Rule, Severity: s, Technique: f.Technique, VM: f.VM,
 		Label: f.Label, Container: f.Container, Program: f.Program,
+	}
+	for _, v := range [...][2]string{{".vm", f.VM}, {".label", f.Label}, {".container", f.Container}, {".program", f.Program}} {
+		if f.Host && v[1] != "" {
+			c.bad(at+v[0], "a finding of the host's own is of no VM")
+		}
 	}
 	if r := f.Repeated; r != nil {
 		m.Repeated = Repeated{Times: r.Times, Within: c.duration(at+".repeated.within", r.Within)}

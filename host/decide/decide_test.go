@@ -256,6 +256,8 @@ func TestParseErrors(t *testing.T) {
 		{"password in a URL", "version: 1\nalerts: [{name: x, webhook: \"http://u:p@a/\"}]\nrules: []\n", "use token_file"},
 		{"timeout", "version: 1\nalerts: [{name: x, command: [/x], timeout: 1h}]\nrules: []\n", "alerts[0].timeout: 1h is not between"},
 		{"alert twice", "version: 1\nalerts: [{name: x, command: [/x]}, {name: x, command: [/y]}]\nrules: []\n", `alerts[1].name: "x" names an earlier one`},
+		{"host and vm", head + "  - name: a\n    match: {host: true, vm: web}\n    steps: [log]\n", "4:29: rules[0].match.vm: a finding of the host's own"},
+		{"host's pause", head + "  - name: a\n    match: {host: true}\n    steps: [log, pause]\n", "5:18: rules[0].steps[1]: pause is of a VM"},
 		{"alias", "version: 1\nrules:\n  - &a {name: a, match: {}, steps: [log]}\n  - *a\n", "3:5: anchors"},
 		{"two documents", "version: 1\n---\nversion: 1\n", "one document"},
 		{"control character", head + "  - {name: \"a\\e[31m\", match: {}, steps: [log]}\n", "control character"},

@@ -19,6 +19,7 @@
 //	rules:
 //	  - name: stop-and-capture      # unique; orders and findings show it
 //	    match:                      # all that is given must hold; {} matches all
+//	      host: false               # true: the host's own findings, and no VM's
 //	      engine: tsem              # glob
 //	      rule: "tsem/*"            # glob over the finding's rule
 //	      severity: high            # at least: info, low, medium, high, critical

@@ -128,3 +128,20 @@ func TestHistoryIsBounded(t *testing.T) {
 		t.Errorf("%d times are kept after days", n)
 	}
 }
+
+// TestHostsOwn: a rule is for the host's own findings or for those of VMs, and
+// one for the host's acts each time unless it says otherwise.
+func TestHostsOwn(t *testing.T) {
+	p, h := parse(t, `rules:
+  - {name: vms, match: {}, steps: [pause], once_per: event}
+  - {name: host, match: {host: true, severity: high}, steps: [log]}
+`), &History{}
+	for range 2 {
+		if d := decideAndNote(p, about(uuid.Nil, 0), h); d.Rule != "host" || len(d.Steps) != 1 {
+			t.Errorf("the host's: %+v", d)
+		}
+	}
+	if d := decideAndNote(p, about(vm, 0), h); d.Rule != "vms" {
+		t.Errorf("a VM's: %+v", d)
+	}
+}

@@ -5,11 +5,14 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/outguard/outguard/plugins/engine"
 )
 
 // Match is what a finding must be; zero fields match all.
 type Match struct {
+	Host      bool // of the host's own, and of no VM
 	Engine    string
 	Rule      string
 	Severity  engine.Severity // at least
@@ -39,7 +42,7 @@ const (
 // holds reports whether a finding is what a rule is about; how often it came is
 // not asked here.
 func (m *Match) holds(f *engine.Finding, name string, labels map[string][]string) bool {
-	return f.Severity >= m.Severity &&
+	return m.Host == (f.VM == uuid.Nil) && f.Severity >= m.Severity &&
 		(m.Engine == "" || glob(m.Engine, f.Engine)) &&
 		(m.Rule == "" || glob(m.Rule, f.Rule)) &&
 		(m.Technique == "" || glob(m.Technique, f.Technique)) &&

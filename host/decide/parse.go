@@ -59,6 +59,7 @@ type fileRule struct {
 }
 
 type fileMatch struct {
+	Host      bool          `yaml:"host"`
 	Engine    string        `yaml:"engine"`
 	Rule      string        `yaml:"rule"`
 	Severity  string        `yaml:"severity"`

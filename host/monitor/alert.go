@@ -25,8 +25,8 @@ func newAlerter(m *Monitor) *alerter { return &alerter{m, alert.New()} }
 type notice struct {
 	ID      uuid.UUID       `json:"id"` // the order's: an alert may come twice, with the same one
 	Host    string          `json:"host"`
-	VM      string          `json:"vm"`
-	UUID    uuid.UUID       `json:"uuid"`
+	VM      string          `json:"vm"`    // "": of the host's own
+	UUID    string          `json:"uuid"`  // ""
 	Rule    string          `json:"rule"`  // the playbook's
 	Count   uint64          `json:"count"` // findings that it is about: of this VM, that this rule met since it acted
 	Reason  string          `json:"reason"`
@@ -67,8 +67,11 @@ func (a *alerter) notice(o respond.Order) ([]byte, error) {
 		return nil, err
 	}
 	n := notice{
-		ID: o.ID, Host: hostname(), VM: o.Name, UUID: o.VM, Rule: o.Rule, Count: a.m.judge.met(o.VM, o.Rule),
+		ID: o.ID, Host: hostname(), VM: o.Name, Rule: o.Rule, Count: a.m.judge.met(o.VM, o.Rule),
 		Reason: o.Reason, Decided: o.Decided.UTC(), Finding: json.RawMessage("null"),
+	}
+	if o.VM != uuid.Nil {
+		n.UUID = o.VM.String()
 	}
 	if f != nil {
 		n.Finding = api.AppendJSON(nil, api.FindingOf(f))

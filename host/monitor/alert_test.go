@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/prototest"
@@ -44,7 +45,8 @@ func newHook(t *testing.T) *hook {
 
 // notice is what the product's alerts are documented to hold.
 type notice struct {
-	ID, UUID        uuid.UUID
+	ID              uuid.UUID
+	UUID            string
 	Host, VM, Rule  string
 	Count           uint64
 	Finding         struct{ ID, Rule, Path, VM string }
@@ -129,7 +131,7 @@ rules:
 		}
 	}
 	got := web.notices(t)
-	if len(got) != 1 || got[0].Count < 2 || got[0].Count > uint64(found) || got[0].VM != "web" || got[0].UUID != h.vm ||
+	if len(got) != 1 || got[0].Count < 2 || got[0].Count > uint64(found) || got[0].VM != "web" || got[0].UUID != h.vm.String() ||
 		got[0].Finding.Path != "/new0" || got[0].Rule != "violation" || got[0].Finding.ID != done.Finding {
 		t.Errorf("%+v of %d findings", got, found)
 	}
@@ -209,5 +211,44 @@ rules: [{name: violation, match: {engine: tsem}, steps: [alert], once_per: event
 				t.Errorf("%+v", d)
 			}
 		}
+	}
+}
+
+// TestHostsOwnFindingsAreTold: a playbook can have somebody told of what is found
+// of the host itself; it is on the host's record, and nothing is done to a VM.
+func TestHostsOwnFindingsAreTold(t *testing.T) {
+	t.Parallel()
+	web := newHook(t)
+	h := newHost(t)
+	file := h.root + "/playbook.yaml"
+	h.configure("playbook: " + file + "\n")
+	h.write(file, fmt.Sprintf(`
+version: 1
+alerts: [{name: web, webhook: "%s", gather: 0s}]
+rules: [{name: host, match: {host: true, severity: high}, steps: [log, alert]}]
+`, web.URL))
+	h.start()
+	h.write(file, "rules: [")
+	if err := h.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("an alert", func() error {
+		if len(web.notices(t)) == 0 {
+			return fmt.Errorf("none")
+		}
+		return nil
+	})
+	if n := web.notices(t)[0]; n.VM != "" || n.Finding.Rule != "monitor/playbook" || n.Rule != "host" || n.Count != 1 {
+		t.Errorf("%+v", n)
+	}
+	h.eventually("orders of the host", func() error {
+		r, err := h.api.ListOrders(t.Context(), &apipb.ListOrdersRequest{})
+		if err == nil && (len(r.Orders) != 2 || r.Orders[1].State != "done" || r.Orders[1].Uuid != "") {
+			err = fmt.Errorf("%v", r.Orders)
+		}
+		return err
+	})
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
 	}
 }

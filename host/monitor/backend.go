@@ -396,6 +396,9 @@ func orderOf(e respond.Entry) *apipb.Order {
 		Target: o.Target, By: o.Asked, Reason: o.Reason, Rule: o.Rule, Finding: o.Finding,
 		Received: api.FormatTime(o.Received), Found: api.FormatTime(o.Found), Decided: api.FormatTime(o.Decided),
 	}
+	if o.VM == uuid.Nil {
+		p.Uuid = "" // the host's own
+	}
 	if w := e.Waiting; w != nil {
 		p.State, p.Error = "waiting", w.Error
 		p.Detail = fmt.Sprintf("since %s, until %s", api.FormatTime(w.Since), api.FormatTime(o.Deadline))

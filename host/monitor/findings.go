@@ -69,16 +69,15 @@ func (j *judge) again(f *engine.Finding) bool {
 	return known
 }
 
-// decide asks the playbook, which acts on VMs: a finding of the host's own is
-// only recorded.
+// decide asks the playbook. That nothing is to be done about a VM is a decision
+// too; of the host's own findings most are there for the record.
 func (j *judge) decide(f *engine.Finding) {
-	if f.VM == uuid.Nil {
-		return
-	}
 	name := j.m.domains.name(f.VM)
 	d := decide.Decide(j.playbook.Playbook, j.input(f, name), &j.history)
 	j.history.Note(d)
-	j.m.keep(f.VM, evidence.KindDecision, d.At, &d) // that nothing is to be done is a decision too
+	if f.VM != uuid.Nil || d.Rule != "" || len(d.Dry) > 0 {
+		j.m.keep(f.VM, evidence.KindDecision, d.At, &d)
+	}
 	for _, t := range d.Dry {
 		j.m.metrics.Decision(t.Rule, "dry run: "+outcome(t.Steps, t.Held, t.Dropped))
 	}
@@ -103,6 +102,9 @@ func (j *judge) carry(f *engine.Finding, d decide.Decision, name string) {
 func (j *judge) input(f *engine.Finding, name string) decide.Input {
 	w, _ := j.m.domains.get(f.VM)
 	in := decide.Input{Finding: f, Name: name, RunSince: w.RunSince, Now: time.Now()}
+	if f.VM == uuid.Nil {
+		in.RunSince = j.m.started
+	}
 	if f.Ref != nil {
 		in.Session = f.Ref.Session
 	}

@@ -32,8 +32,8 @@ func (k Kind) valid() bool { return slices.Contains(Kinds, k) }
 
 // Request asks for steps on one VM, in order.
 type Request struct {
-	VM      uuid.UUID
-	Name    string // the domain's name, for people
+	VM      uuid.UUID // zero: the host itself, for which there are only Log and Alert
+	Name    string    // the domain's name, for people
 	Steps   []Kind
 	Alerts  []string // whom the step alert tells
 	Asked   string   // who: "playbook", or "uid 0 (root)" from the command line
@@ -136,7 +136,7 @@ const (
 
 // orders makes a request's orders, or says what is wrong with it.
 func (q *Request) orders(now time.Time, o *Options) ([]Order, error) {
-	if q.VM == uuid.Nil {
+	if q.VM == uuid.Nil && slices.ContainsFunc(q.Steps, func(k Kind) bool { return k != Log && k != Alert }) {
 		return nil, errors.New("no VM")
 	}
 	if len(q.Steps) == 0 || len(q.Steps) > maxSteps || len(q.Alerts) > maxAlerts {
