@@ -33,12 +33,15 @@ const (
 	FrameBye       FrameType = 6
 	FrameCanaryAck FrameType = 7
 
+	FrameCommandAck FrameType = 8
+
 	FrameChallenge FrameType = 129
 	FrameHelloAck  FrameType = 130
 	FrameAck       FrameType = 131
 	FramePolicy    FrameType = 132
 	FrameReject    FrameType = 133
 	FrameCanary    FrameType = 134
+	FrameCommand   FrameType = 135
 )
 
 var frameNames = map[FrameType]string{
@@ -47,6 +50,7 @@ var frameNames = map[FrameType]string{
 	FrameCanaryAck: "canary-ack", FrameCanary: "canary",
 	FrameChallenge: "challenge", FrameHelloAck: "hello-ack", FrameAck: "ack",
 	FramePolicy: "policy", FrameReject: "reject",
+	FrameCommand: "command", FrameCommandAck: "command-ack",
 }
 
 func (t FrameType) String() string {

@@ -50,6 +50,8 @@ func FuzzPolicy(f *testing.F)      { fuzz(f, "policy") }
 func FuzzPolicyAck(f *testing.F)   { fuzz(f, "policy-ack") }
 func FuzzCanary(f *testing.F)      { fuzz(f, "canary") }
 func FuzzCanaryAck(f *testing.F)   { fuzz(f, "canary-ack") }
+func FuzzCommand(f *testing.F)     { fuzz(f, "command") }
+func FuzzCommandAck(f *testing.F)  { fuzz(f, "command-ack") }
 func FuzzReject(f *testing.F)      { fuzz(f, "reject") }
 func FuzzRecord(f *testing.F)      { fuzz(f, "record") }
 

@@ -57,18 +57,20 @@ var codecs = map[string]codec{
 		func(b []byte, h *vsockproto.FrameHeader) []byte {
 			return vsockproto.AppendFrame(b, h.Type, h.Sequence, int(h.Length)-vsockproto.FrameHeaderSize)
 		}),
-	"hello":      codecOf(vsockproto.ParseHello, vsockproto.AppendHello),
-	"challenge":  codecOf(vsockproto.ParseChallenge, vsockproto.AppendChallenge),
-	"proof":      codecOf(vsockproto.ParseProof, vsockproto.AppendProof),
-	"hello-ack":  codecOf(vsockproto.ParseHelloAck, vsockproto.AppendHelloAck),
-	"heartbeat":  codecOf(parseHeartbeat, vsockproto.AppendHeartbeat),
-	"bye":        codecOf(vsockproto.ParseBye, vsockproto.AppendBye),
-	"ack":        codecOf(vsockproto.ParseAck, vsockproto.AppendAck),
-	"policy":     codecOf(vsockproto.ParsePolicy, vsockproto.AppendPolicy),
-	"policy-ack": codecOf(vsockproto.ParsePolicyAck, vsockproto.AppendPolicyAck),
-	"canary":     codecOf(vsockproto.ParseCanary, vsockproto.AppendCanary),
-	"canary-ack": codecOf(vsockproto.ParseCanaryAck, vsockproto.AppendCanaryAck),
-	"reject":     codecOf(vsockproto.ParseReject, vsockproto.AppendReject),
+	"hello":       codecOf(vsockproto.ParseHello, vsockproto.AppendHello),
+	"challenge":   codecOf(vsockproto.ParseChallenge, vsockproto.AppendChallenge),
+	"proof":       codecOf(vsockproto.ParseProof, vsockproto.AppendProof),
+	"hello-ack":   codecOf(vsockproto.ParseHelloAck, vsockproto.AppendHelloAck),
+	"heartbeat":   codecOf(parseHeartbeat, vsockproto.AppendHeartbeat),
+	"bye":         codecOf(vsockproto.ParseBye, vsockproto.AppendBye),
+	"ack":         codecOf(vsockproto.ParseAck, vsockproto.AppendAck),
+	"policy":      codecOf(vsockproto.ParsePolicy, vsockproto.AppendPolicy),
+	"policy-ack":  codecOf(vsockproto.ParsePolicyAck, vsockproto.AppendPolicyAck),
+	"canary":      codecOf(vsockproto.ParseCanary, vsockproto.AppendCanary),
+	"canary-ack":  codecOf(vsockproto.ParseCanaryAck, vsockproto.AppendCanaryAck),
+	"command":     codecOf(vsockproto.ParseCommand, vsockproto.AppendCommand),
+	"command-ack": codecOf(vsockproto.ParseCommandAck, vsockproto.AppendCommandAck),
+	"reject":      codecOf(vsockproto.ParseReject, vsockproto.AppendReject),
 	"events": codecOf(vsockproto.ParseEvents, func(b []byte, e *vsockproto.Events) []byte {
 		return append(vsockproto.AppendEventsHeader(b, int(e.Count)), e.Records...)
 	}),
@@ -155,6 +157,10 @@ func meaning(t *testing.T, name string) any {
 		return vsockproto.Canary{Nonce: upTo[[16]byte](64)}
 	case "canary-ack":
 		return vsockproto.CanaryAck{Nonce: upTo[[16]byte](64), BootNs: 6_000_000_000}
+	case "command":
+		return vsockproto.Command{Number: 7, Kind: vsockproto.CommandKillTree, TGID: 4711, StartNs: 5_000_000_000}
+	case "command-ack":
+		return vsockproto.CommandAck{Number: 7, BootNs: 6_000_000_000, Tasks: 3}
 	case "reject":
 		return vsockproto.Reject{Code: vsockproto.RejectBusy, Reason: "the VM has a live session"}
 	}
@@ -175,7 +181,7 @@ func meaning(t *testing.T, name string) any {
 
 func TestVectors(t *testing.T) {
 	paths, err := filepath.Glob("testdata/vectors/*.hex")
-	if err != nil || len(paths) != 38 {
+	if err != nil || len(paths) != 40 {
 		t.Fatalf("%d vectors: %v", len(paths), err)
 	}
 	for _, path := range paths {

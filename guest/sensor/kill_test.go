@@ -247,7 +247,11 @@ func (c *city) live(ctx context.Context, fuse int) error {
 
 type noPolicies struct{}
 
-func (noPolicies) Begin()                                        {}
+func (noPolicies) Begin() {}
+func (noPolicies) Command(c vsockproto.Command) vsockproto.CommandAck {
+	return vsockproto.CommandAck{Number: c.Number}
+}
+
 func (noPolicies) Canary(vsockproto.Canary) vsockproto.CanaryAck { return vsockproto.CanaryAck{} }
 func (noPolicies) Apply(p vsockproto.Policy) vsockproto.PolicyAck {
 	return vsockproto.PolicyAck{Number: p.Number}

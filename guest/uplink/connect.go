@@ -136,6 +136,19 @@ func (h handler) Canary(q vsockproto.Canary) {
 	h.u.wake()
 }
 
+// Command does each that comes, in their order.
+func (h handler) Command(c vsockproto.Command) {
+	ack := h.u.Policies.Command(c)
+	ack.BootNs, _ = h.u.Clock()
+	h.u.log.Info("command", "kind", c.Kind, "pid", c.TGID, "cgroup", c.Cgroup, "tasks", ack.Tasks, "refused", ack.Reason)
+	h.u.mu.Lock()
+	if len(h.u.obeyed) < maxObeyed {
+		h.u.obeyed = append(h.u.obeyed, &ack)
+	}
+	h.u.mu.Unlock()
+	h.u.wake()
+}
+
 func (u *Uplink) wake() {
 	if err := u.Source.Wake(); err != nil {
 		u.log.Warn("wake the reader", "error", err)

@@ -156,6 +156,10 @@ func (p *policies) Apply(y vsockproto.Policy) vsockproto.PolicyAck {
 	return vsockproto.PolicyAck{Number: y.Number}
 }
 
+func (p *policies) Command(c vsockproto.Command) vsockproto.CommandAck {
+	return vsockproto.CommandAck{Number: c.Number, Tasks: 1}
+}
+
 func (p *policies) Canary(q vsockproto.Canary) vsockproto.CanaryAck {
 	return vsockproto.CanaryAck{Nonce: q.Nonce}
 }

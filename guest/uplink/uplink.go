@@ -46,6 +46,8 @@ type Policies interface {
 	Apply(vsockproto.Policy) vsockproto.PolicyAck
 	// Canary does what the host asks for; the time is filled in by the caller.
 	Canary(vsockproto.Canary) vsockproto.CanaryAck
+	// Command does what the host asks for; the time is filled in by the caller.
+	Command(vsockproto.Command) vsockproto.CommandAck
 }
 
 // Config is what an uplink needs.
@@ -106,6 +108,8 @@ type Uplink struct {
 	ended   bool                  // Bye is sent: the host will close the connection
 	answers *vsockproto.PolicyAck // not yet sent
 	sung    *vsockproto.CanaryAck // not yet sent
+
+	obeyed []*vsockproto.CommandAck // not yet sent, maxObeyed at most
 }
 
 // New makes an uplink. It starts nothing.
@@ -240,10 +244,20 @@ func (u *Uplink) move() (bool, error) {
 	return true, nil
 }
 
-// answer sends what is owed for a policy and a canary.
+// maxObeyed bounds the answers to commands that wait for room. The host gives one
+// command at a time.
+const maxObeyed = 16
+
+// answer sends what is owed for a policy, a canary and commands.
 func (u *Uplink) answer() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	for len(u.obeyed) > 0 {
+		if err := owe(&u.obeyed[0], u.Link.SendCommandAck); err != nil || u.obeyed[0] != nil {
+			return err
+		}
+		u.obeyed = u.obeyed[1:]
+	}
 	return errors.Join(owe(&u.answers, u.Link.SendPolicyAck), owe(&u.sung, u.Link.SendCanaryAck))
 }
 

@@ -42,7 +42,8 @@
 // repetition has not come, and one on trial, do not decide: the next is asked.
 // A glob's * stands for any text and ? for one byte; nothing else is special.
 //
-// The steps: log; alert; isolate takes the network links down; pause stops all
+// The steps: log; alert; kill and kill-tree end in the guest the process that it
+// is about, and must come before pause; isolate takes the network links down; pause stops all
 // vCPUs; capture takes memory and disks, must follow pause and come before
 // reset; reset; destroy and resume, of which one may come last. No matching
 // rule, no step.

@@ -13,16 +13,19 @@ type Step string
 const (
 	Log     Step = "log"
 	Alert   Step = "alert"
+	Kill    Step = "kill"
 	Isolate Step = "isolate"
 	Pause   Step = "pause"
 	Capture Step = "capture"
 	Reset   Step = "reset"
 	Destroy Step = "destroy"
 	Resume  Step = "resume"
+
+	KillTree Step = "kill-tree"
 )
 
 // AllSteps are the steps, in the order in which most playbooks have them.
-var AllSteps = []Step{Log, Alert, Isolate, Pause, Capture, Reset, Destroy, Resume}
+var AllSteps = []Step{Log, Alert, Kill, KillTree, Isolate, Pause, Capture, Reset, Destroy, Resume}
 
 // Once says how often a rule acts on one VM.
 type Once string

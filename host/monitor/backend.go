@@ -581,7 +581,7 @@ func (b backend) order(ctx context.Context, vm uuid.UUID, by api.Caller, step re
 		return nil, err
 	}
 	o := orderOf(respond.Entry{Order: orders[0], Result: &r})
-	if r.Status != respond.Done {
+	if r.Status != respond.Done && r.Status != respond.Asked {
 		err = api.Error(connect.CodeFailedPrecondition, "outguard orders --vm "+o.Vm+" shows it", fmt.Errorf("%s %s: %s", step, o.Vm, r.Error))
 	}
 	return o, err

@@ -235,7 +235,7 @@ func (m *Monitor) wire() error {
 	}
 	m.lives = newLives()
 	m.responder = respond.New(m.journal, hands{m.libvirt, m.lives}, m.captures, m, &respond.Options{
-		Away: m.cfg.Orders.Wait, Alerts: newAlerter(m), Held: m.judge.held, Observe: m.judge.settled, Log: m.log,
+		Away: m.cfg.Orders.Wait, Alerts: newAlerter(m), Guest: inGuest{m}, Held: m.judge.held, Observe: m.judge.settled, Log: m.log,
 	})
 	m.pipeline = pipeline.New()
 	for _, e := range m.cfg.Engines {

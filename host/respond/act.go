@@ -17,6 +17,8 @@ func (r *Responder) act(ctx context.Context, j *job, res *Result) error {
 		return nil
 	case Alert:
 		return r.alert(ctx, j, res)
+	case Kill, KillTree:
+		return r.kill(ctx, j, res)
 	case Isolate:
 		return r.isolate(ctx, j, res)
 	case Connect:

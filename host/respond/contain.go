@@ -138,6 +138,29 @@ func (r *Responder) tryDestroy(ctx context.Context, j *job, res *Result) error {
 	return r.persist(ctx, j, func(ctx context.Context) error { return r.machine.Destroy(ctx, vm) }, check, res)
 }
 
+// kill asks the guest once: a hostile one holds up what follows no longer than
+// GuestWithin. Asked again by the next process it does no harm: the process is
+// named by its start as well.
+func (r *Responder) kill(ctx context.Context, j *job, res *Result) error {
+	if r.opts.Guest == nil {
+		return errors.New("this monitor asks nothing of guests")
+	}
+	if r.stale(j, res) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.GuestWithin)
+	defer cancel()
+	res.Attempts++
+	detail, shown, err := r.opts.Guest.Kill(ctx, j.order, j.order.Kind == KillTree)
+	if err != nil {
+		return err
+	}
+	if res.Effect, res.Detail = r.now(), bound(detail); !shown {
+		res.Status = Asked
+	}
+	return nil
+}
+
 // Between two attempts of an alert there is at least the one, at most the other.
 const (
 	alertBackoff    = time.Second

@@ -16,6 +16,7 @@ type Kind string
 const (
 	Log     Kind = "log"     // only to be on record
 	Alert   Kind = "alert"   // tell a target; one order for each
+	Kill    Kind = "kill"    // in the guest: end the process that the finding is about
 	Isolate Kind = "isolate" // the network links down
 	Connect Kind = "connect" // those up again that isolate took down
 	Pause   Kind = "pause"   // stop all vCPUs
@@ -23,10 +24,12 @@ const (
 	Reset   Kind = "reset"   // begin the machine anew
 	Destroy Kind = "destroy" // end it
 	Resume  Kind = "resume"  // let the vCPUs run
+
+	KillTree Kind = "kill-tree" // in the guest: that process, and all that descends from it
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{Log, Alert, Isolate, Connect, Pause, Capture, Reset, Destroy, Resume}
+var Kinds = []Kind{Log, Alert, Kill, KillTree, Isolate, Connect, Pause, Capture, Reset, Destroy, Resume}
 
 func (k Kind) valid() bool { return slices.Contains(Kinds, k) }
 
@@ -74,6 +77,10 @@ type Order struct {
 // starts to run by itself long after it was asked for, nobody expects.
 func (k Kind) waits() bool { return k == Isolate || k == Pause || k == Capture || k == Destroy }
 
+// inGuest reports whether the guest has to do it, which may be hostile: where it
+// does not, the order fails, and what follows is carried out all the same.
+func (k Kind) inGuest() bool { return k == Kill || k == KillTree }
+
 // urgent reports whether a request with this step has room in a full queue.
 func (k Kind) urgent() bool { return k == Isolate || k == Pause || k == Destroy }
 
@@ -83,6 +90,7 @@ type Status string
 // How an order ended.
 const (
 	Done    Status = "done"    // the effect is there, checked
+	Asked   Status = "asked"   // the guest says that it is, and nothing has shown it
 	Failed  Status = "failed"  // it could not be brought about; Error says why
 	Skipped Status = "skipped" // an earlier order of the group failed, or it was overtaken
 )

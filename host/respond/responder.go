@@ -60,12 +60,21 @@ type recorder interface {
 	RecordResult(o Order, r Result) error
 }
 
+// guest is what orders ask of the VM's own agent.
+type guest interface {
+	// Kill has the process ended that o's finding is about, with tree all that
+	// descends from it. shown: its end is on record, and not only the guest's word.
+	Kill(ctx context.Context, o Order, tree bool) (detail string, shown bool, err error)
+}
+
 // Options of a Responder; zero values mean the documented defaults.
 type Options struct {
 	PauseWithin   time.Duration // default 5 s; resume has the same
 	CaptureWithin time.Duration // default 10 min
 	AlertWithin   time.Duration // how long an alert is tried; default 10 min
 	Alerts        alerter       // default: alerts fail
+	Guest         guest         // default: what a guest has to do fails
+	GuestWithin   time.Duration // for the guest to do something, which holds up what follows; default 3 s
 	Waiting       int           // orders of one VM that may wait, twice as many where one stops it; default 64
 	Away          time.Duration // how long an order to pause or capture waits for a libvirt that is away; default 1 h
 	Held          func(Entry)   // called when an order begins to wait for that; must not block
@@ -166,6 +175,9 @@ func New(j *Journal, m machine, capture capturer, record recorder, opts *Options
 	}
 	if r.opts.AlertWithin == 0 {
 		r.opts.AlertWithin = 10 * time.Minute
+	}
+	if r.opts.GuestWithin == 0 {
+		r.opts.GuestWithin = 3 * time.Second
 	}
 	if r.opts.Away == 0 {
 		r.opts.Away = time.Hour
@@ -500,7 +512,9 @@ func (r *Responder) carry(ctx context.Context, q *queue, j *job) bool {
 		return false
 	} else {
 		res.Status, res.Error = Failed, bound(err.Error())
-		q.broken = j.order.Group
+		if !j.order.Kind.inGuest() {
+			q.broken = j.order.Group
+		}
 	}
 	res.Finished = r.now()
 	r.settle(j, res)
@@ -553,7 +567,7 @@ func (r *Responder) Recover(context.Context) error {
 func (r *Responder) tell(j *job, res Result) {
 	r.recordResult(j.order, res)
 	switch res.Status {
-	case Done:
+	case Done, Asked:
 		r.done.Add(1)
 	case Failed:
 		r.failed.Add(1)

@@ -49,6 +49,8 @@ func (v *vm) frameAgain(h *vsockproto.FrameHeader, payload []byte, index uint64)
 		_, err = vsockproto.ParsePolicyAck(payload)
 	case vsockproto.FrameCanaryAck:
 		_, err = vsockproto.ParseCanaryAck(payload)
+	case vsockproto.FrameCommandAck:
+		_, err = vsockproto.ParseCommandAck(payload)
 	case vsockproto.FrameBye:
 		var y vsockproto.Bye
 		if y, err = vsockproto.ParseBye(payload); err == nil {

@@ -86,6 +86,8 @@ func (c *conn) take(f *link.Frame) (bye bool, err error) {
 		err = c.policyAck(f.Payload)
 	case vsockproto.FrameCanaryAck:
 		err = c.canaryAck(f.Payload)
+	case vsockproto.FrameCommandAck:
+		err = c.commandAck(f.Payload)
 	default:
 		bye, err = true, c.bye(f.Payload)
 	}

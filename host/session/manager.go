@@ -59,13 +59,15 @@ type vm struct {
 	chosen    bool // policy is one that SetPolicy was given
 	repeats   map[string]*repeat
 	savedAt   time.Time
-	penalty   time.Time       // no new session before
-	connects  bucket          // proven connections
-	noise     bucket          // bytes of others that are recorded
-	unkept    uint64          // and that were not
-	control   bucket          // frames of the agent that are no events
-	records   bucket          // and the records in those that are
-	overrun   engine.Severity // of the last finding about the quota
+	penalty   time.Time                             // no new session before
+	connects  bucket                                // proven connections
+	noise     bucket                                // bytes of others that are recorded
+	unkept    uint64                                // and that were not
+	control   bucket                                // frames of the agent that are no events
+	records   bucket                                // and the records in those that are
+	overrun   engine.Severity                       // of the last finding about the quota
+	commanded uint64                                // number of the last command
+	commands  map[uint64]chan vsockproto.CommandAck // by number: who waits for its answer
 
 	expected bool      // it is to have an agent, see Expect
 	seen     time.Time // last frame

@@ -64,6 +64,7 @@ type Handler interface {
 	Welcome(ack vsockproto.HelloAck, resumed bool)
 	Policy(p vsockproto.Policy)
 	Canary(c vsockproto.Canary)
+	Command(c vsockproto.Command)
 }
 
 // Agent is the guest's end of a session, over as many connections as it takes.
@@ -419,6 +420,11 @@ func (a *Agent) receive(r *frameReader, to Handler) error {
 			if c, err = vsockproto.ParseCanary(f.Payload); err == nil {
 				to.Canary(c)
 			}
+		case vsockproto.FrameCommand:
+			var c vsockproto.Command
+			if c, err = vsockproto.ParseCommand(f.Payload); err == nil {
+				to.Command(c)
+			}
 		case vsockproto.FrameReject:
 			err = rejection(f.Payload)
 		default:
@@ -543,6 +549,11 @@ func (a *Agent) SendPolicyAck(p *vsockproto.PolicyAck) error {
 // SendCanaryAck sends c in the same way.
 func (a *Agent) SendCanaryAck(c *vsockproto.CanaryAck) error {
 	return a.send(vsockproto.FrameCanaryAck, vsockproto.AppendCanaryAck(nil, c), nil)
+}
+
+// SendCommandAck sends c in the same way.
+func (a *Agent) SendCommandAck(c *vsockproto.CommandAck) error {
+	return a.send(vsockproto.FrameCommandAck, vsockproto.AppendCommandAck(nil, c), nil)
 }
 
 // SendBye sends y in the same way. After it there is no room for anything,

@@ -144,7 +144,7 @@ func (h *Host) Read() (Frame, error) {
 		return Frame{}, err
 	}
 	switch f.Type {
-	case vsockproto.FrameEvents, vsockproto.FrameHeartbeat, vsockproto.FramePolicyAck, vsockproto.FrameCanaryAck, vsockproto.FrameBye:
+	case vsockproto.FrameEvents, vsockproto.FrameHeartbeat, vsockproto.FramePolicyAck, vsockproto.FrameCanaryAck, vsockproto.FrameCommandAck, vsockproto.FrameBye:
 	default:
 		return Frame{}, fmt.Errorf("%s from the agent: %w", f.Type, ErrUnexpected)
 	}
@@ -200,6 +200,11 @@ func (h *Host) Policy(p *vsockproto.Policy) error {
 // Canary sends c.
 func (h *Host) Canary(c *vsockproto.Canary) error {
 	return h.send(vsockproto.FrameCanary, vsockproto.AppendCanary(nil, c))
+}
+
+// Command sends c.
+func (h *Host) Command(c *vsockproto.Command) error {
+	return h.send(vsockproto.FrameCommand, vsockproto.AppendCommand(nil, c))
 }
 
 // Reject says why the connection ends, and closes it.

@@ -24,7 +24,10 @@ type AgentOptions struct {
 	Silent bool // no heartbeats but those that are asked for
 
 	// Deaf hooks do not run when a Canary makes the agent do something.
-	Deaf   []vsockproto.EventType
+	Deaf []vsockproto.EventType
+	// Obey does what a Command asks for; the number and the time are filled in.
+	// Default: it is done, as far as the answer says.
+	Obey   func(vsockproto.Command) vsockproto.CommandAck
 	Cannot string // what the guest refuses of a Canary; its answer says so
 }
 
@@ -150,6 +153,20 @@ func (h *handler) Policy(p vsockproto.Policy) {
 	h.a.policy = p
 	h.a.smu.Unlock()
 	_ = h.a.link.SendPolicyAck(&vsockproto.PolicyAck{Number: p.Number})
+}
+
+// Command answers as the options say, in its own time.
+func (h *handler) Command(c vsockproto.Command) {
+	obey := h.a.o.Obey
+	if obey == nil {
+		obey = func(vsockproto.Command) vsockproto.CommandAck { return vsockproto.CommandAck{Tasks: 1} }
+	}
+	go func() {
+		ack := obey(c)
+		ack.Number = c.Number
+		ack.BootNs, _ = clocks()
+		_ = h.a.link.SendCommandAck(&ack)
+	}()
 }
 
 func (h *handler) Canary(c vsockproto.Canary) { h.sing(c) }

@@ -1,0 +1,87 @@
+package monitor_test
+
+import (
+	"context"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/prototest"
+)
+
+const killPlaybook = `
+version: 1
+rules:
+  - name: violation
+    match: {engine: tsem}
+    steps: [kill-tree, pause]
+    once_per: event
+`
+
+// TestKillIsHeldAgainstTheRecord: an agent is asked to end the very process that
+// did it. Its word alone is "asked"; the process's end on record makes it done;
+// whatever it does or leaves undone, the VM is ordered to stop.
+func TestKillIsHeldAgainstTheRecord(t *testing.T) {
+	for name, c := range map[string]struct {
+		ends   bool // the process's end is reported
+		answer vsockproto.CommandAck
+		mute   bool
+		state  string
+		said   string
+	}{
+		"honest":  {ends: true, answer: vsockproto.CommandAck{Tasks: 3}, state: "done", said: "process 700, 3 ended"},
+		"liar":    {answer: vsockproto.CommandAck{Tasks: 1}, state: "asked", said: "its end is not on record"},
+		"refuses": {answer: vsockproto.CommandAck{Reason: "process 700 is another one"}, state: "failed", said: "is another one"},
+		"mute":    {mute: true, state: "failed", said: "has not answered"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			h.configure("playbook: " + h.root + "/playbook.yaml\n")
+			h.write(h.root+"/playbook.yaml", killPlaybook)
+			h.start()
+			event := func(typ vsockproto.EventType) *vsockproto.Event {
+				e := prototest.Sample(typ)
+				e.PID, e.TGID, e.StartNs, e.LeaderStartNs = 700, 700, 5_000_000_123, 5_000_000_123
+				return e
+			}
+			bad := event(vsockproto.FileOpen)
+			bad.Path.Data = []byte("/new")
+			var asked atomic.Pointer[vsockproto.Command]
+			var a *prototest.Agent
+			a = prototest.NewAgent(&prototest.AgentOptions{Obey: func(q vsockproto.Command) vsockproto.CommandAck {
+				asked.Store(&q)
+				if c.mute {
+					time.Sleep(10 * time.Second) // longer than anybody waits
+				}
+				if c.ends {
+					ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+					defer cancel()
+					_ = a.Send(ctx, event(vsockproto.SchedProcessExit))
+				}
+				return c.answer
+			}})
+			stop := h.connect(a)
+			<-a.Up()
+			send(t, a, opened("/etc/passwd"))
+			h.seal()
+			send(t, a, bad)
+			o := h.order("kill-tree", c.state)
+			if !strings.Contains(o.Error+o.Detail, c.said) {
+				t.Errorf("%v", o)
+			}
+			if q := asked.Load(); q == nil || q.Kind != vsockproto.CommandKillTree || q.TGID != 700 || q.StartNs != 5_000_000_123 {
+				t.Errorf("asked for %+v", q)
+			}
+			h.order("pause", "waiting") // for a libvirt that is not there
+			_ = stop()
+			if err := h.end(syscall.SIGTERM); err != nil {
+				t.Error(err)
+			}
+			h.verify()
+		})
+	}
+}
