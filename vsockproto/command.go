@@ -75,6 +75,9 @@ func ParseCommand(b []byte) (Command, error) {
 	return c, nil
 }
 
+// NoCgroup is the reason where there is no cgroup of that id.
+const NoCgroup = "there is no such cgroup"
+
 // CommandAck tells what came of a Command. It is the guest's word, and no more.
 type CommandAck struct {
 	Number uint64

@@ -225,7 +225,7 @@ func findCgroup(id uint64) (found string, err error) {
 			return found, err
 		}
 	}
-	return "", fmt.Errorf("there is no cgroup %d, or version 2 is not mounted", id)
+	return "", errors.New(vsockproto.NoCgroup) // or version 2 is not mounted
 }
 
 // holdsAgent reports whether the agent is in dir or below it.

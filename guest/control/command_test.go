@@ -116,7 +116,7 @@ echo $a $b $c; wait`)
 }
 
 func TestFreezeRefuses(t *testing.T) {
-	if a := New(nil).Command(vsockproto.Command{Number: 1, Kind: vsockproto.CommandFreeze, Cgroup: 1 << 60}); !strings.Contains(a.Reason, "no cgroup") {
+	if a := New(nil).Command(vsockproto.Command{Number: 1, Kind: vsockproto.CommandFreeze, Cgroup: 1 << 60}); !strings.Contains(a.Reason, vsockproto.NoCgroup) {
 		t.Errorf("%+v", a)
 	}
 }

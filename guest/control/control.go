@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package control does what the host sends down: it puts policies into force,
-// which say what event types are reported, and answers canaries.
+// which say what event types are reported, answers canaries, and does what
+// commands ask for.
 package control
 
 import (

@@ -81,8 +81,8 @@ type Backend interface {
 	Resume(ctx context.Context, vm uuid.UUID, by Caller) (*apipb.Order, error)
 	Capture(ctx context.Context, vm uuid.UUID, by Caller, progress func(*apipb.Progress)) (*apipb.Order, error)
 
-	// Contain does the same with one of the steps isolate, connect, reset and
-	// destroy.
+	// Contain does the same with one of the steps isolate, connect, thaw, reset
+	// and destroy.
 	Contain(ctx context.Context, vm uuid.UUID, step string, by Caller) (*apipb.Order, error)
 
 	// Bundles lists the bundles on this host, oldest first.

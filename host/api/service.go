@@ -180,7 +180,7 @@ func (s *service) Resume(ctx context.Context, r *apipb.ResumeRequest) (*apipb.Re
 }
 
 // containing are the steps that Contain takes.
-var containing = []string{"isolate", "connect", "reset", "destroy"}
+var containing = []string{"isolate", "connect", "thaw", "reset", "destroy"}
 
 func (s *service) Contain(ctx context.Context, r *apipb.ContainRequest) (*apipb.ContainResponse, error) {
 	if !slices.Contains(containing, r.Step) {

@@ -25,6 +25,14 @@ owner had down stay so.`,
 	})
 }
 
+func (a *app) thawCmd() *cobra.Command {
+	return a.containCmd("thaw", "thawed", &cobra.Command{
+		Short: "Let tasks of a guest go on that an order froze",
+		Long: `Have the guest's agent let the cgroups go on that the playbook's step freeze has
+stopped. That they do is the guest's word: the order is "asked".`,
+	})
+}
+
 func (a *app) resetCmd() *cobra.Command {
 	return a.containCmd("reset", "reset", &cobra.Command{
 		Short: "Begin a domain's machine anew, as its reset button would",

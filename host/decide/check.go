@@ -343,7 +343,7 @@ func (c *checker) steps(at string, names []string) []Step {
 		switch {
 		case s == Capture && !seen[Pause]:
 			c.bad(here, "capture must follow pause: memory and disks of a running VM are no pair")
-		case (s == Kill || s == KillTree) && (seen[Pause] || seen[Reset]):
+		case (s == Kill || s == KillTree || s == Freeze) && (seen[Pause] || seen[Reset]):
 			c.bad(here, "%s must come before pause and reset: the guest has to do it", s)
 		case s == Kill && seen[KillTree], s == KillTree && seen[Kill]:
 			c.bad(here, "kill and kill-tree end the same process")

@@ -244,7 +244,7 @@ func TestParseErrors(t *testing.T) {
 		{"limit", "version: 1\nlimits: {capture: {vm: 4}}\nrules: []\n", `2:24: limits.capture.vm: "4" is no limit`},
 		{"limit of a pause", "version: 1\nlimits: {pause: {vm: 4/1h}}\nrules: []\n", "2:10: "},
 		{"limit's time", "version: 1\nlimits: {capture: {total: 4/48h}}\nrules: []\n", "at most 24h"},
-		{"revert", head + "  - name: a\n    match: {}\n    steps: [revert]\n", `"revert" is none of log, alert, kill, kill-tree, isolate, pause, capture, reset, destroy, resume`},
+		{"revert", head + "  - name: a\n    match: {}\n    steps: [revert]\n", `"revert" is none of log, alert, kill, kill-tree, freeze, isolate, pause, capture, reset, destroy, resume`},
 		{"kill when paused", head + "  - name: a\n    match: {}\n    steps: [pause, kill]\n", "5:20: rules[0].steps[1]: kill must come before pause"},
 		{"kill twice", head + "  - name: a\n    match: {}\n    steps: [kill-tree, kill]\n", "5:24: rules[0].steps[1]: kill and kill-tree end the same"},
 		{"capture after reset", head + "  - name: a\n    match: {}\n    steps: [pause, reset, capture]\n", "5:27: rules[0].steps[2]: capture must come before reset"},

@@ -43,7 +43,7 @@
 // A glob's * stands for any text and ? for one byte; nothing else is special.
 //
 // The steps: log; alert; kill and kill-tree end in the guest the process that it
-// is about, and must come before pause; isolate takes the network links down; pause stops all
+// is about, freeze stops its cgroup, and all three must come before pause; isolate takes the network links down; pause stops all
 // vCPUs; capture takes memory and disks, must follow pause and come before
 // reset; reset; destroy and resume, of which one may come last. No matching
 // rule, no step.

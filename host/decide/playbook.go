@@ -22,10 +22,11 @@ const (
 	Resume  Step = "resume"
 
 	KillTree Step = "kill-tree"
+	Freeze   Step = "freeze"
 )
 
 // AllSteps are the steps, in the order in which most playbooks have them.
-var AllSteps = []Step{Log, Alert, Kill, KillTree, Isolate, Pause, Capture, Reset, Destroy, Resume}
+var AllSteps = []Step{Log, Alert, Kill, KillTree, Freeze, Isolate, Pause, Capture, Reset, Destroy, Resume}
 
 // Once says how often a rule acts on one VM.
 type Once string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/google/uuid"
 
@@ -18,22 +19,32 @@ import (
 // against what they report.
 type inGuest struct{ m *Monitor }
 
-// Kill names the process by its pid and when it started, both as the event of
-// the finding told them, so that a pid that is another's by now is left alone.
-func (g inGuest) Kill(ctx context.Context, o respond.Order, tree bool) (string, bool, error) {
+// process is the event by which an order's finding names a process of the
+// guest's that still runs, as far as the host knows.
+func (g inGuest) process(o respond.Order) (*vsockproto.Event, error) {
 	if w, _ := g.m.domains.get(o.VM); w.State == domain.Paused || w.State == domain.ShutOff {
-		return "", false, fmt.Errorf("the VM is %s, and its guest does nothing", w.State)
+		return nil, fmt.Errorf("the VM is %s, and its guest does nothing", w.State)
 	}
 	f, err := g.m.captures.finding(o)
 	if err != nil {
-		return "", false, err
+		return nil, err
 	}
 	e, err := g.event(f)
 	if err != nil {
-		return "", false, err
+		return nil, err
 	}
 	if s, ok := g.m.sessions.StatusOf(o.VM); !ok || s.Session != f.Ref.Session {
-		return "", false, errors.New("the guest has begun anew since")
+		return nil, errors.New("the guest has begun anew since")
+	}
+	return e, nil
+}
+
+// Kill names the process by its pid and when it started, both as the event of
+// the finding told them, so that a pid that is another's by now is left alone.
+func (g inGuest) Kill(ctx context.Context, o respond.Order, tree bool) (string, bool, error) {
+	e, err := g.process(o)
+	if err != nil {
+		return "", false, err
 	}
 	stream, err := g.m.store.Stream(o.VM)
 	if err != nil {
@@ -44,12 +55,9 @@ func (g inGuest) Kill(ctx context.Context, o respond.Order, tree bool) (string, 
 	if tree {
 		q.Kind = vsockproto.CommandKillTree
 	}
-	a, err := g.m.sessions.Command(ctx, o.VM, q)
+	a, err := g.command(ctx, o.VM, q)
 	if err != nil {
 		return "", false, err
-	}
-	if a.Reason != "" {
-		return "", false, fmt.Errorf("the guest says: %q", a.Reason)
 	}
 	shown := g.ended(ctx, o.VM, from, q)
 	detail := fmt.Sprintf("process %d, %d ended", q.TGID, a.Tasks)
@@ -57,6 +65,42 @@ func (g inGuest) Kill(ctx context.Context, o respond.Order, tree bool) (string, 
 		detail += ", says the guest; its end is not on record"
 	}
 	return detail, shown, nil
+}
+
+// command has the agent do something; what it refuses is an error.
+func (g inGuest) command(ctx context.Context, vm uuid.UUID, q vsockproto.Command) (vsockproto.CommandAck, error) {
+	a, err := g.m.sessions.Command(ctx, vm, q)
+	if err == nil && a.Reason != "" {
+		err = fmt.Errorf("the guest says: %q", a.Reason)
+	}
+	return a, err
+}
+
+// Cgroup is that of the process that did it.
+func (g inGuest) Cgroup(_ context.Context, o respond.Order) (string, error) {
+	e, err := g.process(o)
+	if err != nil {
+		return "", err
+	}
+	if e.CgroupID == 0 {
+		return "", errors.New("the finding's event tells no cgroup")
+	}
+	return strconv.FormatUint(e.CgroupID, 10), nil
+}
+
+// Freeze has a cgroup stand, or go on. One that the agent does not find is gone:
+// no order can have it go on.
+func (g inGuest) Freeze(ctx context.Context, vm uuid.UUID, cgroup string, on bool) (bool, error) {
+	id, err := strconv.ParseUint(cgroup, 10, 64)
+	if err != nil {
+		return false, fmt.Errorf("cgroup %q: %w", cgroup, err)
+	}
+	q := vsockproto.Command{Kind: vsockproto.CommandFreeze, Cgroup: id}
+	if !on {
+		q.Kind = vsockproto.CommandThaw
+	}
+	a, err := g.command(ctx, vm, q)
+	return a.Reason == vsockproto.NoCgroup, err
 }
 
 // event reads the event of a finding from the record.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/prototest"
 )
@@ -84,4 +85,43 @@ func TestKillIsHeldAgainstTheRecord(t *testing.T) {
 			h.verify()
 		})
 	}
+}
+
+// TestFreezeIsTheGuestsWord: the cgroup of the process that did it is frozen, and
+// thawed over the API; that it stands is "asked".
+func TestFreezeIsTheGuestsWord(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.configure("playbook: " + h.root + "/playbook.yaml\n")
+	h.write(h.root+"/playbook.yaml", strings.Replace(killPlaybook, "[kill-tree, pause]", "[freeze]", 1))
+	h.start()
+	asked := make(chan vsockproto.Command, 8)
+	a := prototest.NewAgent(&prototest.AgentOptions{Obey: func(q vsockproto.Command) vsockproto.CommandAck {
+		asked <- q
+		return vsockproto.CommandAck{}
+	}})
+	stop := h.connect(a)
+	<-a.Up()
+	send(t, a, opened("/etc/passwd"))
+	h.seal()
+	bad := opened("/new")
+	bad.CgroupID = 4711
+	send(t, a, bad)
+	if o := h.order("freeze", "asked"); o.Detail != "cgroup 4711" {
+		t.Errorf("%v", o)
+	}
+	r, err := h.api.Contain(t.Context(), &apipb.ContainRequest{Vm: h.vm.String(), Step: "thaw"})
+	if err != nil || r.Order.State != "asked" || r.Order.Detail != "cgroups 4711" {
+		t.Errorf("%v, %v", r, err)
+	}
+	for _, want := range []vsockproto.CommandKind{vsockproto.CommandFreeze, vsockproto.CommandThaw} {
+		if q := <-asked; q.Kind != want || q.Cgroup != 4711 || q.TGID != 0 {
+			t.Errorf("asked for %+v, want %s", q, want)
+		}
+	}
+	_ = stop()
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	h.verify()
 }

@@ -19,6 +19,10 @@ func (r *Responder) act(ctx context.Context, j *job, res *Result) error {
 		return r.alert(ctx, j, res)
 	case Kill, KillTree:
 		return r.kill(ctx, j, res)
+	case Freeze:
+		return r.freeze(ctx, j, res)
+	case Thaw:
+		return r.thaw(ctx, j, res)
 	case Isolate:
 		return r.isolate(ctx, j, res)
 	case Connect:

@@ -161,6 +161,62 @@ func (r *Responder) kill(ctx context.Context, j *job, res *Result) error {
 	return nil
 }
 
+// freeze asks the guest to stop a cgroup, which is in the journal before: the way
+// back knows it. That it stands is the guest's word.
+func (r *Responder) freeze(ctx context.Context, j *job, res *Result) error {
+	if r.opts.Guest == nil {
+		return errors.New("this monitor asks nothing of guests")
+	}
+	if r.stale(j, res) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.GuestWithin)
+	defer cancel()
+	id, err := r.opts.Guest.Cgroup(ctx, j.order)
+	if err != nil {
+		return err
+	}
+	if err := r.journal.freeze(j.order.VM, id); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	res.Attempts++
+	res.Cgroups, res.Detail = []string{id}, "cgroup "+id
+	if _, err := r.opts.Guest.Freeze(ctx, j.order.VM, id, true); err != nil {
+		return err
+	}
+	res.Effect, res.Status = r.now(), Asked
+	return nil
+}
+
+// thaw is the way back: all that orders froze goes on, and what is no more is
+// forgotten.
+func (r *Responder) thaw(ctx context.Context, j *job, res *Result) error {
+	if r.opts.Guest == nil {
+		return errors.New("this monitor asks nothing of guests")
+	}
+	all, err := r.journal.Frozen(j.order.VM)
+	if err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		res.Already, res.Effect, res.Detail = true, r.now(), "nothing of it is frozen by an order"
+		return nil
+	}
+	if r.stale(j, res) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.GuestWithin)
+	defer cancel()
+	res.Attempts++
+	for _, id := range all {
+		if gone, err := r.opts.Guest.Freeze(ctx, j.order.VM, id, false); err != nil && !gone {
+			return fmt.Errorf("cgroup %s: %w", id, err)
+		}
+	}
+	res.Effect, res.Status, res.Cgroups, res.Detail = r.now(), Asked, all, "cgroups "+strings.Join(all, " ")
+	return r.journal.thaw(j.order.VM)
+}
+
 // Between two attempts of an alert there is at least the one, at most the other.
 const (
 	alertBackoff    = time.Second

@@ -299,3 +299,91 @@ func TestAlertIsTriedAgain(t *testing.T) {
 		}
 	})
 }
+
+// tame is a guest that does what it is asked.
+type tame struct {
+	frozen map[string]bool
+	kill   func() (string, bool, error)
+	thaw   error
+	gone   bool
+}
+
+func (g *tame) Kill(context.Context, Order, bool) (string, bool, error) { return g.kill() }
+func (g *tame) Cgroup(context.Context, Order) (string, error)           { return "77", nil }
+func (g *tame) Freeze(_ context.Context, _ uuid.UUID, cgroup string, on bool) (bool, error) {
+	if !on && g.thaw != nil {
+		return g.gone, g.thaw
+	}
+	g.frozen[cgroup] = on
+	return false, nil
+}
+
+// TestWhatTheGuestDoes: its word is no more than that, and where it does nothing
+// the VM is stopped all the same.
+func TestWhatTheGuestDoes(t *testing.T) {
+	for name, c := range map[string]struct {
+		kill func() (string, bool, error)
+		want Status
+	}{
+		"shown":   {func() (string, bool, error) { return "ended", true, nil }, Done},
+		"said":    {func() (string, bool, error) { return "says the guest", false, nil }, Asked},
+		"refused": {func() (string, bool, error) { return "", false, errors.New("no") }, Failed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := journal(t)
+			b := newBox(j)
+			r := New(j, b, b, b, &Options{Guest: &tame{kill: c.kill}})
+			run(t, r)
+			orders := submit(t, r, vm1, Kill, Pause)
+			if res := wait(t, r, orders[0]); res.Status != c.want {
+				t.Errorf("%+v", res)
+			}
+			if res := wait(t, r, orders[1]); res.Status != Done {
+				t.Errorf("the pause: %+v", res)
+			}
+		})
+	}
+}
+
+// TestFreezeAndThaw: what was frozen is on disk before the guest is asked, thaw
+// is the way back, also where the cgroup is no more and where the journal had to
+// begin anew.
+func TestFreezeAndThaw(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	g := &tame{frozen: map[string]bool{}}
+	r := New(j, b, b, b, &Options{Guest: g})
+	run(t, r)
+	if res := wait(t, r, submit(t, r, vm1, Thaw)[0]); res.Status != Done || !res.Already {
+		t.Errorf("nothing is frozen: %+v", res)
+	}
+	if res := wait(t, r, submit(t, r, vm1, Freeze)[0]); res.Status != Asked || res.Detail != "cgroup 77" || !g.frozen["77"] {
+		t.Errorf("%+v", res)
+	}
+	frozen := func(j *Journal, want ...string) {
+		t.Helper()
+		if all, err := j.Frozen(vm1); err != nil || !slices.Equal(all, want) {
+			t.Errorf("frozen: %q, %v", all, err)
+		}
+	}
+	frozen(j, "77")
+	var entries []Entry
+	if err := j.Entries(func(e Entry) bool { entries = append([]Entry{e}, entries...); return true }); err != nil {
+		t.Fatal(err)
+	}
+	second := journal(t)
+	if err := second.Restore(entries); err != nil {
+		t.Fatal(err)
+	}
+	frozen(second, "77")
+	g.thaw = errors.New("busy")
+	if res := wait(t, r, submit(t, r, vm1, Thaw)[0]); res.Status != Failed {
+		t.Errorf("%+v", res)
+	}
+	frozen(j, "77")
+	g.gone = true
+	if res := wait(t, r, submit(t, r, vm1, Thaw)[0]); res.Status != Asked || res.Detail != "cgroups 77" {
+		t.Errorf("%+v", res)
+	}
+	frozen(j)
+}

@@ -16,7 +16,8 @@ import (
 // The journal is a bbolt file: "orders" and "results" hold JSON by order id,
 // "pending" the ids without a result, "untold" those whose result may not be on
 // the VM's record yet, "waiting" JSON of those that wait for libvirt, "isolated"
-// JSON of the MAC addresses that orders took down, by VM, "meta" the version.
+// JSON of the MAC addresses that orders took down, by VM, "frozen" of the cgroups
+// that they froze, "meta" the version.
 var (
 	bOrders   = []byte("orders")
 	bResults  = []byte("results")
@@ -24,6 +25,7 @@ var (
 	bUntold   = []byte("untold")
 	bWaiting  = []byte("waiting")
 	bIsolated = []byte("isolated")
+	bFrozen   = []byte("frozen")
 	bMeta     = []byte("meta")
 	kVersion  = []byte("version")
 )
@@ -53,15 +55,15 @@ func (j *Journal) Restore(entries []Entry) error {
 			results = append(results, *e.Result)
 		}
 	}
-	if err := errors.Join(j.begin(orders, results), j.restoreLinks(entries)); err != nil {
+	if err := errors.Join(j.begin(orders, results), j.restoreHeld(entries)); err != nil {
 		return fmt.Errorf("restore journal: %w", err)
 	}
 	return nil
 }
 
-// restoreLinks finds which links are down by orders, from their results in their
-// order.
-func (j *Journal) restoreLinks(entries []Entry) error {
+// restoreHeld finds which links are down and which cgroups frozen by orders, from
+// their results in their order.
+func (j *Journal) restoreHeld(entries []Entry) error {
 	for _, e := range entries {
 		var err error
 		switch {
@@ -70,6 +72,10 @@ func (j *Journal) restoreLinks(entries []Entry) error {
 			err = j.isolate(e.Order.VM, e.Result.Links)
 		case e.Order.Kind == Connect && e.Result.Status == Done:
 			err = j.connect(e.Order.VM)
+		case e.Order.Kind == Freeze && len(e.Result.Cgroups) > 0:
+			err = j.freeze(e.Order.VM, e.Result.Cgroups[0])
+		case e.Order.Kind == Thaw && e.Result.Status == Asked:
+			err = j.thaw(e.Order.VM)
 		}
 		if err != nil {
 			return err
@@ -112,7 +118,7 @@ func walk(db *bbolt.DB) error {
 }
 
 func prepare(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bOrders, bResults, bPending, bUntold, bWaiting, bIsolated, bMeta} {
+	for _, name := range [][]byte{bOrders, bResults, bPending, bUntold, bWaiting, bIsolated, bFrozen, bMeta} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -205,15 +211,36 @@ func (j *Journal) wait(order uuid.UUID, w Waiting) error {
 
 // isolate notes that links of a VM are taken down by an order, beside those that
 // are already.
-func (j *Journal) isolate(vm uuid.UUID, macs []string) error {
+func (j *Journal) isolate(vm uuid.UUID, macs []string) error { return j.hold(bIsolated, vm, macs) }
+
+// connect notes that they are up again.
+func (j *Journal) connect(vm uuid.UUID) error { return j.release(bIsolated, vm) }
+
+// freeze notes that a cgroup of a VM is frozen by an order.
+func (j *Journal) freeze(vm uuid.UUID, cgroup string) error {
+	return j.hold(bFrozen, vm, []string{cgroup})
+}
+
+// thaw notes that all of the VM's go on.
+func (j *Journal) thaw(vm uuid.UUID) error { return j.release(bFrozen, vm) }
+
+// Isolated returns the MAC addresses of a VM's links that orders took down and
+// none brought up again.
+func (j *Journal) Isolated(vm uuid.UUID) ([]string, error) { return j.held(bIsolated, vm) }
+
+// Frozen returns the ids of a VM's cgroups that orders froze and none thawed.
+func (j *Journal) Frozen(vm uuid.UUID) ([]string, error) { return j.held(bFrozen, vm) }
+
+// hold adds to what is held of a VM.
+func (j *Journal) hold(bucket []byte, vm uuid.UUID, what []string) error {
 	return j.db.Update(func(tx *bbolt.Tx) error {
-		all, err := isolated(tx.Bucket(bIsolated).Get(vm[:]))
+		all, err := isolated(tx.Bucket(bucket).Get(vm[:]))
 		if err != nil {
 			return err
 		}
-		for _, mac := range macs {
-			if !slices.Contains(all, mac) {
-				all = append(all, mac)
+		for _, w := range what {
+			if !slices.Contains(all, w) {
+				all = append(all, w)
 			}
 		}
 		if len(all) == 0 {
@@ -223,26 +250,23 @@ func (j *Journal) isolate(vm uuid.UUID, macs []string) error {
 		if err != nil {
 			return err
 		}
-		return tx.Bucket(bIsolated).Put(vm[:], b)
+		return tx.Bucket(bucket).Put(vm[:], b)
 	})
 }
 
-// connect notes that they are up again.
-func (j *Journal) connect(vm uuid.UUID) error {
-	return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bIsolated).Delete(vm[:]) })
+func (j *Journal) release(bucket []byte, vm uuid.UUID) error {
+	return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Delete(vm[:]) })
 }
 
-// Isolated returns the MAC addresses of a VM's links that orders took down and
-// none brought up again.
-func (j *Journal) Isolated(vm uuid.UUID) (macs []string, err error) {
+func (j *Journal) held(bucket []byte, vm uuid.UUID) (all []string, err error) {
 	err = j.db.View(func(tx *bbolt.Tx) error {
-		macs, err = isolated(tx.Bucket(bIsolated).Get(vm[:]))
+		all, err = isolated(tx.Bucket(bucket).Get(vm[:]))
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read journal: %w", err)
 	}
-	return macs, nil
+	return all, nil
 }
 
 // AllIsolated returns them of every VM that has some.

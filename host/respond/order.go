@@ -26,10 +26,12 @@ const (
 	Resume  Kind = "resume"  // let the vCPUs run
 
 	KillTree Kind = "kill-tree" // in the guest: that process, and all that descends from it
+	Freeze   Kind = "freeze"    // in the guest: stop the tasks of its cgroup
+	Thaw     Kind = "thaw"      // in the guest: let go on what freeze stopped
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{Log, Alert, Kill, KillTree, Isolate, Connect, Pause, Capture, Reset, Destroy, Resume}
+var Kinds = []Kind{Log, Alert, Kill, KillTree, Isolate, Connect, Pause, Capture, Reset, Destroy, Resume, Freeze, Thaw}
 
 func (k Kind) valid() bool { return slices.Contains(Kinds, k) }
 
@@ -79,7 +81,7 @@ func (k Kind) waits() bool { return k == Isolate || k == Pause || k == Capture |
 
 // inGuest reports whether the guest has to do it, which may be hostile: where it
 // does not, the order fails, and what follows is carried out all the same.
-func (k Kind) inGuest() bool { return k == Kill || k == KillTree }
+func (k Kind) inGuest() bool { return k == Kill || k == KillTree || k == Freeze || k == Thaw }
 
 // urgent reports whether a request with this step has room in a full queue.
 func (k Kind) urgent() bool { return k == Isolate || k == Pause || k == Destroy }
@@ -107,8 +109,9 @@ type Result struct {
 	Effect    time.Time `json:"effect,omitzero"`     // libvirt confirmed the effect
 	Finished  time.Time `json:"finished"`
 	Attempts  int       `json:"attempts,omitempty"`
-	Bundle    string    `json:"bundle,omitempty"` // directory of a capture's bundle
-	Links     []string  `json:"links,omitempty"`  // MAC addresses that isolate took down, or connect up
+	Bundle    string    `json:"bundle,omitempty"`  // directory of a capture's bundle
+	Links     []string  `json:"links,omitempty"`   // MAC addresses that isolate took down, or connect up
+	Cgroups   []string  `json:"cgroups,omitempty"` // ids of those that freeze stopped, or thaw let go on
 	Detail    string    `json:"detail,omitempty"`
 }
 

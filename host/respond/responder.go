@@ -65,6 +65,11 @@ type guest interface {
 	// Kill has the process ended that o's finding is about, with tree all that
 	// descends from it. shown: its end is on record, and not only the guest's word.
 	Kill(ctx context.Context, o Order, tree bool) (detail string, shown bool, err error)
+
+	// Cgroup is the id of that process's cgroup, and Freeze has its tasks stopped,
+	// or with on false go on. gone: there is no such cgroup any more.
+	Cgroup(ctx context.Context, o Order) (id string, err error)
+	Freeze(ctx context.Context, vm uuid.UUID, cgroup string, on bool) (gone bool, err error)
 }
 
 // Options of a Responder; zero values mean the documented defaults.

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,9 +25,10 @@ func TestCommand(t *testing.T) {
 		if _, err := m.Command(t.Context(), uuid.New(), q); !errors.Is(err, ErrNoAgent) {
 			t.Errorf("of an unknown VM: %v", err)
 		}
-		slow := 100 * time.Millisecond
+		var slow atomic.Int64
+		slow.Store(int64(100 * time.Millisecond))
 		a := prototest.NewAgent(&prototest.AgentOptions{Obey: func(q vsockproto.Command) vsockproto.CommandAck {
-			time.Sleep(slow)
+			time.Sleep(time.Duration(slow.Load()))
 			return vsockproto.CommandAck{Tasks: q.TGID}
 		}})
 		c := dial(t.Context(), m, a)
@@ -44,7 +46,7 @@ func TestCommand(t *testing.T) {
 			t.Errorf("no answer in time: %v", err)
 		}
 		time.Sleep(time.Second) // the late one is nobody's
-		slow = time.Minute
+		slow.Store(int64(time.Minute))
 		ended := make(chan error, 1)
 		go func() { _, err := m.Command(t.Context(), vmID, q); ended <- err }()
 		synctest.Wait()

@@ -3048,7 +3048,7 @@ type Order struct {
 	Vm            string                 `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"`       // name
 	Uuid          string                 `protobuf:"bytes,4,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	Step          string                 `protobuf:"bytes,5,opt,name=step,proto3" json:"step,omitempty"`   // log, pause, capture, resume
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // pending, waiting (for libvirt), done, failed, skipped
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // pending, waiting (for libvirt), done, asked (of the guest, which says so), failed, skipped
 	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"` // why it failed, and what to do next
 	By            string                 `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`       // playbook, or who asked over the API
 	Reason        string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -5403,7 +5403,7 @@ func (x *Playbook) GetDryRun() bool {
 type ContainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
-	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"` // isolate, connect, reset or destroy
+	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"` // isolate, connect, thaw, reset or destroy
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -135,8 +135,8 @@ type OutguardClient interface {
 	// the one before stays and the error says why.
 	ReloadPlaybook(context.Context, *apipb.ReloadPlaybookRequest) (*apipb.ReloadPlaybookResponse, error)
 	// Contain has a step carried out that is none of those above: isolate takes a
-	// VM's network links down, connect brings those up again, reset begins its
-	// machine anew, destroy ends it. It answers when the effect is there.
+	// VM's network links down, connect brings those up again, thaw has its guest
+	// let go on what an order froze, reset begins its machine anew, destroy ends it. It answers when the effect is there.
 	Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error)
 	// PinBundle keeps a bundle from being given up, or no longer.
 	PinBundle(context.Context, *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error)
@@ -534,8 +534,8 @@ type OutguardHandler interface {
 	// the one before stays and the error says why.
 	ReloadPlaybook(context.Context, *apipb.ReloadPlaybookRequest) (*apipb.ReloadPlaybookResponse, error)
 	// Contain has a step carried out that is none of those above: isolate takes a
-	// VM's network links down, connect brings those up again, reset begins its
-	// machine anew, destroy ends it. It answers when the effect is there.
+	// VM's network links down, connect brings those up again, thaw has its guest
+	// let go on what an order froze, reset begins its machine anew, destroy ends it. It answers when the effect is there.
 	Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error)
 	// PinBundle keeps a bundle from being given up, or no longer.
 	PinBundle(context.Context, *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error)
