@@ -48,7 +48,7 @@ func (p *port) put(t Type, guest, host uint64, payload []byte) error {
 // begin writes what has to come to its end once a part of it is written.
 func (p *port) begin(b []byte) error {
 	n, err := p.s.Write(b)
-	if n > 0 {
+	if n > 0 && n < len(b) {
 		p.owed = b[n:]
 	}
 	return err
@@ -60,7 +60,9 @@ func (p *port) flush() error {
 		return nil
 	}
 	n, err := p.s.Write(p.owed)
-	p.owed = p.owed[n:]
+	if p.owed = p.owed[n:]; len(p.owed) == 0 {
+		p.owed = nil
+	}
 	return err
 }
 
@@ -85,12 +87,14 @@ func (p *port) control(t Type, guest, host uint64, zeros bool) error {
 	return nil
 }
 
+var nothing [maxPacket]byte
+
 // zeros end what an earlier process left unfinished. Called with wmu held.
 func (p *port) zeros() error {
 	if err := p.flush(); err != nil {
 		return err
 	}
-	return p.begin(make([]byte, maxPacket))
+	return p.begin(nothing[:])
 }
 
 // conn is one connection of a port. It implements net.Conn.
