@@ -147,7 +147,7 @@ func (r *run) measure(ctx context.Context) error {
 			r.report.sample("engine", strconv.Itoa(pid), u)
 		}
 	}
-	out, _, err := r.guest.Root(ctx, `p=$(pidof outguard-agent); echo $p $(grep VmRSS /proc/$p/status) $(ls /proc/$p/fd | wc -l)`, calm)
+	out, _, err := r.guest.Root(ctx, `p=$(pidof outguard-agent); echo $p $(grep VmRSS /proc/$p/status) $(ls /proc/$p/fd 2>/dev/null | wc -l)`, calm)
 	if err != nil {
 		return err
 	}

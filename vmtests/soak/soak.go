@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -298,6 +299,9 @@ func (r *run) say(format string, args ...any) { fmt.Fprintf(r.o.Out, format+"\n"
 func (r *run) keep() error {
 	for _, path := range []string{r.install.LogFile(), filepath.Join(r.guest.Dir(), "console.log"), filepath.Join(r.guest.Dir(), "vsock.log")} {
 		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) { // not every channel has a process of its own
+			continue
+		}
 		if err != nil {
 			return err
 		}
