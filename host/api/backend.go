@@ -79,11 +79,11 @@ type Backend interface {
 	// progress from its own goroutine, before it returns.
 	Pause(ctx context.Context, vm uuid.UUID, by Caller) (*apipb.Order, error)
 	Resume(ctx context.Context, vm uuid.UUID, by Caller) (*apipb.Order, error)
-	Capture(ctx context.Context, vm uuid.UUID, by Caller, progress func(*apipb.Progress)) (*apipb.Order, error)
+	Capture(ctx context.Context, vm uuid.UUID, revertible bool, by Caller, progress func(*apipb.Progress)) (*apipb.Order, error)
 
-	// Contain does the same with one of the steps isolate, connect, thaw, reset
-	// and destroy.
-	Contain(ctx context.Context, vm uuid.UUID, step string, by Caller) (*apipb.Order, error)
+	// Contain does the same with one of the steps isolate, connect, thaw, reset,
+	// destroy, save and revert; the last two have a state's name.
+	Contain(ctx context.Context, vm uuid.UUID, step, state string, by Caller) (*apipb.Order, error)
 
 	// Bundles lists the bundles on this host, oldest first.
 	Bundles(ctx context.Context) ([]*apipb.Bundle, error)

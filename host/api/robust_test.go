@@ -41,10 +41,10 @@ type slowCapture struct {
 	result chan error
 }
 
-func (s slowCapture) Capture(ctx context.Context, vm uuid.UUID, by api.Caller, progress func(*apipb.Progress)) (*apipb.Order, error) {
+func (s slowCapture) Capture(ctx context.Context, vm uuid.UUID, revertible bool, by api.Caller, progress func(*apipb.Progress)) (*apipb.Order, error) {
 	s.begun <- ctx
 	<-s.let
-	o, err := s.Backend.Capture(ctx, vm, by, progress)
+	o, err := s.Backend.Capture(ctx, vm, revertible, by, progress)
 	s.result <- ctx.Err()
 	return o, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -180,21 +181,42 @@ func (s *service) Resume(ctx context.Context, r *apipb.ResumeRequest) (*apipb.Re
 }
 
 // containing are the steps that Contain takes.
-var containing = []string{"isolate", "connect", "thaw", "reset", "destroy"}
+var containing = []string{"isolate", "connect", "thaw", "reset", "destroy", "save", "revert"}
 
 func (s *service) Contain(ctx context.Context, r *apipb.ContainRequest) (*apipb.ContainResponse, error) {
 	if !slices.Contains(containing, r.Step) {
 		return nil, invalid("", "step %q is none of %s", r.Step, strings.Join(containing, ", "))
 	}
+	state, err := stateOf(r)
+	if err != nil {
+		return nil, err
+	}
 	vm, by, err := s.ordered(ctx, r.Step, r.Vm, r.Reason)
 	if err != nil {
 		return nil, err
 	}
-	o, err := s.backend.Contain(ctx, vm, r.Step, by)
+	o, err := s.backend.Contain(ctx, vm, r.Step, state, by)
 	if err != nil {
 		return nil, err
 	}
 	return &apipb.ContainResponse{Order: s.order(ctx, o)}, nil
+}
+
+var stateName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9-]{0,63}$`)
+
+// stateOf is the saved state that a step is about, "" for steps about none.
+func stateOf(r *apipb.ContainRequest) (string, error) {
+	switch {
+	case r.Step == "save" && r.State == "":
+		return time.Now().UTC().Format("20060102-150405"), nil
+	case r.Step != "save" && r.Step != "revert":
+		if r.State != "" {
+			return "", invalid("", "step %q is about no saved state", r.Step)
+		}
+	case !stateName.MatchString(r.State):
+		return "", invalid("", "state %q: want letters, digits and dashes, at most 64", r.State)
+	}
+	return r.State, nil
 }
 
 func (s *service) ListBundles(ctx context.Context, r *apipb.ListBundlesRequest) (*apipb.ListBundlesResponse, error) {

@@ -135,7 +135,7 @@ func (s *service) Capture(ctx context.Context, r *apipb.CaptureRequest, out *con
 	}
 	defer release()
 	// A capture that has begun is finished whether or not its caller waits.
-	o, err := s.backend.Capture(context.WithoutCancel(ctx), vm, by, func(p *apipb.Progress) {
+	o, err := s.backend.Capture(context.WithoutCancel(ctx), vm, r.Revertible, by, func(p *apipb.Progress) {
 		sanitize(p)
 		_ = s.send(ctx, func() error { return out.Send(&apipb.CaptureResponse{Progress: p}) })
 	})

@@ -52,34 +52,43 @@ func (a *app) resumeCmd() *cobra.Command {
 
 func (a *app) captureCmd() *cobra.Command {
 	var reason string
+	var revertible bool
 	cmd := a.command(&cobra.Command{
 		Use: "capture DOMAIN", Short: "Take a domain's memory and disks into a signed bundle",
 		Long: `Take memory and disks as they are at one moment, with the record, into a bundle
 that is signed by this host's key. The domain stands meanwhile. A capture that
 has begun is finished even if this command is interrupted; outguard orders
-shows what came of it.`,
+shows what came of it.
+
+With --revertible memory and disks of that moment are kept in the domain's own
+images as well, and outguard revert brings the domain back to them: it is called
+as the capture's order is. See outguard save for what that needs.`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
 	}, func(cmd *cobra.Command, args []string) error {
-		o, err := a.capture(cmd, args[0], reason)
+		o, err := a.capture(cmd, &apipb.CaptureRequest{Vm: args[0], Reason: reason, Revertible: revertible})
 		if err != nil {
 			return err
 		}
 		a.print(o, func() {
 			a.orderDone(o, "captured")
 			a.printf("bundle: %s\nshow it with: outguard bundle show %s\n", quote(o.Bundle), quote(o.Bundle))
+			if revertible {
+				a.printf("come back to it with: outguard revert %s %s\n", quote(args[0]), quote(o.Id))
+			}
 		})
 		return nil
 	})
 	reasonFlag(cmd, &reason)
+	cmd.Flags().BoolVar(&revertible, "revertible", false, "keep that moment for outguard revert as well")
 	return cmd
 }
 
-func (a *app) capture(cmd *cobra.Command, vm, reason string) (*apipb.Order, error) {
+func (a *app) capture(cmd *cobra.Command, r *apipb.CaptureRequest) (*apipb.Order, error) {
 	client, err := a.client()
 	if err != nil {
 		return nil, err
 	}
-	s, err := client.Capture(cmd.Context(), &apipb.CaptureRequest{Vm: vm, Reason: reason})
+	s, err := client.Capture(cmd.Context(), r)
 	if err != nil {
 		return nil, err
 	}

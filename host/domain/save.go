@@ -171,6 +171,18 @@ func (c *Client) onSaved(ctx context.Context, vm uuid.UUID, name string, do func
 	})
 }
 
+// Saved reports whether Save has kept something under that name.
+func (c *Client) Saved(ctx context.Context, vm uuid.UUID, name string) (bool, error) {
+	err := c.onSaved(ctx, vm, name, func(*libvirt.Libvirt, libvirt.DomainSnapshot) error { return nil })
+	if errors.Is(err, ErrNoSave) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("saved states of %s: %w", vm, err)
+	}
+	return true, nil
+}
+
 // SavedStates lists what Save has kept of a domain, oldest first. Snapshots that
 // others made are not among them.
 func (c *Client) SavedStates(ctx context.Context, vm uuid.UUID) (all []Saved, err error) {

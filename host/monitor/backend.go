@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -544,31 +545,66 @@ func (b backend) Resume(ctx context.Context, vm uuid.UUID, by api.Caller) (*apip
 	return b.order(ctx, vm, by, respond.Resume)
 }
 
-func (b backend) Contain(ctx context.Context, vm uuid.UUID, step string, by api.Caller) (*apipb.Order, error) {
-	return b.order(ctx, vm, by, respond.Kind(step))
+func (b backend) Contain(ctx context.Context, vm uuid.UUID, step, state string, by api.Caller) (*apipb.Order, error) {
+	o, err := b.orderOn(ctx, vm, by, respond.Kind(step), state)
+	if err != nil && o != nil && step == string(respond.Revert) {
+		err = b.whatIsSaved(ctx, vm, err)
+	}
+	return o, err
+}
+
+// whatIsSaved says beside a revert's error what there is to go back to.
+func (b backend) whatIsSaved(ctx context.Context, vm uuid.UUID, err error) error {
+	all, listed := b.m.libvirt.SavedStates(ctx, vm)
+	if listed != nil {
+		return err
+	}
+	names := make([]string, len(all))
+	for i, s := range all {
+		names[i] = s.Name
+	}
+	next := "saved are: " + strings.Join(names, ", ")
+	if len(names) == 0 {
+		next = "nothing is saved of it; outguard save does that"
+	}
+	return api.Error(connect.CodeFailedPrecondition, next, err)
 }
 
 // Capture leaves a VM running that ran before: pause and resume are orders too.
-func (b backend) Capture(ctx context.Context, vm uuid.UUID, by api.Caller, progress func(*apipb.Progress)) (*apipb.Order, error) {
+// What makes it revertible is of the same moment, and is called as the order is.
+func (b backend) Capture(ctx context.Context, vm uuid.UUID, revertible bool, by api.Caller, progress func(*apipb.Progress)) (*apipb.Order, error) {
 	paused, err := b.m.libvirt.Paused(ctx, vm)
 	if err != nil {
 		return nil, libvirtError(err)
 	}
 	defer b.m.captures.watch(vm, progress)()
 	if paused {
-		return b.order(ctx, vm, by, respond.Capture)
+		return b.capture(ctx, vm, revertible, by)
 	}
 	if o, err := b.order(ctx, vm, by, respond.Pause); err != nil {
 		return o, err
 	}
-	o, err := b.order(ctx, vm, by, respond.Capture)
+	o, err := b.capture(ctx, vm, revertible, by)
 	_, resumed := b.order(context.WithoutCancel(ctx), vm, by, respond.Resume)
 	return o, errors.Join(err, resumed)
 }
 
+func (b backend) capture(ctx context.Context, vm uuid.UUID, revertible bool, by api.Caller) (*apipb.Order, error) {
+	o, err := b.order(ctx, vm, by, respond.Capture)
+	if err != nil || !revertible {
+		return o, err
+	}
+	_, err = b.orderOn(ctx, vm, by, respond.Save, o.Id)
+	return o, err
+}
+
 func (b backend) order(ctx context.Context, vm uuid.UUID, by api.Caller, step respond.Kind) (*apipb.Order, error) {
+	return b.orderOn(ctx, vm, by, step, "")
+}
+
+func (b backend) orderOn(ctx context.Context, vm uuid.UUID, by api.Caller, step respond.Kind, state string) (*apipb.Order, error) {
 	orders, err := b.m.responder.Submit(ctx, respond.Request{
-		VM: vm, Name: b.m.domains.name(vm), Steps: []respond.Kind{step}, Asked: by.String(), Reason: by.Reason, Decided: time.Now(),
+		State: state, VM: vm, Name: b.m.domains.name(vm), Steps: []respond.Kind{step}, Asked: by.String(), Reason: by.Reason, Decided: time.Now(),
 	})
 	if err != nil {
 		return nil, err

@@ -37,6 +37,10 @@ func (r *Responder) act(ctx context.Context, j *job, res *Result) error {
 		return r.resume(ctx, j, res)
 	case Capture:
 		return r.bundle(ctx, j, res)
+	case Save:
+		return r.save(ctx, j, res)
+	case Revert:
+		return r.revert(ctx, j, res)
 	}
 	return fmt.Errorf("unknown step %q", j.order.Kind)
 }

@@ -21,6 +21,8 @@ const (
 	Connect Kind = "connect" // those up again that isolate took down
 	Pause   Kind = "pause"   // stop all vCPUs
 	Capture Kind = "capture" // memory and disks into a bundle; the VM is paused for it
+	Save    Kind = "save"    // memory and disks kept in the VM's images, for Revert
+	Revert  Kind = "revert"  // back to what Save kept: what has happened since is undone
 	Reset   Kind = "reset"   // begin the machine anew
 	Destroy Kind = "destroy" // end it
 	Resume  Kind = "resume"  // let the vCPUs run
@@ -31,7 +33,7 @@ const (
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{Log, Alert, Kill, KillTree, Isolate, Connect, Pause, Capture, Reset, Destroy, Resume, Freeze, Thaw}
+var Kinds = []Kind{Log, Alert, Kill, KillTree, Isolate, Connect, Pause, Capture, Save, Revert, Reset, Destroy, Resume, Freeze, Thaw}
 
 func (k Kind) valid() bool { return slices.Contains(Kinds, k) }
 
@@ -41,6 +43,7 @@ type Request struct {
 	Name    string    // the domain's name, for people
 	Steps   []Kind
 	Alerts  []string // whom the step alert tells
+	State   string   // what save calls what it keeps, and revert goes back to
 	Asked   string   // who: "playbook", or "uid 0 (root)" from the command line
 	Reason  string   // one sentence for people
 	Finding string   // id of the finding, "" for a manual order
@@ -58,7 +61,7 @@ type Order struct {
 	VM      uuid.UUID `json:"vm"`
 	Name    string    `json:"name,omitempty"`
 	Kind    Kind      `json:"kind"`
-	Target  string    `json:"target,omitempty"` // of an alert: whom it tells
+	Target  string    `json:"target,omitempty"` // of an alert: whom it tells; of save and revert: the saved state
 	Asked   string    `json:"asked"`
 	Reason  string    `json:"reason,omitempty"`
 	Finding string    `json:"finding,omitempty"`
@@ -156,6 +159,9 @@ func (q *Request) orders(now time.Time, o *Options) ([]Order, error) {
 	if slices.Contains(q.Steps, Alert) && len(q.Alerts) == 0 {
 		return nil, errors.New("an alert that tells nobody")
 	}
+	if q.State == "" && (slices.Contains(q.Steps, Save) || slices.Contains(q.Steps, Revert)) {
+		return nil, errors.New("no saved state is named")
+	}
 	if q.Asked == "" {
 		return nil, errors.New("nobody asked")
 	}
@@ -169,8 +175,11 @@ func (q *Request) orders(now time.Time, o *Options) ([]Order, error) {
 			return nil, fmt.Errorf("unknown step %q", k)
 		}
 		targets := []string{""}
-		if k == Alert {
+		switch k {
+		case Alert:
 			targets = q.Alerts
+		case Save, Revert:
+			targets = []string{q.State}
 		}
 		for _, target := range targets {
 			id, err := uuid.NewV7()

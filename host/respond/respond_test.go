@@ -37,12 +37,14 @@ type box struct {
 	reset    func() error
 	told     func(ctx context.Context, o Order) (string, error)
 	busy     map[uuid.UUID]int
+	saved    map[string]bool
+	saveErr  error
 	overlap  bool
 	recErr   error
 }
 
 func newBox(j *Journal) *box {
-	return &box{paused: map[uuid.UUID]bool{}, journal: j, bundles: map[uuid.UUID]string{}, down: map[string]bool{}, busy: map[uuid.UUID]int{}}
+	return &box{paused: map[uuid.UUID]bool{}, journal: j, bundles: map[uuid.UUID]string{}, down: map[string]bool{}, saved: map[string]bool{}, busy: map[uuid.UUID]int{}}
 }
 
 func (b *box) say(format string, a ...any) {
@@ -143,6 +145,28 @@ func (b *box) Destroy(_ context.Context, vm uuid.UUID) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.off = true
+	return nil
+}
+
+func (b *box) Save(_ context.Context, vm uuid.UUID, name string) error {
+	defer b.enter(vm)()
+	b.say("save %s", name)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.saved[name] = b.saveErr == nil
+	return b.saveErr
+}
+
+func (b *box) Saved(_ context.Context, _ uuid.UUID, name string) (bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.saved[name], nil
+}
+
+func (b *box) Revert(_ context.Context, vm uuid.UUID, name string, paused bool) error {
+	defer b.enter(vm)()
+	b.say("revert %s", name)
+	b.set(vm, paused)
 	return nil
 }
 

@@ -31,6 +31,13 @@ type machine interface {
 
 	Reset(ctx context.Context, vm uuid.UUID) error // each call begins the machine anew
 	Destroy(ctx context.Context, vm uuid.UUID) error
+
+	// Save keeps memory and disks under a name that nothing has, Saved tells
+	// whether something is kept under it, and Revert brings the VM back to it.
+	Save(ctx context.Context, vm uuid.UUID, name string) error
+	Saved(ctx context.Context, vm uuid.UUID, name string) (bool, error)
+	Revert(ctx context.Context, vm uuid.UUID, name string, paused bool) error
+
 	Active(ctx context.Context, vm uuid.UUID) (bool, error) // a process holds the VM
 }
 

@@ -4362,6 +4362,7 @@ type CaptureRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Revertible    bool                   `protobuf:"varint,3,opt,name=revertible,proto3" json:"revertible,omitempty"` // keep memory and disks of the same moment for revert, under the order's id
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4408,6 +4409,13 @@ func (x *CaptureRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *CaptureRequest) GetRevertible() bool {
+	if x != nil {
+		return x.Revertible
+	}
+	return false
 }
 
 type CaptureResponse struct {
@@ -5403,8 +5411,9 @@ func (x *Playbook) GetDryRun() bool {
 type ContainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
-	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"` // isolate, connect, thaw, reset or destroy
+	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"` // isolate, connect, thaw, reset, destroy, save or revert
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // of save and revert: the name; empty for save: a new one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5456,6 +5465,13 @@ func (x *ContainRequest) GetStep() string {
 func (x *ContainRequest) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *ContainRequest) GetState() string {
+	if x != nil {
+		return x.State
 	}
 	return ""
 }
@@ -6117,10 +6133,13 @@ const file_outguard_proto_rawDesc = "" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\":\n" +
 	"\x0eResumeResponse\x12(\n" +
-	"\x05order\x18\x01 \x01(\v2\x12.outguard.v1.OrderR\x05order\"8\n" +
+	"\x05order\x18\x01 \x01(\v2\x12.outguard.v1.OrderR\x05order\"X\n" +
 	"\x0eCaptureRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"n\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1e\n" +
+	"\n" +
+	"revertible\x18\x03 \x01(\bR\n" +
+	"revertible\"n\n" +
 	"\x0fCaptureResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x15.outguard.v1.ProgressR\bprogress\x12(\n" +
 	"\x05order\x18\x02 \x01(\v2\x12.outguard.v1.OrderR\x05order\"H\n" +
@@ -6195,11 +6214,12 @@ const file_outguard_proto_rawDesc = "" +
 	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x16\n" +
 	"\x06loaded\x18\x03 \x01(\tR\x06loaded\x12\x14\n" +
 	"\x05rules\x18\x04 \x01(\rR\x05rules\x12\x17\n" +
-	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"L\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"b\n" +
 	"\x0eContainRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\";\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\";\n" +
 	"\x0fContainResponse\x12(\n" +
 	"\x05order\x18\x01 \x01(\v2\x12.outguard.v1.OrderR\x05order\":\n" +
 	"\x10PinBundleRequest\x12\x0e\n" +

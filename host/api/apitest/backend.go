@@ -8,6 +8,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,6 +40,7 @@ type Backend struct {
 	bundles    []*apipb.Bundle
 	cgroups    *api.Cgroups
 	places     engine.Places
+	saved      map[string]bool // states, by their names
 }
 
 // StatusFunc is what Status answers with.
@@ -47,7 +51,7 @@ var _ api.Backend = (*Backend)(nil)
 // New returns a backend that knows no VM. Its clock stands at 2026-01-02
 // 03:04:05 UTC and goes on by a millisecond each time it is asked.
 func New() *Backend {
-	b := &Backend{changed: make(chan struct{})}
+	b := &Backend{changed: make(chan struct{}), saved: map[string]bool{}}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	b.Now = func() time.Time { at = at.Add(time.Millisecond); return at }
 	return b
@@ -247,7 +251,7 @@ func (b *Backend) Resume(_ context.Context, vm uuid.UUID, by api.Caller) (*apipb
 }
 
 // Capture implements api.Backend.
-func (b *Backend) Capture(_ context.Context, vm uuid.UUID, by api.Caller, progress func(*apipb.Progress)) (*apipb.Order, error) {
+func (b *Backend) Capture(_ context.Context, vm uuid.UUID, revertible bool, by api.Caller, progress func(*apipb.Progress)) (*apipb.Order, error) {
 	progress(&apipb.Progress{Step: "memory", Done: 256 << 20, Total: 512 << 20})
 	progress(&apipb.Progress{Step: "memory", Done: 512 << 20, Total: 512 << 20})
 	b.mu.Lock()
@@ -288,7 +292,7 @@ func (b *Backend) order(step string, vm uuid.UUID, by api.Caller) *apipb.Order {
 }
 
 // Contain implements api.Backend.
-func (b *Backend) Contain(_ context.Context, vm uuid.UUID, step string, by api.Caller) (*apipb.Order, error) {
+func (b *Backend) Contain(_ context.Context, vm uuid.UUID, step, state string, by api.Caller) (*apipb.Order, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, v := range b.vms {
@@ -296,8 +300,16 @@ func (b *Backend) Contain(_ context.Context, vm uuid.UUID, step string, by api.C
 			continue
 		}
 		o := b.order(step, vm, by)
-		o.State = "done"
+		o.State, o.Target = "done", state
 		switch step {
+		case "revert":
+			if !b.saved[state] {
+				o.State, o.Error = "failed", "nothing is saved under that name"
+				return clone(o), api.Error(connect.CodeFailedPrecondition, "saved are: "+strings.Join(slices.Sorted(maps.Keys(b.saved)), ", "),
+					fmt.Errorf("%s %s: %s", step, v.Name, o.Error))
+			}
+		case "save":
+			b.saved[state] = true
 		case "isolate":
 			v.Isolated, o.Detail = true, "down: 52:54:00:00:00:01"
 		case "connect":

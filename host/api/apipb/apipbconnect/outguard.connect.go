@@ -137,6 +137,9 @@ type OutguardClient interface {
 	// Contain has a step carried out that is none of those above: isolate takes a
 	// VM's network links down, connect brings those up again, thaw has its guest
 	// let go on what an order froze, reset begins its machine anew, destroy ends it. It answers when the effect is there.
+	// VM's network links down, connect brings those up again, reset begins its
+	// machine anew, destroy ends it, save keeps its memory and disks under a
+	// name, revert brings it back to them. It answers when the effect is there.
 	Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error)
 	// PinBundle keeps a bundle from being given up, or no longer.
 	PinBundle(context.Context, *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error)
@@ -536,6 +539,9 @@ type OutguardHandler interface {
 	// Contain has a step carried out that is none of those above: isolate takes a
 	// VM's network links down, connect brings those up again, thaw has its guest
 	// let go on what an order froze, reset begins its machine anew, destroy ends it. It answers when the effect is there.
+	// VM's network links down, connect brings those up again, reset begins its
+	// machine anew, destroy ends it, save keeps its memory and disks under a
+	// name, revert brings it back to them. It answers when the effect is there.
 	Contain(context.Context, *apipb.ContainRequest) (*apipb.ContainResponse, error)
 	// PinBundle keeps a bundle from being given up, or no longer.
 	PinBundle(context.Context, *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error)

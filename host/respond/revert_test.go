@@ -1,0 +1,84 @@
+package respond
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestSaveAndRevert: each is asked of libvirt once, and the VM stands or runs
+// afterwards as it did before.
+func TestSaveAndRevert(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	r := New(j, b, b, b, nil)
+	run(t, r)
+	order := func(k Kind, state string) Result {
+		t.Helper()
+		orders, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{k}, State: state, Asked: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return wait(t, r, orders[0])
+	}
+	if res := order(Save, "s1"); res.Status != Done || res.Attempts != 1 {
+		t.Errorf("%+v", res)
+	}
+	if res := order(Save, "s1"); res.Status != Failed || !strings.Contains(res.Error, "already") {
+		t.Errorf("again: %+v", res)
+	}
+	for _, paused := range []bool{false, true} {
+		b.set(vm1, paused)
+		if res := order(Revert, "s1"); res.Status != Done {
+			t.Errorf("%+v", res)
+		}
+		if got, _ := b.Paused(t.Context(), vm1); got != paused {
+			t.Errorf("it was paused: %v, and is now: %v", paused, got)
+		}
+	}
+	b.saveErr = errors.New("a device does not migrate")
+	if res := order(Save, "s2"); res.Status != Failed || res.Attempts != 1 || !strings.Contains(res.Error, "migrate") {
+		t.Errorf("%+v", res)
+	}
+	if said := strings.Count(b.said(), "revert s1"); said != 2 {
+		t.Errorf("reverted %d times: %s", said, b.said())
+	}
+	if _, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{Revert}, Asked: "test"}); err == nil {
+		t.Error("a revert to nothing")
+	}
+}
+
+// TestRevertIsNotRepeated: what a process that was killed had begun is not done
+// by the next; a state that it had saved whole is there.
+func TestRevertIsNotRepeated(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.db")
+	j := reopen(t, path)
+	b := newBox(j)
+	r := New(j, b, b, b, nil) // does not run: as if it were killed
+	var all []Order
+	for _, k := range []Kind{Save, Revert} {
+		orders, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{k}, State: "s1", Asked: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, orders...)
+	}
+	_ = j.Close()
+	j = reopen(t, path)
+	b.journal, b.saved["s1"] = j, true
+	r = New(j, b, b, b, nil)
+	if err := r.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	run(t, r)
+	if res := wait(t, r, all[0]); res.Status != Done || !res.Already {
+		t.Errorf("save: %+v", res)
+	}
+	if res := wait(t, r, all[1]); res.Status != Skipped {
+		t.Errorf("revert: %+v", res)
+	}
+	if said := b.said(); strings.Contains(said, "revert s1") || strings.Contains(said, "save s1") {
+		t.Errorf("libvirt was asked: %s", said)
+	}
+}
