@@ -37,7 +37,7 @@ func (m *Manager) listenTo(ctx context.Context, v *vm) {
 	for _, f := range []*engine.Finding{f, elsewhere} {
 		switch {
 		case f == nil:
-		case f.Rule == RuleSilent && m.p.Examiner != nil:
+		case (f.Rule == RuleSilent || f.Rule == RuleSlow) && m.p.Examiner != nil:
 			m.running.Go(func() { m.diagnose(v, *f, connected, l) })
 		default:
 			m.report(v, *f)

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -79,6 +80,38 @@ func TestSlowFrameIsFound(t *testing.T) {
 		ac.Close()
 		<-end
 	})
+}
+
+// TestFrameOfAnAgentThatEnded: over a virtio-serial port nobody says that an agent
+// has ended within a frame. QEMU knows: it is silent, and not slow.
+func TestFrameOfAnAgentThatEnded(t *testing.T) {
+	for answer, rules := range map[Answer]string{AnswerClosed: "silent", AnswerOpen: "slow"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			m := w.manager(nil)
+			m.p.Examiner = looked{Vitals{answer, 0.1}, 200 * time.Millisecond}
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() { defer close(ended); _ = m.Run(ctx) }()
+			ac, hc := prototest.Pipe()
+			end := make(chan error, 1)
+			go func() { end <- m.Serve(ctx, hc, vmID, "serial") }()
+			if !shakeHands(ac, ac) {
+				t.Fatal("no handshake")
+			}
+			go io.Copy(io.Discard, ac)
+			ac.Write(eventFrame(1, prototest.Sample(vsockproto.FileOpen))[:40])
+			time.Sleep(3 * time.Second)
+			want(t, "findings", w.rules(), rules)
+			if f := w.findings[0]; !strings.Contains(f.Reason, "of a frame") || (f.Detail["cause"] == string(CauseClosed)) != (answer == AnswerClosed) {
+				t.Errorf("%+v", f)
+			}
+			ac.Close()
+			<-end
+			stop()
+			<-ended
+		})
+	}
 }
 
 // An agent that takes no acks is a finding, and its connection is closed; the
