@@ -53,6 +53,20 @@ func (l *lives) during(vm uuid.UUID, kind domain.EventKind, call func() error) e
 	return err
 }
 
+// reverting carries out a revert: the domain's process ends and another begins,
+// which stands or runs.
+func (l *lives) reverting(vm uuid.UUID, paused bool, call func() error) error {
+	kinds := []domain.EventKind{domain.Stopped, domain.Started, domain.SuspendedEvent, domain.ResumedEvent}
+	if paused { // the last is what it is afterwards
+		kinds[2], kinds[3] = kinds[3], kinds[2]
+	}
+	for _, kind := range kinds {
+		inner := call
+		call = func() error { return l.during(vm, kind, inner) }
+	}
+	return call()
+}
+
 // ours reports whether an order caused an event, which it is asked once, and
 // whether an order had the domain stand until then.
 func (l *lives) ours(e domain.Event) (caused, stood bool) {
@@ -102,6 +116,10 @@ func (h hands) Resume(ctx context.Context, vm uuid.UUID) error {
 
 func (h hands) Destroy(ctx context.Context, vm uuid.UUID) error {
 	return h.lives.during(vm, domain.Stopped, func() error { return h.Client.Destroy(ctx, vm) })
+}
+
+func (h hands) Revert(ctx context.Context, vm uuid.UUID, name string, paused bool) error {
+	return h.lives.reverting(vm, paused, func() error { return h.Client.Revert(ctx, vm, name, paused) })
 }
 
 // somebodyElse makes a finding of what somebody did to an enrolled domain that is

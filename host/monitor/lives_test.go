@@ -57,3 +57,30 @@ func TestWhoseEvent(t *testing.T) {
 		}
 	})
 }
+
+// TestRevertIsOurs: all that a revert has libvirt say is its order's, and then
+// nothing is any more.
+func TestRevertIsOurs(t *testing.T) {
+	for _, paused := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			vm, l := uuid.UUID{1}, newLives()
+			kinds := []domain.EventKind{domain.Stopped, domain.Started, domain.SuspendedEvent, domain.ResumedEvent}
+			said := func(want bool) {
+				t.Helper()
+				for _, k := range kinds {
+					if caused, _ := l.ours(domain.Event{VM: vm, Kind: k, Reason: "from snapshot", At: time.Now()}); caused != want {
+						t.Errorf("paused %v: %s by the order: %v", paused, k, caused)
+					}
+				}
+			}
+			if err := l.reverting(vm, paused, func() error { said(true); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			if l.stands[vm] != paused {
+				t.Errorf("paused %v: stands %v", paused, l.stands[vm])
+			}
+			time.Sleep(eventWithin + time.Second)
+			said(false)
+		})
+	}
+}
