@@ -107,7 +107,7 @@ func (r *report) verdict() error {
 func (r *report) print(out io.Writer) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "\nfault\tinjected\tto be found\tfound\n")
-	for _, f := range faults {
+	for _, f := range everyFault() {
 		if t := r.faults[f.name]; t != nil {
 			fmt.Fprintf(w, "%s\t%d\t%s\t%d\n", f.name, t.injected, orDash(f.want), t.found)
 		}

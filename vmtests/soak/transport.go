@@ -48,6 +48,11 @@ func (c *channel) all() []fault {
 	return append(slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return slices.Contains(c.without, f.name) }), c.faults...)
 }
 
+// everyFault is of any channel.
+func everyFault() []fault {
+	return slices.Concat(faults, channels[Serial].faults, channels[Vsock].faults)
+}
+
 // takePort has somebody else at the port's socket, who writes what is not the
 // protocol's, when a monitor comes that was killed before.
 func takePort(r *run, ctx context.Context) error {
