@@ -48,7 +48,7 @@ type Config struct {
 // Listen says where guests connect.
 type Listen struct {
 	Vsock       string `yaml:"vsock"`        // AF_VSOCK: auto (where the kernel has vhost-vsock), on, off; default auto
-	HybridDir   string `yaml:"hybrid_dir"`   // one unix socket per domain; default <run_dir>/vsock
+	HybridDir   string `yaml:"hybrid_dir"`   // sockets of hybrid vsock and virtio-serial ports; default <run_dir>/vsock
 	HybridGroup string `yaml:"hybrid_group"` // group that may connect; default: the directory's own
 }
 
