@@ -24,7 +24,7 @@ const silence = "session/silent"
 
 var faults = []fault{
 	{"agent killed", "", silence, func(r *run, ctx context.Context) error {
-		return r.root(ctx, "kill -9 $(pidof outguard-agent)")
+		return r.root(ctx, "kill -9 $(pidof outguard-agent); sleep 8") // over virtio-serial its connection seems to live until it is silent
 	}},
 	{"agent stopped", silence, "", func(r *run, ctx context.Context) error {
 		return r.root(ctx, "kill -STOP $(pidof outguard-agent); sleep 9; kill -CONT $(pidof outguard-agent)")
