@@ -594,7 +594,9 @@ func (b backend) capture(ctx context.Context, vm uuid.UUID, revertible bool, by 
 	if err != nil || !revertible {
 		return o, err
 	}
-	_, err = b.orderOn(ctx, vm, by, respond.Save, o.Id)
+	if _, err = b.orderOn(ctx, vm, by, respond.Save, o.Id); err != nil {
+		err = api.Error(connect.CodeFailedPrecondition, "outguard bundle show "+o.Bundle+" shows the capture", fmt.Errorf("captured, and not kept for revert: %w", err))
+	}
 	return o, err
 }
 

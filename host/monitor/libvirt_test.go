@@ -491,3 +491,32 @@ func TestWaitingIsNoHang(t *testing.T) {
 		}
 	}
 }
+
+// TestCaptureThatCannotBeComeBackTo: the domain has nothing that a moment could
+// be kept in. It is captured all the same, and the error says both; nothing is
+// there to revert to, and the domain goes on.
+func TestCaptureThatCannotBeComeBackTo(t *testing.T) {
+	l := domaintest.NewPrivate(t)
+	h := newHost(t)
+	h.withLibvirt(l)
+	h.start()
+	ctx, vm := t.Context(), h.vm.String()
+	s, err := h.api.Capture(ctx, &apipb.CaptureRequest{Vm: vm, Revertible: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for s.Receive() {
+	}
+	if err := s.Err(); err == nil || !strings.Contains(err.Error(), "no disk that it can write") || !strings.Contains(err.Error(), "outguard bundle show "+h.root) {
+		t.Errorf("capture: %v", err)
+	}
+	_, err = h.api.Contain(ctx, &apipb.ContainRequest{Vm: vm, Step: "revert", State: "early"})
+	if err == nil || !strings.Contains(err.Error(), "nothing is saved") {
+		t.Errorf("revert: %v", err)
+	}
+	r, err := h.api.ListVMs(ctx, &apipb.ListVMsRequest{Vm: vm})
+	if err != nil || r.Vms[0].State != "running" {
+		t.Errorf("%v, %v", r, err)
+	}
+}
