@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -223,6 +224,15 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 	}
 	c.write = t
 	return c.p.s.SetWriteDeadline(t)
+}
+
+// SyscallConn is the stream's, for who asks how much waits in the kernel.
+func (c *conn) SyscallConn() (syscall.RawConn, error) {
+	s, ok := c.p.s.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return s.SyscallConn()
 }
 
 type addr struct{}

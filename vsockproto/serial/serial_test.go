@@ -11,9 +11,12 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/outguard/outguard/vsockproto/prototest"
 )
 
 // line is a virtio-serial port in memory: what is written at one end waits in a
@@ -525,5 +528,24 @@ func TestNoAllocation(t *testing.T) {
 	})
 	if n > 1 { // the line's own
 		t.Errorf("%v allocations for a packet", n)
+	}
+}
+
+// TestSyscallConn is the stream's, where it has one.
+func TestSyscallConn(t *testing.T) {
+	l := newLine(1 << 20)
+	g, _ := pair(t, l, NewHost(l.host.open()))
+	if _, err := g.(syscall.Conn).SyscallConn(); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("in memory: %v", err)
+	}
+	gs, hs, err := prototest.SocketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go Dial(t.Context(), gs)
+	c := must[net.Conn](t)(NewHost(hs).Accept(t.Context()))
+	defer hs.Close()
+	if raw, err := c.(syscall.Conn).SyscallConn(); raw == nil || err != nil {
+		t.Errorf("a socket: %v, %v", raw, err)
 	}
 }
