@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/outguard/outguard/plugins/tsem"
@@ -135,7 +136,19 @@ func (w *writer) head(e *tsem.Exported) {
 
 // asynchronous reports whether TSEM exports such an event after the fact.
 // Source: SPEC section 2.
-func asynchronous(name string) bool { return name == "task_kill" }
+func asynchronous(name string) bool {
+	switch name {
+	case "task_kill", "ptrace_access_check", "ptrace_traceme", "capget", "capset", "capable", "unix_stream_connect", "unix_may_send",
+		"ipc_permission", "key_permission", "task_setioprio", "task_getioprio":
+		return !strings.HasSuffix(name, "ioprio")
+	}
+	for _, prefix := range [...]string{"task_", "shm_", "sem_", "msg_queue_"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
 
 func (w *writer) coe(c *tsem.COE) {
 	for i, v := range [...]uint32{c.UID, c.EUID, c.SUID, c.GID, c.EGID, c.SGID, c.FSUID, c.FSGID} {
@@ -172,6 +185,8 @@ func (w *writer) body(e *tsem.Exported) {
 		w.hex("target", e.Kill.Target[:])
 		w.number("sig", uint64(e.Kill.Signal))
 		w.number("cross_ns", uint64(e.Kill.CrossNS))
+	default:
+		w.further(e)
 	}
 	w.close()
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/outguard/outguard/plugins/engine/enginetest"
 	"github.com/outguard/outguard/plugins/tsem"
 	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/prototest"
 )
 
 var vm = uuid.UUID{7}
@@ -73,6 +74,13 @@ func every() *engine.Batch {
 	}
 	add(vsockproto.SocketListen, func(e *vsockproto.Event) { e.Socket.Family, e.Backlog = 2, 128 })
 	add(vsockproto.MmapFile, func(e *vsockproto.Event) { e.Prot, e.MapFlags = 5, 34 })
+	for t := vsockproto.TaskSetpgid; t <= vsockproto.Capset; t++ {
+		add(t, func(e *vsockproto.Event) {
+			s := prototest.Sample(t)
+			s.Header, s.Subject = e.Header, e.Subject
+			*e = *s
+		})
+	}
 	return g.Batch()
 }
 
