@@ -74,6 +74,10 @@ type Backend interface {
 	// Containers tells of a VM's containers.
 	Containers(ctx context.Context, vm uuid.UUID) (*engine.Places, error)
 
+	// SetPolicy gives a VM a profile of hooks, "" for the configured one, and
+	// returns its name and the number of the policy that says it.
+	SetPolicy(ctx context.Context, vm uuid.UUID, profile string, by Caller) (name string, number uint64, err error)
+
 	// Pause, Resume and Capture journal an order, carry it out and return it
 	// with its result; a failed one is an order and an error. Capture tells its
 	// progress from its own goroutine, before it returns.

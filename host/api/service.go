@@ -156,6 +156,18 @@ func (s *service) SealModel(ctx context.Context, r *apipb.SealModelRequest) (*ap
 	return &apipb.SealModelResponse{Model: s.model(ctx, &m)}, nil
 }
 
+func (s *service) SetPolicy(ctx context.Context, r *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error) {
+	vm, by, err := s.ordered(ctx, "policy", r.Vm, "")
+	if err != nil {
+		return nil, err
+	}
+	name, number, err := s.backend.SetPolicy(ctx, vm, r.Profile, by)
+	if err != nil {
+		return nil, err
+	}
+	return &apipb.SetPolicyResponse{Profile: name, Policy: number}, nil
+}
+
 func (s *service) Pause(ctx context.Context, r *apipb.PauseRequest) (*apipb.PauseResponse, error) {
 	vm, by, err := s.ordered(ctx, "pause", r.Vm, r.Reason)
 	if err != nil {

@@ -90,7 +90,7 @@ standard output; with --json, one object a line.`,
 		}
 	}
 	add(watch, a.statusCmd(), a.vmsCmd(), a.eventsCmd(), a.findingsCmd(), a.decisionsCmd(), a.ordersCmd())
-	add(answer, a.modelCmd(), a.pauseCmd(), a.resumeCmd(), a.captureCmd(),
+	add(answer, a.modelCmd(), a.policyCmd(), a.pauseCmd(), a.resumeCmd(), a.captureCmd(),
 		a.isolateCmd(), a.connectCmd(), a.thawCmd(), a.resetCmd(), a.destroyCmd(), a.saveCmd(), a.revertCmd())
 	add(prove, a.capturesCmd(), a.bundleCmd(), a.evidenceCmd(), a.exportCmd(), a.tsemCmd())
 	add(setup, a.setupCmds()...)

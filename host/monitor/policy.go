@@ -1,13 +1,18 @@
 package monitor
 
 import (
+	"context"
 	"fmt"
 	"path"
 	"slices"
 	"strings"
+	"time"
 
+	"connectrpc.com/connect"
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/api"
+	"github.com/outguard/outguard/host/evidence"
 	"github.com/outguard/outguard/vsockproto"
 )
 
@@ -112,8 +117,14 @@ func (p *Policy) of(name string) string {
 	return p.Profile
 }
 
-// profileOf is the profile of a VM as things stand.
+// profileOf is the profile of a VM as things stand: what a person gave it, unless
+// the configuration no longer has that, or what the configuration says.
 func (m *Monitor) profileOf(vm uuid.UUID) string {
+	if given := m.state.Policy(vm); given != "" {
+		if _, err := m.cfg.Policy.types(given); err == nil {
+			return given
+		}
+	}
 	w, _ := m.domains.get(vm)
 	return m.cfg.Policy.of(w.Name)
 }
@@ -125,4 +136,23 @@ func (m *Monitor) policyOf(vm uuid.UUID) []vsockproto.EventType {
 		return nil
 	}
 	return types
+}
+
+// SetPolicy is on disk before the agent hears of it.
+func (b backend) SetPolicy(_ context.Context, vm uuid.UUID, profile string, by api.Caller) (string, uint64, error) {
+	if profile != "" {
+		if _, err := b.m.cfg.Policy.types(profile); err != nil {
+			return "", 0, api.Error(connect.CodeInvalidArgument, "policy.profiles in the configuration adds others", fmt.Errorf("profile %w", err))
+		}
+	}
+	if err := b.m.state.SavePolicy(vm, profile); err != nil {
+		return "", 0, fmt.Errorf("keep the policy: %w", err)
+	}
+	name := b.m.profileOf(vm)
+	number, err := b.m.sessions.SetPolicy(vm, b.m.policyOf(vm))
+	if err != nil { // the connection breaks; the next one is sent it
+		b.m.log.Warn("send a policy", "vm", b.m.domains.name(vm), "err", err)
+	}
+	b.m.keep(vm, evidence.KindNote, time.Now(), note{What: "policy", Text: fmt.Sprintf("%d: profile %s, by %s", number, name, by)})
+	return name, number, nil
 }

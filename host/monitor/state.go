@@ -17,7 +17,10 @@ type state struct {
 	cut *bolt.Cut // set aside when it was opened; nil: nothing was
 }
 
-var sessionBucket = []byte("sessions")
+var (
+	sessionBucket = []byte("sessions")
+	policyBucket  = []byte("policies") // the profile that a person gave a VM
+)
 
 func openState(path string) (*state, error) {
 	db, cut, err := bolt.Open(path, walkState)
@@ -31,13 +34,26 @@ func openState(path string) (*state, error) {
 // walkState makes what is missing, and reads all that there is.
 func walkState(db *bbolt.DB) error {
 	err := db.Update(func(tx *bbolt.Tx) error {
-		_, err := tx.CreateBucketIfNotExists(sessionBucket)
-		return err
+		for _, name := range [][]byte{sessionBucket, policyBucket} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return err
 	}
 	return db.View(func(tx *bbolt.Tx) error {
+		err := tx.Bucket(policyBucket).ForEach(func(vm, b []byte) error {
+			if len(vm) != len(uuid.UUID{}) {
+				return fmt.Errorf("policy of %x", vm)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 		return tx.Bucket(sessionBucket).ForEach(func(vm, b []byte) error {
 			if len(vm) != len(uuid.UUID{}) || len(b) == 0 {
 				return fmt.Errorf("session of %x in %d bytes", vm, len(b))
@@ -72,4 +88,23 @@ func (s *state) Load(vm uuid.UUID) (b []byte, err error) {
 		return nil
 	})
 	return b, err
+}
+
+// SavePolicy keeps the profile that a person gave a VM, "" to forget it.
+func (s *state) SavePolicy(vm uuid.UUID, profile string) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		if profile == "" {
+			return tx.Bucket(policyBucket).Delete(vm[:])
+		}
+		return tx.Bucket(policyBucket).Put(vm[:], []byte(profile))
+	})
+}
+
+// Policy returns what SavePolicy kept, "" if nothing.
+func (s *state) Policy(vm uuid.UUID) (profile string) {
+	_ = s.db.View(func(tx *bbolt.Tx) error { // closed at the end: nothing is kept then
+		profile = string(tx.Bucket(policyBucket).Get(vm[:]))
+		return nil
+	})
+	return profile
 }

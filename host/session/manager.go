@@ -169,20 +169,22 @@ func (m *Manager) Forget(id uuid.UUID) {
 }
 
 // SetPolicy replaces the record types that the VM's agent reports, and sends
-// them to it if it is connected.
-func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType) error {
+// them to it if it is connected. It returns the policy's number.
+func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType) (uint64, error) {
 	types = slices.Compact(slices.Sorted(slices.Values(types)))
 	v := m.vm(id)
+	m.loadOnce(v)
 	v.mu.Lock()
-	v.policy = vsockproto.Policy{Number: v.policy.Number + 1, Hooks: types}
+	number := v.policy.Number + 1
+	v.policy = vsockproto.Policy{Number: number, Hooks: types}
 	v.chosen = true
 	live := v.live
 	in := live != nil && live.in
 	v.mu.Unlock()
 	if !in {
-		return nil
+		return number, nil
 	}
-	return live.sendPolicy()
+	return number, live.sendPolicy()
 }
 
 // decide brings the VM's policy up to date with what the configuration says of

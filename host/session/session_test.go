@@ -985,7 +985,7 @@ func TestPolicyReachesTheAgent(t *testing.T) {
 		a := prototest.NewAgent(nil)
 		c := dial(t.Context(), m, a)
 		<-a.Up()
-		if err := m.SetPolicy(vmID, []vsockproto.EventType{vsockproto.TaskKill, vsockproto.FileOpen, vsockproto.FileOpen}); err != nil {
+		if _, err := m.SetPolicy(vmID, []vsockproto.EventType{vsockproto.TaskKill, vsockproto.FileOpen, vsockproto.FileOpen}); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -5738,6 +5738,110 @@ func (x *PruneBundlesResponse) GetBundles() []*Bundle {
 	return nil
 }
 
+type SetPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Profile       string                 `protobuf:"bytes,2,opt,name=profile,proto3" json:"profile,omitempty"` // empty: what the configuration says
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPolicyRequest) Reset() {
+	*x = SetPolicyRequest{}
+	mi := &file_outguard_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPolicyRequest) ProtoMessage() {}
+
+func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
+func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *SetPolicyRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *SetPolicyRequest) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+type SetPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Profile       string                 `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
+	Policy        uint64                 `protobuf:"varint,2,opt,name=policy,proto3" json:"policy,omitempty"` // number of the policy that says it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPolicyResponse) Reset() {
+	*x = SetPolicyResponse{}
+	mi := &file_outguard_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPolicyResponse) ProtoMessage() {}
+
+func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPolicyResponse.ProtoReflect.Descriptor instead.
+func (*SetPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *SetPolicyResponse) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *SetPolicyResponse) GetPolicy() uint64 {
+	if x != nil {
+		return x.Policy
+	}
+	return 0
+}
+
 var File_outguard_proto protoreflect.FileDescriptor
 
 const file_outguard_proto_rawDesc = "" +
@@ -6236,7 +6340,13 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05_keepB\b\n" +
 	"\x06_bytes\"E\n" +
 	"\x14PruneBundlesResponse\x12-\n" +
-	"\abundles\x18\x01 \x03(\v2\x13.outguard.v1.BundleR\abundles2\x92\r\n" +
+	"\abundles\x18\x01 \x03(\v2\x13.outguard.v1.BundleR\abundles\"<\n" +
+	"\x10SetPolicyRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x18\n" +
+	"\aprofile\x18\x02 \x01(\tR\aprofile\"E\n" +
+	"\x11SetPolicyResponse\x12\x18\n" +
+	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x16\n" +
+	"\x06policy\x18\x02 \x01(\x04R\x06policy2\xde\r\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
 	"\aListVMs\x12\x1b.outguard.v1.ListVMsRequest\x1a\x1c.outguard.v1.ListVMsResponse\x12C\n" +
@@ -6262,7 +6372,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\x0eReloadPlaybook\x12\".outguard.v1.ReloadPlaybookRequest\x1a#.outguard.v1.ReloadPlaybookResponse\x12D\n" +
 	"\aContain\x12\x1b.outguard.v1.ContainRequest\x1a\x1c.outguard.v1.ContainResponse\x12J\n" +
 	"\tPinBundle\x12\x1d.outguard.v1.PinBundleRequest\x1a\x1e.outguard.v1.PinBundleResponse\x12S\n" +
-	"\fPruneBundles\x12 .outguard.v1.PruneBundlesRequest\x1a!.outguard.v1.PruneBundlesResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
+	"\fPruneBundles\x12 .outguard.v1.PruneBundlesRequest\x1a!.outguard.v1.PruneBundlesResponse\x12J\n" +
+	"\tSetPolicy\x12\x1d.outguard.v1.SetPolicyRequest\x1a\x1e.outguard.v1.SetPolicyResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
 
 var (
 	file_outguard_proto_rawDescOnce sync.Once
@@ -6276,7 +6387,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: outguard.v1.StatusResponse
@@ -6351,7 +6462,9 @@ var file_outguard_proto_goTypes = []any{
 	(*PinBundleResponse)(nil),      // 70: outguard.v1.PinBundleResponse
 	(*PruneBundlesRequest)(nil),    // 71: outguard.v1.PruneBundlesRequest
 	(*PruneBundlesResponse)(nil),   // 72: outguard.v1.PruneBundlesResponse
-	nil,                            // 73: outguard.v1.Finding.DetailEntry
+	(*SetPolicyRequest)(nil),       // 73: outguard.v1.SetPolicyRequest
+	(*SetPolicyResponse)(nil),      // 74: outguard.v1.SetPolicyResponse
+	nil,                            // 75: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
@@ -6385,7 +6498,7 @@ var file_outguard_proto_depIdxs = []int32{
 	15, // 28: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
 	28, // 29: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
 	29, // 30: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	73, // 31: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	75, // 31: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
 	32, // 32: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
 	35, // 33: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
 	36, // 34: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
@@ -6426,30 +6539,32 @@ var file_outguard_proto_depIdxs = []int32{
 	67, // 69: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
 	69, // 70: outguard.v1.Outguard.PinBundle:input_type -> outguard.v1.PinBundleRequest
 	71, // 71: outguard.v1.Outguard.PruneBundles:input_type -> outguard.v1.PruneBundlesRequest
-	1,  // 72: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 73: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 74: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	58, // 75: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	27, // 76: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	31, // 77: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	34, // 78: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	44, // 79: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	46, // 80: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	38, // 81: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	40, // 82: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	42, // 83: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	60, // 84: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	62, // 85: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
-	48, // 86: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	50, // 87: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	52, // 88: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	55, // 89: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	65, // 90: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
-	68, // 91: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
-	70, // 92: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
-	72, // 93: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
-	72, // [72:94] is the sub-list for method output_type
-	50, // [50:72] is the sub-list for method input_type
+	73, // 72: outguard.v1.Outguard.SetPolicy:input_type -> outguard.v1.SetPolicyRequest
+	1,  // 73: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 74: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 75: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	58, // 76: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	27, // 77: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	31, // 78: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	34, // 79: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	44, // 80: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	46, // 81: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	38, // 82: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	40, // 83: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	42, // 84: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	60, // 85: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	62, // 86: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
+	48, // 87: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	50, // 88: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	52, // 89: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	55, // 90: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	65, // 91: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
+	68, // 92: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
+	70, // 93: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
+	72, // 94: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
+	74, // 95: outguard.v1.Outguard.SetPolicy:output_type -> outguard.v1.SetPolicyResponse
+	73, // [73:96] is the sub-list for method output_type
+	50, // [50:73] is the sub-list for method input_type
 	50, // [50:50] is the sub-list for extension type_name
 	50, // [50:50] is the sub-list for extension extendee
 	0,  // [0:50] is the sub-list for field type_name
@@ -6467,7 +6582,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

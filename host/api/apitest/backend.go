@@ -20,6 +20,7 @@ import (
 	"github.com/outguard/outguard/host/api"
 	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/plugins/engine"
+	"github.com/outguard/outguard/vsockproto"
 )
 
 // Backend answers from its fields. It is safe for use by many goroutines as
@@ -238,6 +239,27 @@ func (b *Backend) changeModel(of api.ModelRef, change func(*api.Model)) (api.Mod
 		}
 	}
 	return api.Model{}, noModel
+}
+
+// SetPolicy implements api.Backend: of a VM with a session.
+func (b *Backend) SetPolicy(_ context.Context, vm uuid.UUID, profile string, _ api.Caller) (string, uint64, error) {
+	if profile == "" {
+		profile = vsockproto.DefaultProfile
+	}
+	if _, err := vsockproto.ParseProfile(profile); err != nil {
+		return "", 0, api.Error(connect.CodeInvalidArgument, "", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, v := range b.vms {
+		if v.Uuid == vm.String() && v.Session != nil {
+			v.Session.Profile = profile
+			v.Session.Policy++
+			v.Session.PolicyAcked = v.Session.Policy
+			return profile, v.Session.Policy, nil
+		}
+	}
+	return profile, 1, nil
 }
 
 // Pause implements api.Backend.

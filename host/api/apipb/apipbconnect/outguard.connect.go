@@ -89,6 +89,8 @@ const (
 	OutguardPinBundleProcedure = "/outguard.v1.Outguard/PinBundle"
 	// OutguardPruneBundlesProcedure is the fully-qualified name of the Outguard's PruneBundles RPC.
 	OutguardPruneBundlesProcedure = "/outguard.v1.Outguard/PruneBundles"
+	// OutguardSetPolicyProcedure is the fully-qualified name of the Outguard's SetPolicy RPC.
+	OutguardSetPolicyProcedure = "/outguard.v1.Outguard/SetPolicy"
 )
 
 // OutguardClient is a client for the outguard.v1.Outguard service.
@@ -145,6 +147,9 @@ type OutguardClient interface {
 	PinBundle(context.Context, *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error)
 	// PruneBundles gives up bundles that are not pinned, the oldest first.
 	PruneBundles(context.Context, *apipb.PruneBundlesRequest) (*apipb.PruneBundlesResponse, error)
+	// SetPolicy gives a VM another profile of hooks, for good. Whether its agent has
+	// put it into force ListVMs tells.
+	SetPolicy(context.Context, *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error)
 }
 
 // NewOutguardClient constructs a client for the outguard.v1.Outguard service. By default, it uses
@@ -290,6 +295,12 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(outguardMethods.ByName("PruneBundles")),
 			connect.WithClientOptions(opts...),
 		),
+		setPolicy: connect.NewClient[apipb.SetPolicyRequest, apipb.SetPolicyResponse](
+			httpClient,
+			baseURL+OutguardSetPolicyProcedure,
+			connect.WithSchema(outguardMethods.ByName("SetPolicy")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -317,6 +328,7 @@ type outguardClient struct {
 	contain        *connect.Client[apipb.ContainRequest, apipb.ContainResponse]
 	pinBundle      *connect.Client[apipb.PinBundleRequest, apipb.PinBundleResponse]
 	pruneBundles   *connect.Client[apipb.PruneBundlesRequest, apipb.PruneBundlesResponse]
+	setPolicy      *connect.Client[apipb.SetPolicyRequest, apipb.SetPolicyResponse]
 }
 
 // Status calls outguard.v1.Outguard.Status.
@@ -493,6 +505,15 @@ func (c *outguardClient) PruneBundles(ctx context.Context, req *apipb.PruneBundl
 	return nil, err
 }
 
+// SetPolicy calls outguard.v1.Outguard.SetPolicy.
+func (c *outguardClient) SetPolicy(ctx context.Context, req *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error) {
+	response, err := c.setPolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // OutguardHandler is an implementation of the outguard.v1.Outguard service.
 type OutguardHandler interface {
 	// Status tells of the monitor itself.
@@ -547,6 +568,9 @@ type OutguardHandler interface {
 	PinBundle(context.Context, *apipb.PinBundleRequest) (*apipb.PinBundleResponse, error)
 	// PruneBundles gives up bundles that are not pinned, the oldest first.
 	PruneBundles(context.Context, *apipb.PruneBundlesRequest) (*apipb.PruneBundlesResponse, error)
+	// SetPolicy gives a VM another profile of hooks, for good. Whether its agent has
+	// put it into force ListVMs tells.
+	SetPolicy(context.Context, *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error)
 }
 
 // NewOutguardHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -688,6 +712,12 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(outguardMethods.ByName("PruneBundles")),
 		connect.WithHandlerOptions(opts...),
 	)
+	outguardSetPolicyHandler := connect.NewUnaryHandlerSimple(
+		OutguardSetPolicyProcedure,
+		svc.SetPolicy,
+		connect.WithSchema(outguardMethods.ByName("SetPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/outguard.v1.Outguard/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OutguardStatusProcedure:
@@ -734,6 +764,8 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardPinBundleHandler.ServeHTTP(w, r)
 		case OutguardPruneBundlesProcedure:
 			outguardPruneBundlesHandler.ServeHTTP(w, r)
+		case OutguardSetPolicyProcedure:
+			outguardSetPolicyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -829,4 +861,8 @@ func (UnimplementedOutguardHandler) PinBundle(context.Context, *apipb.PinBundleR
 
 func (UnimplementedOutguardHandler) PruneBundles(context.Context, *apipb.PruneBundlesRequest) (*apipb.PruneBundlesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.PruneBundles is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) SetPolicy(context.Context, *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.SetPolicy is not implemented"))
 }
