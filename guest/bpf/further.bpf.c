@@ -933,22 +933,27 @@ int BPF_PROG(msg_queue_msgrcv, struct kern_ipc_perm *perm, void *msg, struct tas
 	return send_ipc(sc, MSG_QUEUE_MSGRCV);
 }
 
-/* Hook: settime, before the clock is set. */
+/*
+ * Hook: settime, before the clock is set. Either argument may be NULL, which the
+ * kernel's types do not say: as numbers they may be asked for it.
+ */
 SEC("lsm/settime")
-int BPF_PROG(settime, const struct timespec64 *ts, const struct timezone *tz)
+int settime(unsigned long long *ctx)
 {
 	struct scratch *sc = begin(SETTIME, CLASS_CRITICAL);
-	__u64 *args;
+	__u64 ts = 0, tz = 0, *args;
 
 	if (!sc)
 		return 0;
+	bpf_get_func_arg(ctx, 0, &ts);
+	bpf_get_func_arg(ctx, 1, &tz);
 	args = args_of(sc);
-	args[0] = BPF_CORE_READ(ts, tv_sec);
-	args[1] = BPF_CORE_READ(ts, tv_nsec);
-	args[2] = (__u32)BPF_CORE_READ(tz, tz_minuteswest);
-	args[3] = (__u32)BPF_CORE_READ(tz, tz_dsttime);
-	args[4] = ts != NULL;
-	args[5] = tz != NULL;
+	args[0] = BPF_CORE_READ((struct timespec64 *)ts, tv_sec);
+	args[1] = BPF_CORE_READ((struct timespec64 *)ts, tv_nsec);
+	args[2] = (__u32)BPF_CORE_READ((struct timezone *)tz, tz_minuteswest);
+	args[3] = (__u32)BPF_CORE_READ((struct timezone *)tz, tz_dsttime);
+	args[4] = ts != 0;
+	args[5] = tz != 0;
 	return send_args(sc, SETTIME, CLASS_CRITICAL);
 }
 

@@ -95,6 +95,7 @@ func (w *world) guestFiles(t *testing.T) []image.File {
 		w.compiled(t, "/usr/lib/outguard-tests/listen.test", "test", "-c", "./host/listen"),
 		w.compiled(t, "/usr/bin/outguard-poke", "build", "./vmtests/cmd/outguard-poke"),
 		w.compiled(t, "/usr/bin/outguard-versions", "build", "./vmtests/cmd/outguard-versions"),
+		w.compiled(t, "/usr/bin/outguard-hooks", "build", "./vmtests/cmd/outguard-hooks"),
 		{Path: "/etc/tasks/listen", Mode: 0o755, Data: []byte(task)},
 	}...)
 }
