@@ -1,0 +1,73 @@
+package session
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/prototest"
+)
+
+// TestPolicyBringsHooks: what a policy asks for is attached when the agent has
+// answered it, what its kernel lacks is found, and a smaller one takes away.
+func TestPolicyBringsHooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		asked := append(vsockproto.DefaultTypes(), vsockproto.InodeMkdir, vsockproto.SockGraft, vsockproto.FileMprotect)
+		slices.Sort(asked)
+		m := w.manager(&Options{PolicyOf: func(uuid.UUID) []vsockproto.EventType { return asked }})
+		a := prototest.NewAgent(&prototest.AgentOptions{Hooks: hooksOf(vsockproto.DefaultTypes(), vsockproto.InodeMkdir)})
+		c := dial(t.Context(), m, a)
+		<-a.Up()
+		synctest.Wait()
+		s, _ := m.StatusOf(vmID)
+		if s.Policy != 2 || s.PolicyAcked != 2 || !slices.Equal(s.Wanted, asked) {
+			t.Errorf("policy %d, acked %d, wanted %v", s.Policy, s.PolicyAcked, s.Wanted)
+		}
+		if got := attachedOf(s.Hooks); !slices.Equal(got, append(vsockproto.DefaultTypes(), vsockproto.InodeMkdir)) {
+			t.Errorf("attached %v", got)
+		}
+		want(t, "findings", w.rules(), "lacking")
+		if r := w.findings[0].Reason; r != "The guest's kernel, or its agent, does not have hooks that the policy asks for: file_mprotect, sock_graft." {
+			t.Error(r)
+		}
+
+		small, _ := vsockproto.ParseProfile(vsockproto.MinimalProfile)
+		if n, err := m.SetPolicy(vmID, small); n != 3 || err != nil {
+			t.Errorf("policy %d, %v", n, err)
+		}
+		synctest.Wait()
+		s, _ = m.StatusOf(vmID)
+		left := []vsockproto.EventType{
+			vsockproto.BprmCommittedCreds, vsockproto.FileOpen, vsockproto.TaskKill, // file_open: for the agent's books
+			vsockproto.TaskNewtask, vsockproto.SchedProcessExit, vsockproto.TaskSnapshot,
+		}
+		if got := attachedOf(s.Hooks); s.PolicyAcked != 3 || !slices.Equal(got, left) {
+			t.Errorf("acked %d, attached %v", s.PolicyAcked, got)
+		}
+		c.hangUp()
+	})
+}
+
+// hooksOf are an agent's: those attached, and others that its kernel has.
+func hooksOf(attached []vsockproto.EventType, has ...vsockproto.EventType) (all []vsockproto.Hook) {
+	for _, t := range attached {
+		all = append(all, vsockproto.Hook{Type: t, Available: true, Attached: true, Tag: [8]byte{byte(t)}})
+	}
+	for _, t := range has {
+		all = append(all, vsockproto.Hook{Type: t, Available: true})
+	}
+	return all
+}
+
+func attachedOf(hooks []vsockproto.Hook) (types []vsockproto.EventType) {
+	for _, h := range hooks {
+		if h.Attached {
+			types = append(types, h.Type)
+		}
+	}
+	return types
+}
