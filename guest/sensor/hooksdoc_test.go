@@ -180,5 +180,5 @@ Beside these the agent keeps programs that report nothing: on inode_setattr (a f
 (executions that bprm_committed_creds did not see).
 
 What differs between the three kernels: before 6.9 file_open's records have no digest. inode_setattr is given the mount's id
-map from 6.3 on, perf_event_open its attributes up to 6.12. Everything else is one program that runs on all of them.
+map from 6.8 on, perf_event_open the event's attributes on 6.1. Everything else is one program that runs on all of them.
 `
