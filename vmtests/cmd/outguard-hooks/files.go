@@ -57,9 +57,6 @@ func fcntl(fd int) error {
 	return err
 }
 
-// under is a name as hooks tell it that are told no mount.
-func under(name string) string { return "/" + name + `"` }
-
 func names() error {
 	f, err := os.OpenFile("made", os.O_CREATE|os.O_RDWR, 0o640)
 	if err != nil {
