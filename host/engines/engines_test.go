@@ -453,11 +453,11 @@ func TestNotAnEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := start(t, Config{Path: path}, nil)
-	if f := h.awaitRule(RuleStart); !strings.Contains(f.Reason, "contract version 1") {
+	if f := h.awaitRule(RuleStart); !strings.Contains(f.Reason, fmt.Sprint("contract version ", engine.ContractVersion)) {
 		t.Errorf("reason %q", f.Reason)
 	}
 	silent := start(t, Config{Path: "/bin/true"}, nil)
-	if f := silent.awaitRule(RuleStart); !strings.Contains(f.Reason, "contract version 1") {
+	if f := silent.awaitRule(RuleStart); !strings.Contains(f.Reason, fmt.Sprint("contract version ", engine.ContractVersion)) {
 		t.Errorf("reason %q", f.Reason)
 	}
 }

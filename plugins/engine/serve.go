@@ -22,11 +22,14 @@ import (
 
 // ContractVersion is the version of this contract: of the gRPC service, the
 // stream and what the interface means. The handshake refuses another.
-const ContractVersion = 1
+const ContractVersion = 2
 
-// StreamFD is the descriptor at which an engine process finds its end of the
-// event stream.
-const StreamFD = 3
+// BatchesFD and AnswersFD are the descriptors at which an engine process finds
+// its end of the event stream: where it reads, and where it writes.
+const (
+	BatchesFD = 3
+	AnswersFD = 4
+)
 
 // MaxCheckpoint bounds a checkpoint, in bytes.
 const MaxCheckpoint = 256 << 20
@@ -83,7 +86,12 @@ func newGRPCServer(opts []grpc.ServerOption) *grpc.Server {
 // out of the runtime's poller, which would cost each batch a second system call,
 // the waking of another thread, and a wake-up whenever the host has read an
 // answer.
-func inheritedStream() io.ReadWriter { return os.NewFile(StreamFD, "event stream") }
+func inheritedStream() io.ReadWriter {
+	return struct {
+		io.Reader
+		io.Writer
+	}{os.NewFile(BatchesFD, "batches"), os.NewFile(AnswersFD, "answers")}
+}
 
 // server is one engine process: the stream's loop and the control service.
 type server struct {

@@ -11,8 +11,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// The event stream is a socket pair of its own beside go-plugin's gRPC. Every
-// message on it has an 8-byte header, little endian as all that follows:
+// The event stream is two socket pairs beside go-plugin's gRPC, one for what the
+// host sends and one for what the engine answers. Every message has an 8-byte
+// header, little endian as all that follows:
 //
 //	 0        4      5   6      8
 //	+--------+------+---+------+----------

@@ -62,7 +62,7 @@ type Process struct {
 	client      *plugin.Client
 	cmd         *exec.Cmd
 	control     enginepb.ControlClient
-	stream      *socket
+	stream      *duplex
 	dir         string
 	log         *slog.Logger
 	description engine.Description
@@ -124,11 +124,14 @@ func check(cfg Config) (*plugin.SecureConfig, error) {
 }
 
 func (p *Process) start(ctx context.Context, cfg Config, opts *Options, secure *plugin.SecureConfig) error {
-	theirs, err := p.socketPair()
+	ours, theirs, err := newDuplex()
 	if err != nil {
-		return err
+		return fmt.Errorf("event stream: %w", err)
 	}
-	defer theirs.Close()
+	p.stream = ours
+	for _, f := range theirs {
+		defer f.Close()
+	}
 	if err := p.makeDir(cfg, opts.SocketDir); err != nil {
 		return err
 	}
@@ -138,7 +141,7 @@ func (p *Process) start(ctx context.Context, cfg Config, opts *Options, secure *
 		p.cmd.Env = append(p.cmd.Env, engine.MemoryVariable+"="+strconv.FormatInt(cfg.Memory, 10))
 	}
 	p.cmd.Dir = "/"
-	p.cmd.ExtraFiles = []*os.File{theirs}
+	p.cmd.ExtraFiles = theirs[:] // engine.BatchesFD and AnswersFD
 	p.cmd.SysProcAttr = attributes(cfg)
 	stderr := &lineLogger{log: p.log}
 	p.client = plugin.NewClient(&plugin.ClientConfig{
@@ -200,20 +203,6 @@ func explain(err error, stderr *lineLogger) error {
 		}
 	}
 	return errors.New(text)
-}
-
-// socketPair makes the event stream; the returned end is the engine's.
-func (p *Process) socketPair() (*os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("event stream: %w", err)
-	}
-	for _, fd := range fds {
-		// Room for a window of batches; the kernel gives what it allows.
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20)
-	}
-	p.stream = newSocket(fds[0])
-	return os.NewFile(uintptr(fds[1]), "event stream"), nil
 }
 
 // makeDir makes the directory of the control socket: this process's, open to

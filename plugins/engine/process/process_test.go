@@ -297,7 +297,7 @@ func TestEndsWithStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if err := unix.Shutdown(p.stream.fd, unix.SHUT_WR); err != nil {
+	if err := unix.Shutdown(p.stream.out, unix.SHUT_WR); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Receive(func(Verdict) {}); err != io.EOF {
