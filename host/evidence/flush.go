@@ -13,12 +13,12 @@ const (
 	flushers = 8
 
 	// together is from how many streams on the whole file system is synced with
-	// one call, which costs less than a call for each: see BenchmarkFlush.
+	// one call, which takes less time than a call for each: see BenchmarkFlush.
 	together = 16
 
-	// aloneFor is for how many flushes each stream is synced by itself after that
-	// call took longer than their interval: somebody else fills the file system,
-	// and the record does not wait for what is not its own.
+	// aloneFor is for how many flushes it is not after it took more: then somebody
+	// else has written there a lot, which is not the record's to wait for, nor to
+	// press on the disk.
 	aloneFor = 60
 )
 
@@ -45,7 +45,7 @@ func (s *Store) flush() {
 			due = append(due, st)
 		}
 	}
-	s.each(s.syncTogether(dirty), (*Stream).Sync)
+	s.sync(dirty)
 	s.each(due, func(st *Stream) error {
 		_, err := st.SignHead()
 		return err
@@ -68,17 +68,29 @@ func (s *Store) each(all []*Stream, do func(*Stream) error) {
 	_ = g.Wait() // each was logged
 }
 
-// syncTogether syncs the streams by syncing their file system, if they are many,
-// and returns those that are still to be synced. An error there (Linux tells of
-// one since 5.8) is not said to be of a file: then all are, and fsync tells.
-func (s *Store) syncTogether(all []*Stream) (rest []*Stream) {
-	if s.alone > 0 {
-		s.alone--
-		return all
-	}
+// sync makes the streams durable in whichever way takes less time.
+func (s *Store) sync(all []*Stream) {
 	if len(all) < together {
-		return all
+		s.each(all, (*Stream).Sync)
+		return
 	}
+	began := time.Now()
+	if s.single == 0 || s.alone > 0 {
+		s.each(all, (*Stream).Sync)
+		s.alone, s.single = max(0, s.alone-1), max(1, time.Since(began)/time.Duration(len(all)))
+		return
+	}
+	rest := s.syncTogether(all)
+	if time.Since(began) > s.single*time.Duration(len(all)) {
+		s.alone = aloneFor
+	}
+	s.each(rest, (*Stream).Sync)
+}
+
+// syncTogether syncs the streams by syncing their file system, and returns those
+// that are still to be synced. An error there (Linux tells of one since 5.8) is
+// not said to be of a file: then all are, and fsync tells.
+func (s *Store) syncTogether(all []*Stream) (rest []*Stream) {
 	device := deviceOf(s.dir)
 	marks := make([]mark, 0, len(all))
 	for _, st := range all {
@@ -88,12 +100,8 @@ func (s *Store) syncTogether(all []*Stream) (rest []*Stream) {
 			rest = append(rest, st)
 		}
 	}
-	began := time.Now()
 	if err := s.syncfs(int(s.lock.Fd())); err != nil {
 		return all
-	}
-	if time.Since(began) > s.opts.SyncInterval {
-		s.alone = aloneFor
 	}
 	for i := range marks {
 		marks[i].synced()

@@ -79,7 +79,9 @@ type Store struct {
 	full   chan struct{} // wakes the sealer
 	room   *room
 	syncfs func(fd int) error
-	alone  int // flushes until streams are synced together again; flush's own
+
+	alone  int           // flushes until streams are synced together again; these two are flush's own
+	single time.Duration // that it took for each of them, when they were synced one by one
 
 	mu      sync.Mutex // guards what follows
 	streams map[uuid.UUID]*Stream
