@@ -81,11 +81,14 @@ func crew(b *testing.B, n int) *fleet {
 	return f
 }
 
-// What BenchmarkSessions sends, in all, whatever the number of sessions.
+// What BenchmarkSessions sends, in all, whatever the number of sessions: as many
+// frames of as many events, one from each session in turn. So with many of them
+// each frame finds its session's memory and its record's last page cold, and
+// each second as many more records are to be synced; none of it is set right.
 const (
 	frameEvents  = 20
 	framesSecond = 1000
-	loadSeconds  = 4
+	loadSeconds  = 10
 
 	// Rare enough that what heartbeats cost does not drown what events do.
 	heartbeat = 10 * time.Second
