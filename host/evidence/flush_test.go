@@ -112,7 +112,8 @@ func TestFlushTogetherFails(t *testing.T) {
 	}
 }
 
-// The file system is synced while that takes less time than each file.
+// The file system is synced while that takes no more than twice the time of each
+// file.
 func TestFlushTogetherSlow(t *testing.T) {
 	s, all := many(t, together, Options{})
 	calls := counted(s, nil)
