@@ -129,9 +129,8 @@ func (p *Process) start(ctx context.Context, cfg Config, opts *Options, secure *
 		return fmt.Errorf("event stream: %w", err)
 	}
 	p.stream = ours
-	for _, f := range theirs {
-		defer f.Close()
-	}
+	defer theirs[0].Close()
+	defer theirs[1].Close()
 	if err := p.makeDir(cfg, opts.SocketDir); err != nil {
 		return err
 	}
