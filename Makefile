@@ -34,13 +34,15 @@ build: ## put every binary into bin/
 	@for d in guest/cmd/*; do [ -d "$$d" ] || continue; \
 		echo "build $$(basename $$d), static"; CGO_ENABLED=0 $(GOBUILD) -tags netgo,osusergo -o bin/ ./$$d || exit 1; done
 
-.PHONY: install-check install-vm install-kernels
+.PHONY: install-check install-vm install-kernels install-deploy
 install-check:
 	@.ci/install check
 install-vm:
 	@.ci/install vm
 install-kernels:
 	@.ci/install kernels
+install-deploy:
+	@.ci/install check deploy
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, and the layout rules
@@ -111,6 +113,22 @@ install: build ## install the host's side and its systemd unit (PREFIX, DESTDIR)
 	install -D -m 0644 host/deploy/outguard.sysusers $(DESTDIR)/etc/sysusers.d/outguard.conf
 	install -D -m 0644 host/deploy/outguard.tmpfiles $(DESTDIR)/etc/tmpfiles.d/outguard.conf
 	@echo "next: systemd-sysusers && systemd-tmpfiles --create outguard.conf && systemctl daemon-reload && systemctl enable --now outguardd"
+
+# Packages need a version that sorts: 0.0.0~gitDATE.COMMIT until there is a tag.
+PACKAGE     := $(GO) tool -modfile .ci/tools/go.mod nfpm package -f guest/deploy/nfpm.yaml -t bin/packages/
+
+.PHONY: packages
+packages: build ## the guest's .deb and .rpm, into bin/packages/, with their digests
+	@rm -rf bin/packages; mkdir -p bin/packages
+	@version=$$($(GIT) describe --tags --exact-match 2>/dev/null | sed 's/^v//'); \
+	[ -n "$$version" ] || version=$$($(GIT) log -1 --format=0.0.0-git%cd.%h --date=format:%Y%m%d%H%M); \
+	for kind in deb rpm; do \
+		OUTGUARD_VERSION=$$version SOURCE_DATE_EPOCH=$$($(GIT) log -1 --format=%ct) $(PACKAGE) -p $$kind || exit 1; done
+	@cd bin/packages && sha256sum *
+
+.PHONY: test-deploy
+test-deploy: install-deploy packages ## the .deb in a Debian that boots with systemd, on 6.1
+	@OUTGUARD_KERNEL=6.1 OUTGUARD_REQUIRE=$(PROMISED),deploy $(VMTEST) -v ./vmtests/deploy
 
 .PHONY: clean
 clean: ## remove bin/
