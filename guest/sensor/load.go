@@ -20,9 +20,11 @@ import (
 
 // pinned maps outlive the agent. The digest cache is not among them: it is
 // right only as long as the programs that end its entries have run all along,
-// so it lives and dies with them.
+// so it lives and dies with them; the digests of running programs are, or the
+// snapshot of an agent that took over would not find what the attached programs
+// have put there.
 // Frames come behind the rings that they are about.
-var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state", "frames"}
+var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state", "frames", "running"}
 
 // loader brings the programs into the kernel.
 type loader struct {

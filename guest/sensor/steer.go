@@ -218,7 +218,7 @@ func (s *Sensor) sharedMaps() (map[string]*ebpf.Map, error) {
 
 // privateMaps are those that the programs share, are not pinned, and hold what
 // must not be there twice.
-var privateMaps = []string{"scratches", "committed", "digests", "running"}
+var privateMaps = []string{"scratches", "committed", "digests"}
 
 // gather opens those of the maps of a link's program that are not in into.
 func gather(k link.Link, into map[string]*ebpf.Map) error {
