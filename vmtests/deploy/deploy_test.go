@@ -81,7 +81,7 @@ func newSite(t *testing.T) *site {
 		}
 		check(t, s.guest.Remove(context.Background()))
 	})
-	c, err := s.install.Enroll(t.Context(), s.guest.Name)
+	c, err := s.install.Enroll(t.Context(), s.guest.Name, "")
 	check(t, err)
 	if c.Vhost != "" {
 		s.guest.Serve(&vm.Channel{CID: c.CID, Control: c.Vhost, Socket: c.Socket})
