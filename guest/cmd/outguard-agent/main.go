@@ -81,7 +81,6 @@ func serve(ctx context.Context, keyFile string, dial uplink.DialFunc, log *slog.
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	debug.SetMemoryLimit(16 << 20)
 	runtime.GC()         // gives up the kernel's types, which were needed to load
 	debug.FreeOSMemory() // and what they took
 	me, err := introduce(s)
@@ -119,4 +118,5 @@ func settle() {
 		runtime.GOMAXPROCS(2)
 	}
 	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(16 << 20) // rather collect than grow while the programs are loaded
 }
