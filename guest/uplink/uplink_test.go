@@ -158,6 +158,7 @@ func TestBulkIsWithheld(t *testing.T) {
 		l := newLab(t, prototest.HostOptions{})
 		l.host.Withhold(true)
 		l.run(t, func() {
+			time.Sleep(time.Second) // it is connected, and knows
 			l.src.put(100)
 			time.Sleep(5 * time.Second)
 			l.mu.Lock()
