@@ -19,6 +19,7 @@ import (
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/plugins/tsem"
 	"github.com/outguard/outguard/plugins/tsem/quixote"
+	"github.com/outguard/outguard/vsockproto"
 )
 
 // exportFlags are those of export.
@@ -165,6 +166,8 @@ func (x *exporting) event(e *tsem.Exported) error {
 	return err
 }
 
+// batchOf is a batch as the engines have it: without the agent's own canaries,
+// which no model knows.
 func batchOf(r *apipb.RecordsResponse) (*engine.Batch, error) {
 	session, err := uuid.FromBytes(r.Session)
 	if err != nil {
@@ -174,5 +177,6 @@ func batchOf(r *apipb.RecordsResponse) (*engine.Batch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("batch %d: %w", r.Index, err)
 	}
-	return &engine.Batch{Session: session, Index: r.Index, Received: received, Count: int(r.Count), Records: r.Records}, nil
+	records, canaries := vsockproto.DropCanaries(r.Records)
+	return &engine.Batch{Session: session, Index: r.Index, Received: received, Count: int(r.Count) - canaries, Records: records}, nil
 }
