@@ -262,10 +262,13 @@ func upTo(last EventType) []EventType { return slices.Clip(EventTypes()[:last]) 
 func DefaultTypes() []EventType { return upTo(TaskSnapshot) }
 
 // BookTypes are the types whose hooks an agent keeps attached whatever the policy
-// asks for: its proofs of what ran stand on them. Their records are sent only
-// where the policy asks for them.
+// asks for: its proofs of what ran stand on them, and on cgroups whose each record
+// is. Their records are sent only where the policy asks for them, but cgroups'.
 func BookTypes() []EventType {
-	return []EventType{BprmCommittedCreds, FileOpen, TaskNewtask, TaskSnapshot}
+	return []EventType{
+		BprmCommittedCreds, FileOpen, TaskNewtask, TaskSnapshot,
+		CgroupMkdir, CgroupAttachTask, CgroupRmdir, CgroupSnapshot,
+	}
 }
 
 // Parts say what records of a type hold beside subject and args, as a set.
