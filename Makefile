@@ -19,6 +19,8 @@ VMPACKAGES  := ./vmtests/vm ./vmtests/image ./vmtests/product ./host/domain/... 
 KERNELS     := 6.1 6.12 7.2
 PART        := TestScenarios/(10|15|20|30|60)-
 
+# 90-hooks, which runs every hook there is, make test leaves to make test-kernels.
+
 # Go's own cache of test results would answer for a guest that never booted.
 VMTEST      := $(GO) test -buildvcs=false -count=1 -timeout 30m
 
@@ -73,7 +75,7 @@ vm: install-vm build ## the scenarios on a real guest
 .PHONY: test-kernels
 test-kernels: install-kernels build ## all scenarios on each of the stock kernels 6.1, 6.12 and 7.2
 	@for k in $(KERNELS); do for p in ./vmtests/vm ./vmtests/scenario; do echo "== on guests with $$k: $$p"; \
-		OUTGUARD_KERNEL=$$k OUTGUARD_REQUIRE=$(PROMISED) $(VMTEST) $$p || exit 1; done; done
+		OUTGUARD_KERNEL=$$k OUTGUARD_REQUIRE=$(PROMISED),matrix $(VMTEST) $$p || exit 1; done; done
 
 .PHONY: test
 test: check vm ## install what is needed and run everything
