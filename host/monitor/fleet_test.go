@@ -221,7 +221,7 @@ func TestDaemonHoldsAbusers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.write(h.config, strings.Replace(string(config), "heartbeat: 200ms", "heartbeat: 600ms, flood: 20000", 1))
+	h.write(h.config, strings.Replace(string(config), "heartbeat: 200ms", "heartbeat: 200ms, flood: 20000", 1))
 	f := newFleet(h, agents, nil)
 	h.start()
 	f.connect(abusers)
