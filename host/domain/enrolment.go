@@ -105,6 +105,7 @@ Before=sysinit.target
 ExecStart=/usr/local/sbin/outguard-agent` + e.flags() + `
 Restart=always
 RestartSec=1
+KillSignal=SIGKILL
 [Install]
 WantedBy=sysinit.target
 END
