@@ -77,6 +77,11 @@ test-kernels: install-kernels build ## all scenarios on each of the stock kernel
 	@for k in $(KERNELS); do for p in ./vmtests/vm ./vmtests/scenario; do echo "== on guests with $$k: $$p"; \
 		OUTGUARD_KERNEL=$$k OUTGUARD_REQUIRE=$(PROMISED),matrix $(VMTEST) $$p || exit 1; done; done
 
+.PHONY: test-long
+test-long: install-vm build ## the long forms of what make test plays: a flood of a million opens, then 20 minutes of soak
+	@OUTGUARD_REQUIRE=$(PROMISED),long $(VMTEST) -run 'TestScenarios/(10|70)-' ./vmtests/scenario
+	@$(MAKE) --no-print-directory soak
+
 .PHONY: test
 test: check vm ## install what is needed and run everything
 

@@ -25,7 +25,8 @@ const (
 	TailTruncated   uint16 = 1 << 0 // longer in the kernel than here
 	TailUnlinked    uint16 = 1 << 1 // the name no longer leads to the file
 	TailUnreachable uint16 = 1 << 2 // not below the task's root
-	tailFlags              = TailTruncated | TailUnlinked | TailUnreachable
+	TailMade        uint16 = 1 << 3 // the file did not exist: the open made it
+	tailFlags              = TailTruncated | TailUnlinked | TailUnreachable | TailMade
 )
 
 // Tail is variable-length data behind a fixed body:

@@ -217,7 +217,7 @@ static __always_inline void fill_file(struct file_body *f, struct file *file, st
 static __always_inline __u32 put_path(struct scratch *sc, __u32 at, struct file *file, struct task_struct *t)
 {
 	__u8 *data = &sc->record[at + 8];
-	__u16 flags = is_foreign(file, t) ? TAIL_UNREACHABLE : 0;
+	__u16 flags = (is_foreign(file, t) ? TAIL_UNREACHABLE : 0) | (file->f_mode & FMODE_CREATED ? TAIL_MADE : 0);
 	long n = bpf_d_path(&file->f_path, (char *)data, PATH_SIZE);
 	__u32 length, cut;
 

@@ -54,6 +54,7 @@ enum { BPF_RB_PROD_POS = 3 };
 #define PF_KTHREAD 0x00200000
 #define FMODE_READ 1
 #define FMODE_WRITE 2
+#define FMODE_CREATED 0x100000
 #define ATTR_MODE 1
 #define ATTR_UID 2
 #define ATTR_GID 4

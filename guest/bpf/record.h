@@ -143,6 +143,7 @@ enum tail_tag {
 #define TAIL_TRUNCATED 1
 #define TAIL_UNLINKED 2
 #define TAIL_UNREACHABLE 4
+#define TAIL_MADE 8
 
 enum path_kind {
 	PATH_UNKNOWN = 0,

@@ -164,6 +164,7 @@ func tailFlags(flags uint16) []string {
 		{vsockproto.TailTruncated, "truncated"},
 		{vsockproto.TailUnlinked, "unlinked"},
 		{vsockproto.TailUnreachable, "unreachable"},
+		{vsockproto.TailMade, "made"},
 	} {
 		if flags&f.bit != 0 {
 			out = append(out, f.name)

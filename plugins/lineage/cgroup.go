@@ -44,6 +44,8 @@ func newCgroups() cgroups {
 // SetSession says of which session the next events are. Another boot gives the
 // same numbers to other cgroups; those that are not named again are the first
 // to be forgotten. A container of theirs begins anew with a task that runs in it.
+// Who made which file is a session's too: TSEM has it for as long as the kernel
+// keeps the inode in memory.
 func (t *Tree) SetSession(id [16]byte) {
 	if t.session == id {
 		return
@@ -58,6 +60,7 @@ func (t *Tree) SetSession(id [16]byte) {
 	}
 	clear(t.cgroups.byPath)
 	clear(t.cgroups.owners)
+	t.makers = makers{}
 }
 
 // Session is the one that was set last.

@@ -18,15 +18,18 @@ import (
 //	         mark u64 | exit_ns u64 | skipped u32 | parent: u32, 1 + its place among tasks, 0 for none |
 //	         generations u8 | each: exec_id u32, program u32 |
 //	         home u32, a container's number, 0 for none | left u8 | lost u8 | cgroup u64 | namespaces 16
+//	made:    files u32 | counts u32, both the oldest first
+//	file:    inode u64 | dev u32 | generation u32 | owner 32 | instance u64
+//	count:   SHA-256 of owner and directory 32 | files made u64
 //
 // Namespaces are mnt, pid, user and net, u32 each. Version 1 had neither them nor
-// containers, cgroups and what names these.
+// containers, cgroups and what names these; version 2 had not who made files.
 //
 // Running tasks come first, then the ended ones, each the oldest first.
 // Program 0 is the unknown one and 1 the kernel's; the count leaves them out.
 const (
 	magic      = "OGLIN\x00"
-	version    = 2
+	version    = 3
 	headerSize = len(magic) + 2 + 12 + 24
 )
 
@@ -62,7 +65,7 @@ func (t *Tree) AppendBinary(b []byte) ([]byte, error) {
 		b = p.append(b)
 	}
 	t.each(func(task *Task) { b = task.append(b, places, programs) })
-	return b, nil
+	return t.makers.append(b), nil
 }
 
 // each goes through the tasks, the running ones first.
@@ -133,6 +136,9 @@ func Parse(b []byte, identify Identify, opts *Options) (*Tree, error) {
 			return nil, fmt.Errorf("task %d: %w", i, ErrInvalid)
 		}
 		tasks, parents = append(tasks, task), append(parents, parent)
+	}
+	if r.version > 2 {
+		t.makers = r.makers()
 	}
 	if r.bad || len(r.b) > 0 {
 		return nil, fmt.Errorf("%d bytes after the end: %w", len(r.b), ErrInvalid)

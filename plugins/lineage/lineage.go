@@ -176,6 +176,7 @@ type Tree struct {
 	session  [16]byte
 	machine  Namespaces // of its first process
 	cgroups  cgroups
+	makers   makers
 	stats    Stats
 }
 
@@ -234,6 +235,10 @@ func (t *Tree) identity(e *vsockproto.Event) Identity {
 		t.nameCgroup(e)
 	case vsockproto.CgroupRmdir:
 		t.cgroups.remove(e.Cgroup.ID)
+	case vsockproto.FileOpen:
+		who := t.subject(e)
+		t.made(e, who.ID())
+		return who
 	}
 	return t.subject(e)
 }

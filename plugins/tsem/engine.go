@@ -189,7 +189,7 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 	if outcome.Added {
 		w.model.Annotate(&Note{
 			Received: b.Received, BootNs: r.BootNs, PID: r.PID,
-			Program: cmp.Or(who.Program.Path, comm(r)), What: e.tr.translate(r, who, v.tree).Words(),
+			Program: cmp.Or(who.Program.Path, comm(r)), What: e.words(v, w, who),
 		})
 	}
 	switch {
@@ -209,6 +209,15 @@ func (e *Engine) event(v *vm, b *engine.Batch, report func(engine.Finding)) {
 	}
 }
 
+// words says what e.record is.
+func (e *Engine) words(v *vm, w *workload, who lineage.Identity) string {
+	ev := e.tr.translate(&e.record, who, v.tree)
+	if w.model.Mapping() == Quixote {
+		e.tr.temporary(&e.record, v.tree)
+	}
+	return ev.Words()
+}
+
 // coefficients maps e.record as the workload's model does; is is false where it
 // has no part in the model.
 func (e *Engine) coefficients(v *vm, w *workload, who lineage.Identity) (c Coefficients, is bool, err error) {
@@ -224,6 +233,7 @@ func (e *Engine) coefficients(v *vm, w *workload, who lineage.Identity) (c Coeff
 		return c, false, nil
 	}
 	ev := e.tr.translate(r, who, v.tree)
+	e.tr.temporary(r, v.tree)
 	ev.asQuixote()
 	w.model.Level(ev)
 	c, err = e.mapper.Map(ev)

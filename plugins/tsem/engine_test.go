@@ -402,3 +402,34 @@ func BenchmarkMapNew(b *testing.B) {
 		}
 	}
 }
+
+// A file that a task made has no name of its own to quixote, which its kernel
+// calls a temporary one: another of the kind at the next run is no violation. To
+// full it is what it is called.
+func TestTemporary(t *testing.T) {
+	for _, c := range []struct {
+		mapping Mapping
+		new     int
+	}{{Quixote, 0}, {Full, 2}} {
+		e, g := New(&Options{Mapping: c.mapping}), enginetest.NewGuest(id)
+		run := func(name string) []engine.Finding {
+			p := g.Running("/usr/bin/sort")
+			made := g.Event(p, vsockproto.FileOpen)
+			made.File, made.Path = enginetest.File(name), vsockproto.Tail{Flags: vsockproto.TailMade, Data: []byte("/tmp/" + name)}
+			g.Add(&made)
+			read := g.Event(p, vsockproto.FileOpen)
+			read.File, read.Path.Data = made.File, []byte("/tmp/"+name)
+			g.Add(&read)
+			b := g.Batch()
+			b.Session[0] = name[0] // of another boot
+			return judge(t, e, b)
+		}
+		run("aXk2")
+		if _, err := e.Seal(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if got := run("b9Qz"); len(got) != c.new {
+			t.Errorf("%s: %d findings, want %d: %s", c.mapping, len(got), c.new, summary(got))
+		}
+	}
+}

@@ -64,6 +64,7 @@ func (x *Exporter) event(emit func(*Exported) error) error {
 		return nil
 	}
 	ev := x.tr.translate(r, who, x.tree)
+	x.tr.temporary(r, x.tree)
 	ev.asQuixote()
 	x.out = Exported{Event: ev, Record: r, ParentID: who.ParentID(), Number: x.out.Number + 1}
 	return emit(&x.out)

@@ -167,6 +167,22 @@ func (t *translator) file(e *vsockproto.Event) {
 	}
 }
 
+// temporary makes, in the quixote mapping, a file that a task of this session made one of its directory:
+// who made it and which of theirs it is, instead of name and content.
+// Source: SPEC sections 2 and 4.1. A path that was cut before its first slash
+// would have no directory.
+func (t *translator) temporary(e *vsockproto.Event, tree *lineage.Tree) {
+	if e.Type != vsockproto.FileOpen && e.Type != vsockproto.MmapFile {
+		return
+	}
+	f := &t.event.File
+	m, is := tree.Made(&e.File)
+	if !is || bytes.IndexByte(f.Path, '/') < 0 {
+		return
+	}
+	f.Instance, f.Owner, f.Digest = m.Instance, m.Owner, zero
+}
+
 func digest(f *vsockproto.File) ID {
 	switch f.Digested {
 	case vsockproto.DigestSHA256:

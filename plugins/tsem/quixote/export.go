@@ -210,6 +210,10 @@ func (w *writer) file(e *tsem.Exported) {
 	w.number("minor", uint64(e.Record.File.Dev&(1<<20-1)))
 	w.close()
 	w.text("type", []byte(f.PathType))
+	if f.Instance > 0 {
+		w.hex("owner", f.Owner[:])
+		w.number("instance", f.Instance)
+	}
 	w.text("pathname", f.Path)
 	w.close()
 	w.hex("digest", f.Digest[:])

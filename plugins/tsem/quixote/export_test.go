@@ -72,6 +72,12 @@ func every() *engine.Batch {
 			}
 		}
 	}
+	add(vsockproto.FileOpen, func(e *vsockproto.Event) {
+		e.File, e.Path = enginetest.File("/tmp/sortAb3x"), vsockproto.Tail{Flags: vsockproto.TailMade, Data: []byte("/tmp/sortAb3x")}
+	})
+	add(vsockproto.MmapFile, func(e *vsockproto.Event) {
+		e.HasFile, e.File, e.Path.Data = true, enginetest.File("/tmp/sortAb3x"), []byte("/tmp/sortAb3x")
+	})
 	add(vsockproto.SocketListen, func(e *vsockproto.Event) { e.Socket.Family, e.Backlog = 2, 128 })
 	add(vsockproto.MmapFile, func(e *vsockproto.Event) { e.Prot, e.MapFlags = 5, 34 })
 	for t := vsockproto.TaskSetpgid; t <= vsockproto.Capset; t++ {
@@ -117,6 +123,9 @@ func TestReplayEqualsLive(t *testing.T) {
 		if !json.Valid(line) {
 			t.Errorf("no JSON: %s", line)
 		}
+	}
+	if n := bytes.Count(lines, []byte(`"instance": "1"`)); n != 2 {
+		t.Errorf("%d events of a temporary file, want its open and its mapping", n)
 	}
 	for _, d := range []Dialect{Text, Strict} {
 		if got := replayed(t, d, lines); got["measurement"] != m.Measurement || got["state"] != m.State || got["points"] != float64(m.Points) {
