@@ -91,10 +91,23 @@ func (c *checker) rule(at string, f *fileRule) Rule {
 		r.Cooldown = c.duration(at+".cooldown", f.Cooldown)
 	}
 	r.Steps = c.steps(at+".steps", f.Steps)
+	r.State = c.state(at+".state", f.State, r.Steps)
 	if i := slices.IndexFunc(r.Steps, func(s Step) bool { return s != Log && s != Alert }); r.Match.Host && i >= 0 {
 		c.bad(fmt.Sprintf("%s.steps[%d]", at, i), "%s is of a VM, and a finding of the host's own is of none: log and alert are left", r.Steps[i])
 	}
 	return r
+}
+
+// state takes what a rule's revert goes back to.
+func (c *checker) state(at, name string, steps []Step) string {
+	switch {
+	case name == "":
+	case !slices.Contains(steps, Revert):
+		c.bad(at, "needs the step revert")
+	case len(name) > maxState || strings.ContainsFunc(name, func(r rune) bool { return !plainName(r) || r == '.' || r == '_' }):
+		c.bad(at, "%q is no saved state's name: letters, digits and dashes are, %d at most", name, maxState)
+	}
+	return name
 }
 
 var severities = map[string]engine.Severity{
@@ -170,6 +183,7 @@ func (c *checker) limits(f *fileLimits) Limits {
 	l := DefaultLimits()
 	c.limit("$.limits.alert", &f.Alert, &l.Alert)
 	c.limit("$.limits.capture", &f.Capture, &l.Capture)
+	c.limit("$.limits.revert", &f.Revert, &l.Revert)
 	return l
 }
 
@@ -343,12 +357,14 @@ func (c *checker) steps(at string, names []string) []Step {
 		switch {
 		case s == Capture && !seen[Pause]:
 			c.bad(here, "capture must follow pause: memory and disks of a running VM are no pair")
-		case (s == Kill || s == KillTree || s == Freeze) && (seen[Pause] || seen[Reset]):
-			c.bad(here, "%s must come before pause and reset: the guest has to do it", s)
+		case (s == Kill || s == KillTree || s == Freeze) && (seen[Pause] || seen[Revert] || seen[Reset]):
+			c.bad(here, "%s must come before pause, revert and reset: the guest has to do it", s)
 		case s == Kill && seen[KillTree], s == KillTree && seen[Kill]:
 			c.bad(here, "kill and kill-tree end the same process")
-		case s == Capture && seen[Reset]:
-			c.bad(here, "capture must come before reset, which ends what was in memory")
+		case s == Capture && (seen[Reset] || seen[Revert]):
+			c.bad(here, "capture must come before revert and reset, which end what was in memory")
+		case s == Reset && seen[Revert], s == Revert && seen[Reset]:
+			c.bad(here, "revert and reset each give the VM another beginning")
 		case (s == Resume || s == Destroy) && i != len(names)-1:
 			c.bad(here, "%s must come last", s)
 		}

@@ -32,6 +32,7 @@ type Decision struct {
 	Held    string // why it held back, "" where it did not
 
 	Alerts  []string  `json:",omitempty"` // names of whom the step alert tells
+	State   string    `json:",omitempty"` // what revert goes back to; "": see Rule
 	Dropped []Dropped `json:",omitempty"` // steps of the rule that a limit took
 	Counted []string  `json:",omitempty"` // rules with a repetition that this finding counts for
 	Dry     []Trial   `json:",omitempty"` // what rules on trial would have done
@@ -75,6 +76,9 @@ func Decide(p *Playbook, in Input, h *History) Decision {
 			d.Rule, d.Steps, d.Held, d.Dropped = t.Rule, t.Steps, t.Held, t.Dropped
 			if slices.Contains(t.Steps, Alert) {
 				d.Alerts = r.Alerts
+			}
+			if slices.Contains(t.Steps, Revert) {
+				d.State = r.State
 			}
 			return d
 		}

@@ -16,6 +16,7 @@
 //	limits:                         # of one VM and of all; these are the defaults
 //	  alert: {vm: 12/1h, total: 240/1h}
 //	  capture: {vm: 4/1h, total: 60/1h}
+//	  revert: {vm: 2/1h, total: 60/1h}
 //	rules:
 //	  - name: stop-and-capture      # unique; orders and findings show it
 //	    match:                      # all that is given must hold; {} matches all
@@ -31,6 +32,7 @@
 //	      repeated: {times: 5, within: 1m}  # so many of one VM that match all else
 //	    steps: [log, alert, pause, capture]
 //	    alert: [pager]              # default: all of alerts
+//	    state: clean                # what revert goes back to; default: what was saved last before
 //	    once_per: run               # run (default), session, vm or event
 //	    cooldown: 10m               # default 0: none
 //	    dry_run: false              # true: on trial
@@ -45,6 +47,6 @@
 // The steps: log; alert; kill and kill-tree end in the guest the process that it
 // is about, freeze stops its cgroup, and all three must come before pause; isolate takes the network links down; pause stops all
 // vCPUs; capture takes memory and disks, must follow pause and come before
-// reset; reset; destroy and resume, of which one may come last. No matching
+// revert and reset; revert goes back to a saved state; reset; destroy and resume, of which one may come last. No matching
 // rule, no step.
 package decide

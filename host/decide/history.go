@@ -170,11 +170,18 @@ func (r *Rule) held(last Last, in Input) string {
 }
 
 // apply takes from steps what a limit has no more room for. Only what costs the
-// host is limited: no limit keeps a VM running that is to be stopped.
+// host is limited: no limit keeps a VM running that is to be stopped, nor lets one
+// run that was to be reverted first.
 func (l *Limits) apply(steps []Step, in Input, h *History, dry bool) (left []Step, dropped []Dropped) {
+	stays := false
 	for _, s := range steps {
 		if why := l.spent(s, in, h, dry); why != "" {
 			dropped = append(dropped, Dropped{s, why})
+			stays = stays || s == Revert
+			continue
+		}
+		if s == Resume && stays {
+			dropped = append(dropped, Dropped{s, "it is not reverted"})
 			continue
 		}
 		left = append(left, s)

@@ -145,3 +145,19 @@ func TestHostsOwn(t *testing.T) {
 		t.Errorf("a VM's: %+v", d)
 	}
 }
+
+// TestRevertIsLimited: a VM that falls again as soon as it is reverted does not go
+// round for ever, and does not run on either.
+func TestRevertIsLimited(t *testing.T) {
+	p, h := parse(t, "rules: [{name: a, match: {}, steps: [pause, capture, revert, resume], state: clean, once_per: event}]\n"), &History{}
+	for i := range 4 {
+		d := decideAndNote(p, about(vm, time.Duration(i)*time.Minute), h)
+		want := []Step{Pause, Capture, Revert, Resume}
+		if i > 1 {
+			want = want[:2]
+		}
+		if !slices.Equal(d.Steps, want) || (d.State == "clean") != (i < 2) || len(d.Dropped) != 4-len(want) {
+			t.Errorf("%d: %v, back to %q, dropped %v", i, d.Steps, d.State, d.Dropped)
+		}
+	}
+}

@@ -17,6 +17,7 @@ const (
 	MaxBytes = 1 << 20
 	MaxRules = 1000
 	maxText  = 256
+	maxState = 64 // of a saved state's name
 )
 
 // file and the others are a playbook as it is written.
@@ -41,6 +42,7 @@ type fileTarget struct {
 type fileLimits struct {
 	Alert   fileLimit `yaml:"alert"`
 	Capture fileLimit `yaml:"capture"`
+	Revert  fileLimit `yaml:"revert"`
 }
 
 type fileLimit struct {
@@ -53,6 +55,7 @@ type fileRule struct {
 	Match    *fileMatch `yaml:"match"`
 	Steps    []string   `yaml:"steps"`
 	Alert    []string   `yaml:"alert"`
+	State    string     `yaml:"state"`
 	OncePer  string     `yaml:"once_per"`
 	Cooldown string     `yaml:"cooldown"`
 	DryRun   bool       `yaml:"dry_run"`

@@ -17,6 +17,7 @@ const (
 	Isolate Step = "isolate"
 	Pause   Step = "pause"
 	Capture Step = "capture"
+	Revert  Step = "revert"
 	Reset   Step = "reset"
 	Destroy Step = "destroy"
 	Resume  Step = "resume"
@@ -26,7 +27,7 @@ const (
 )
 
 // AllSteps are the steps, in the order in which most playbooks have them.
-var AllSteps = []Step{Log, Alert, Kill, KillTree, Freeze, Isolate, Pause, Capture, Reset, Destroy, Resume}
+var AllSteps = []Step{Log, Alert, Kill, KillTree, Freeze, Isolate, Pause, Capture, Revert, Reset, Destroy, Resume}
 
 // Once says how often a rule acts on one VM.
 type Once string
@@ -74,16 +75,19 @@ type Rule struct {
 	Match    Match
 	Steps    []Step
 	Alerts   []string // names of whom its alert tells
+	State    string   // what its revert goes back to; "": the last one from before the finding
 	OncePer  Once
 	Cooldown time.Duration
 	DryRun   bool // on trial: recorded, not ordered, and the next rule is asked
 }
 
-// Limits bound the steps that cost the host. They take a step from a decision
-// and leave the others.
+// Limits bound the steps that cost the host, and those that could go on without
+// end. They take a step from a decision and leave the others, but for the resume
+// of a VM that was not reverted.
 type Limits struct {
 	Alert   Limit
 	Capture Limit
+	Revert  Limit
 }
 
 // Limit bounds one step.
@@ -109,6 +113,7 @@ func DefaultLimits() Limits {
 	return Limits{
 		Alert:   Limit{VM: Budget{12, time.Hour}, Total: Budget{240, time.Hour}},
 		Capture: Limit{VM: Budget{4, time.Hour}, Total: Budget{60, time.Hour}},
+		Revert:  Limit{VM: Budget{2, time.Hour}, Total: Budget{60, time.Hour}},
 	}
 }
 
@@ -118,6 +123,8 @@ func (l *Limits) of(s Step) (Limit, bool) {
 		return l.Alert, true
 	case Capture:
 		return l.Capture, true
+	case Revert:
+		return l.Revert, true
 	}
 	return Limit{}, false
 }

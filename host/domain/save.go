@@ -216,6 +216,30 @@ func (c *Client) SavedStates(ctx context.Context, vm uuid.UUID) (all []Saved, er
 	return all, nil
 }
 
+// LastSaved is the name of what Save kept last before a moment, ErrNoSave where
+// there is none. libvirt has the time of a state to the second: one of the same
+// second is none from before.
+func (c *Client) LastSaved(ctx context.Context, vm uuid.UUID, before time.Time) (string, error) {
+	all, err := c.SavedStates(ctx, vm)
+	if err != nil {
+		return "", err
+	}
+	return lastBefore(all, before)
+}
+
+func lastBefore(all []Saved, before time.Time) (string, error) {
+	last := Saved{}
+	for _, s := range all {
+		if !s.Created.Add(time.Second).After(before) && !s.Created.Before(last.Created) {
+			last = s
+		}
+	}
+	if last.Name == "" {
+		return "", fmt.Errorf("%w: of %d saved states none is from before %s; outguard save makes one", ErrNoSave, len(all), before.UTC().Format(time.RFC3339))
+	}
+	return last.Name, nil
+}
+
 func parseSaved(text string) (Saved, error) {
 	var d struct {
 		State   string `xml:"state"`

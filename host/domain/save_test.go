@@ -35,6 +35,16 @@ func TestSavable(t *testing.T) {
 // TestSaveAndRevert brings a guest that counts back to an earlier count, running
 // and stopped, in its memory and on its disks; what others did with snapshots is
 // no concern of ours.
+func TestLastBefore(t *testing.T) {
+	at := func(s int64) time.Time { return time.Unix(s, 0) }
+	all := []Saved{{Name: "a", Created: at(10)}, {Name: "b", Created: at(20)}, {Name: "c", Created: at(20)}, {Name: "d", Created: at(30)}}
+	for before, want := range map[time.Time]string{at(10): "", at(11): "a", at(20).Add(999 * time.Millisecond): "a", at(21): "c", at(99): "d"} {
+		if got, err := lastBefore(all, before); got != want || (err != nil) != (want == "") {
+			t.Errorf("before %s: %q, %v, want %q", before.UTC(), got, err, want)
+		}
+	}
+}
+
 func TestSaveAndRevert(t *testing.T) {
 	g := domaintest.Start(t, domaintest.Config{Disks: []string{"qcow2"}, CDROM: true})
 	c, ctx := client(t), t.Context()

@@ -117,7 +117,7 @@ func (j *judge) order(f *engine.Finding, d *decide.Decision, name string) {
 		steps[i] = respond.Kind(s)
 	}
 	_, err := j.m.responder.Submit(context.Background(), respond.Request{
-		VM: f.VM, Name: name, Steps: steps, Alerts: d.Alerts, Asked: "playbook", Reason: f.Reason,
+		VM: f.VM, Name: name, Steps: steps, Alerts: d.Alerts, State: d.State, Asked: "playbook", Reason: f.Reason,
 		Finding: f.ID, Rule: d.Rule, Received: f.Received, Found: f.At, Decided: d.At,
 	})
 	if err != nil {

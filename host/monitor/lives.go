@@ -20,6 +20,7 @@ type lives struct {
 	mu       sync.Mutex
 	expected map[expectation]time.Time // until when; zero: the call is under way
 	stands   map[uuid.UUID]bool        // paused by an order of this process, and not resumed by one
+	reverted map[uuid.UUID]time.Time   // when somebody else's revert was told of last
 }
 
 // expectation is an event that an order causes.
@@ -32,7 +33,7 @@ type expectation struct {
 const eventWithin = 5 * time.Second
 
 func newLives() *lives {
-	return &lives{expected: map[expectation]time.Time{}, stands: map[uuid.UUID]bool{}}
+	return &lives{expected: map[expectation]time.Time{}, stands: map[uuid.UUID]bool{}, reverted: map[uuid.UUID]time.Time{}}
 }
 
 // during carries out a call that causes an event of that kind.
@@ -85,6 +86,16 @@ func (l *lives) ours(e domain.Event) (caused, stood bool) {
 	return caused, stood
 }
 
+// tellsOfRevert reports whether an event is the first of a revert: libvirt says
+// several, of the process that ends and of the one that begins.
+func (l *lives) tellsOfRevert(e domain.Event) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last, told := l.reverted[e.VM]
+	l.reverted[e.VM] = e.At
+	return !told || e.At.Sub(last) > eventWithin
+}
+
 // ranOn returns the domains of a list that run although an order had them stand:
 // nobody was told when that changed.
 func (l *lives) ranOn(list []domain.Domain) (out []uuid.UUID) {
@@ -132,6 +143,9 @@ func (m *Monitor) somebodyElse(e domain.Event) {
 	f := engine.Finding{VM: e.VM, Severity: engine.Medium, Detail: map[string]string{"event": e.Kind.String(), "why": e.Reason}}
 	switch {
 	case e.Reason == "from snapshot" && e.Kind != domain.Defined:
+		if !m.lives.tellsOfRevert(e) {
+			return
+		}
 		f.Rule, f.Reason = "domain/reverted", "The VM was reverted to a snapshot, not by an order: what happened in it since is undone."
 	case e.Kind == domain.ResumedEvent && stood:
 		f.Rule, f.Severity, f.Reason = "domain/resumed", engine.High, "The VM was resumed, not by an order, while an order had it stand."

@@ -58,6 +58,21 @@ func TestWhoseEvent(t *testing.T) {
 	})
 }
 
+// TestOneRevertIsToldOnce: of all that libvirt says of a revert one event makes a
+// finding, and the next revert has its own.
+func TestOneRevertIsToldOnce(t *testing.T) {
+	l, vm, at := newLives(), uuid.UUID{1}, time.Unix(1000, 0)
+	told := 0
+	for _, after := range []time.Duration{0, time.Millisecond, time.Second, time.Minute, time.Minute + time.Second} {
+		if l.tellsOfRevert(domain.Event{VM: vm, At: at.Add(after)}) {
+			told++
+		}
+	}
+	if told != 2 || !l.tellsOfRevert(domain.Event{VM: uuid.UUID{2}, At: at}) {
+		t.Errorf("two reverts were told %d times", told)
+	}
+}
+
 // TestRevertIsOurs: all that a revert has libvirt say is its order's, and then
 // nothing is any more.
 func TestRevertIsOurs(t *testing.T) {

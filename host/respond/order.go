@@ -43,7 +43,7 @@ type Request struct {
 	Name    string    // the domain's name, for people
 	Steps   []Kind
 	Alerts  []string // whom the step alert tells
-	State   string   // what save calls what it keeps, and revert goes back to
+	State   string   // what save calls what it keeps, and revert goes back to; of revert "": what was saved last before the finding
 	Asked   string   // who: "playbook", or "uid 0 (root)" from the command line
 	Reason  string   // one sentence for people
 	Finding string   // id of the finding, "" for a manual order
@@ -61,7 +61,7 @@ type Order struct {
 	VM      uuid.UUID `json:"vm"`
 	Name    string    `json:"name,omitempty"`
 	Kind    Kind      `json:"kind"`
-	Target  string    `json:"target,omitempty"` // of an alert: whom it tells; of save and revert: the saved state
+	Target  string    `json:"target,omitempty"` // of an alert: whom it tells; of save and revert: the saved state, "" of a revert to the last one
 	Asked   string    `json:"asked"`
 	Reason  string    `json:"reason,omitempty"`
 	Finding string    `json:"finding,omitempty"`
@@ -159,7 +159,7 @@ func (q *Request) orders(now time.Time, o *Options) ([]Order, error) {
 	if slices.Contains(q.Steps, Alert) && len(q.Alerts) == 0 {
 		return nil, errors.New("an alert that tells nobody")
 	}
-	if q.State == "" && (slices.Contains(q.Steps, Save) || slices.Contains(q.Steps, Revert)) {
+	if q.State == "" && slices.Contains(q.Steps, Save) {
 		return nil, errors.New("no saved state is named")
 	}
 	if q.Asked == "" {
@@ -204,6 +204,16 @@ func (k Kind) deadline(now time.Time, o *Options) time.Time {
 		return now.Add(o.AlertWithin)
 	}
 	return time.Time{}
+}
+
+// before is the moment that a revert goes back behind.
+func (o *Order) before() time.Time {
+	for _, at := range [...]time.Time{o.Received, o.Found} {
+		if !at.IsZero() {
+			return at
+		}
+	}
+	return o.Given
 }
 
 func bound(s string) string { return s[:min(len(s), maxText)] }

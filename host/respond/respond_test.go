@@ -163,6 +163,11 @@ func (b *box) Saved(_ context.Context, _ uuid.UUID, name string) (bool, error) {
 	return b.saved[name], nil
 }
 
+func (b *box) LastSaved(_ context.Context, _ uuid.UUID, before time.Time) (string, error) {
+	b.say("last saved before %s", before.UTC().Format(time.TimeOnly))
+	return "s1", nil
+}
+
 func (b *box) Revert(_ context.Context, vm uuid.UUID, name string, paused bool) error {
 	defer b.enter(vm)()
 	b.say("revert %s", name)

@@ -32,9 +32,11 @@ type machine interface {
 	Destroy(ctx context.Context, vm uuid.UUID) error
 
 	// Save keeps memory and disks under a name that nothing has, Saved tells
-	// whether something is kept under it, and Revert brings the VM back to it.
+	// whether something is kept under it, LastSaved which was kept last before a
+	// moment, and Revert brings the VM back to it.
 	Save(ctx context.Context, vm uuid.UUID, name string) error
 	Saved(ctx context.Context, vm uuid.UUID, name string) (bool, error)
+	LastSaved(ctx context.Context, vm uuid.UUID, before time.Time) (string, error)
 	Revert(ctx context.Context, vm uuid.UUID, name string, paused bool) error
 
 	Active(ctx context.Context, vm uuid.UUID) (bool, error) // a process holds the VM

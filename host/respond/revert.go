@@ -36,7 +36,8 @@ func (r *Responder) save(ctx context.Context, j *job, res *Result) error {
 	return nil
 }
 
-// revert brings the VM back, standing or running as it is now. It is asked for
+// revert brings the VM back, standing or running as it is now. What names no state
+// means the last one from before the finding. It is asked for
 // once, and not again by a later process: nobody can tell whether it came about,
 // and what the VM has done since would be undone by a second time.
 func (r *Responder) revert(ctx context.Context, j *job, res *Result) error {
@@ -46,7 +47,14 @@ func (r *Responder) revert(ctx context.Context, j *job, res *Result) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.CaptureWithin)
 	defer cancel()
-	vm := j.order.VM
+	vm, name := j.order.VM, j.order.Target
+	if name == "" {
+		var err error
+		if name, err = r.machine.LastSaved(ctx, vm, j.order.before()); err != nil {
+			return err
+		}
+		res.Detail = "to " + name
+	}
 	active, err := r.machine.Active(ctx, vm)
 	if err != nil {
 		return err
@@ -58,7 +66,7 @@ func (r *Responder) revert(ctx context.Context, j *job, res *Result) error {
 		}
 	}
 	res.Attempts++
-	if err := r.machine.Revert(ctx, vm, j.order.Target, paused); err != nil {
+	if err := r.machine.Revert(ctx, vm, name, paused); err != nil {
 		return err
 	}
 	if err := r.check(ctx, vm, paused); err != nil {

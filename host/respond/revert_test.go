@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestSaveAndRevert: each is asked of libvirt once, and the VM stands or runs
@@ -44,8 +45,35 @@ func TestSaveAndRevert(t *testing.T) {
 	if said := strings.Count(b.said(), "revert s1"); said != 2 {
 		t.Errorf("reverted %d times: %s", said, b.said())
 	}
-	if _, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{Revert}, Asked: "test"}); err == nil {
-		t.Error("a revert to nothing")
+	if _, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{Save}, Asked: "test"}); err == nil {
+		t.Error("saved without a name")
+	}
+}
+
+// TestRevertToTheLast: a playbook's revert without a name goes behind the event
+// that its finding is about, and says where to.
+func TestRevertToTheLast(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	r := New(j, b, b, b, nil)
+	run(t, r)
+	for _, c := range []struct {
+		received, found time.Time
+		want            string
+	}{
+		{time.Unix(60, 0), time.Unix(61, 0), "last saved before 00:01:00; revert s1"},
+		{time.Time{}, time.Unix(61, 0), "last saved before 00:01:01; revert s1"},
+	} {
+		orders, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{Revert}, Asked: "test", Received: c.received, Found: c.found})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res := wait(t, r, orders[0]); res.Status != Done || res.Detail != "to s1" {
+			t.Errorf("%+v", res)
+		}
+		if !strings.Contains(b.said(), c.want) {
+			t.Errorf("%s, want %s", b.said(), c.want)
+		}
 	}
 }
 
