@@ -86,8 +86,11 @@ type Backend interface {
 	Capture(ctx context.Context, vm uuid.UUID, revertible bool, by Caller, progress func(*apipb.Progress)) (*apipb.Order, error)
 
 	// Contain does the same with one of the steps isolate, connect, thaw, reset,
-	// destroy, save and revert; the last two have a state's name.
+	// destroy, save, revert and unsave; the last three have a state's name.
 	Contain(ctx context.Context, vm uuid.UUID, step, state string, by Caller) (*apipb.Order, error)
+
+	// Saved lists what save orders have kept of a domain, oldest first.
+	Saved(ctx context.Context, vm uuid.UUID) ([]*apipb.Saved, error)
 
 	// Bundles lists the bundles on this host, oldest first.
 	Bundles(ctx context.Context) ([]*apipb.Bundle, error)

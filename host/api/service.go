@@ -193,7 +193,7 @@ func (s *service) Resume(ctx context.Context, r *apipb.ResumeRequest) (*apipb.Re
 }
 
 // containing are the steps that Contain takes.
-var containing = []string{"isolate", "connect", "thaw", "reset", "destroy", "save", "revert"}
+var containing = []string{"isolate", "connect", "thaw", "reset", "destroy", "save", "revert", "unsave"}
 
 func (s *service) Contain(ctx context.Context, r *apipb.ContainRequest) (*apipb.ContainResponse, error) {
 	if !slices.Contains(containing, r.Step) {
@@ -221,7 +221,7 @@ func stateOf(r *apipb.ContainRequest) (string, error) {
 	switch {
 	case r.Step == "save" && r.State == "":
 		return time.Now().UTC().Format("20060102-150405"), nil
-	case r.Step != "save" && r.Step != "revert":
+	case r.Step != "save" && r.Step != "revert" && r.Step != "unsave":
 		if r.State != "" {
 			return "", invalid("", "step %q is about no saved state", r.Step)
 		}
@@ -229,6 +229,15 @@ func stateOf(r *apipb.ContainRequest) (string, error) {
 		return "", invalid("", "state %q: want letters, digits and dashes, at most 64", r.State)
 	}
 	return r.State, nil
+}
+
+func (s *service) ListSaved(ctx context.Context, r *apipb.ListSavedRequest) (*apipb.ListSavedResponse, error) {
+	vm, err := s.resolve(ctx, r.Vm)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.backend.Saved(ctx, vm)
+	return &apipb.ListSavedResponse{Saved: all}, err
 }
 
 func (s *service) ListBundles(ctx context.Context, r *apipb.ListBundlesRequest) (*apipb.ListBundlesResponse, error) {

@@ -91,7 +91,7 @@ standard output; with --json, one object a line.`,
 	}
 	add(watch, a.statusCmd(), a.vmsCmd(), a.eventsCmd(), a.findingsCmd(), a.decisionsCmd(), a.ordersCmd())
 	add(answer, a.modelCmd(), a.policyCmd(), a.pauseCmd(), a.resumeCmd(), a.captureCmd(),
-		a.isolateCmd(), a.connectCmd(), a.thawCmd(), a.resetCmd(), a.destroyCmd(), a.saveCmd(), a.revertCmd())
+		a.isolateCmd(), a.connectCmd(), a.thawCmd(), a.resetCmd(), a.destroyCmd(), a.saveCmd(), a.savedCmd(), a.unsaveCmd(), a.revertCmd())
 	add(prove, a.capturesCmd(), a.bundleCmd(), a.evidenceCmd(), a.exportCmd(), a.tsemCmd())
 	add(setup, a.setupCmds()...)
 	add(setup, a.versionCmd())

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"context"
+
 	"github.com/spf13/cobra"
 
 	"github.com/outguard/outguard/host/api/apipb"
@@ -14,8 +16,8 @@ func (a *app) saveCmd() *cobra.Command {
 them, as a snapshot of libvirt's called outguard-NAME. The domain stands for that
 moment. Every disk that it can write has to be qcow2, and no device may keep it
 from being migrated: a vhost-user vsock does, a virtio-serial port (outguard enroll
---transport serial) and the kernel's vsock do not. virsh snapshot-delete gives it
-up.`,
+--transport serial) and the kernel's vsock do not. outguard saved lists what is kept,
+and outguard unsave gives it up.`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
 	}, func(cmd *cobra.Command, args []string) error {
 		o, err := a.contain(cmd, &apipb.ContainRequest{Vm: args[0], Step: "save", State: name, Reason: reason})
@@ -54,6 +56,50 @@ session: nothing of it is taken for missing.`,
 	return cmd
 }
 
+func (a *app) savedCmd() *cobra.Command {
+	return a.command(&cobra.Command{
+		Use: "saved DOMAIN", Short: "List what is kept of a domain for outguard revert, oldest first",
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
+	}, func(cmd *cobra.Command, args []string) error {
+		all, err := a.saved(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		printAll(a, all, "nothing is kept; `outguard save "+quote(args[0])+"` does that",
+			[]string{"CREATED", "STATE", "NAME"}, func(s *apipb.Saved) []string { return []string{clock(s.Created), s.State, s.Name} })
+		return nil
+	})
+}
+
+func (a *app) saved(ctx context.Context, vm string) ([]*apipb.Saved, error) {
+	client, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	out, err := client.ListSaved(ctx, &apipb.ListSavedRequest{Vm: vm})
+	if err != nil {
+		return nil, err
+	}
+	return out.Saved, nil
+}
+
+func (a *app) unsaveCmd() *cobra.Command {
+	var reason string
+	cmd := a.command(&cobra.Command{
+		Use: "unsave DOMAIN STATE", Short: "Give up what is kept of a domain for outguard revert, and the room that it takes",
+		Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeSaved,
+	}, func(cmd *cobra.Command, args []string) error {
+		o, err := a.contain(cmd, &apipb.ContainRequest{Vm: args[0], Step: "unsave", State: args[1], Reason: reason})
+		if err != nil {
+			return err
+		}
+		a.print(o, func() { a.orderDone(o, "given up: "+quote(o.Target)) })
+		return nil
+	})
+	reasonFlag(cmd, &reason)
+	return cmd
+}
+
 func (a *app) contain(cmd *cobra.Command, r *apipb.ContainRequest) (*apipb.Order, error) {
 	client, err := a.client()
 	if err != nil {
@@ -66,25 +112,18 @@ func (a *app) contain(cmd *cobra.Command, r *apipb.ContainRequest) (*apipb.Order
 	return out.Order, nil
 }
 
-// completeSaved offers the domains, and then the states that orders have kept of
-// one.
+// completeSaved offers the domains, and then what is kept of one.
 func (a *app) completeSaved(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) != 1 {
 		return a.completeVM(cmd, args, prefix)
 	}
-	client, err := a.client()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	out, err := client.ListOrders(cmd.Context(), &apipb.ListOrdersRequest{Vm: args[0]})
+	all, err := a.saved(cmd.Context(), args[0])
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var names []cobra.Completion
-	for _, o := range out.Orders {
-		if o.Step == "save" && o.State == "done" {
-			names = append(names, o.Target)
-		}
+	for _, s := range all {
+		names = append(names, s.Name)
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -547,13 +547,26 @@ func (b backend) Resume(ctx context.Context, vm uuid.UUID, by api.Caller) (*apip
 
 func (b backend) Contain(ctx context.Context, vm uuid.UUID, step, state string, by api.Caller) (*apipb.Order, error) {
 	o, err := b.orderOn(ctx, vm, by, respond.Kind(step), state)
-	if err != nil && o != nil && step == string(respond.Revert) {
+	if err != nil && o != nil && (step == string(respond.Revert) || step == string(respond.Unsave)) {
 		err = b.whatIsSaved(ctx, vm, err)
 	}
 	return o, err
 }
 
-// whatIsSaved says beside a revert's error what there is to go back to.
+// Saved asks libvirt: a domain's snapshots go with its images.
+func (b backend) Saved(ctx context.Context, vm uuid.UUID) ([]*apipb.Saved, error) {
+	all, err := b.m.libvirt.SavedStates(ctx, vm)
+	if err != nil {
+		return nil, libvirtError(err)
+	}
+	out := make([]*apipb.Saved, len(all))
+	for i, s := range all {
+		out[i] = &apipb.Saved{Name: s.Name, Created: api.FormatTime(s.Created), State: s.State.String()}
+	}
+	return out, nil
+}
+
+// whatIsSaved says beside an error of revert or unsave what there is.
 func (b backend) whatIsSaved(ctx context.Context, vm uuid.UUID, err error) error {
 	all, listed := b.m.libvirt.SavedStates(ctx, vm)
 	if listed != nil {

@@ -41,6 +41,8 @@ func (r *Responder) act(ctx context.Context, j *job, res *Result) error {
 		return r.save(ctx, j, res)
 	case Revert:
 		return r.revert(ctx, j, res)
+	case Unsave:
+		return r.unsave(ctx, j, res)
 	}
 	return fmt.Errorf("unknown step %q", j.order.Kind)
 }

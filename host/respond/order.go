@@ -23,6 +23,7 @@ const (
 	Capture Kind = "capture" // memory and disks into a bundle; the VM is paused for it
 	Save    Kind = "save"    // memory and disks kept in the VM's images, for Revert
 	Revert  Kind = "revert"  // back to what Save kept: what has happened since is undone
+	Unsave  Kind = "unsave"  // give up what Save kept
 	Reset   Kind = "reset"   // begin the machine anew
 	Destroy Kind = "destroy" // end it
 	Resume  Kind = "resume"  // let the vCPUs run
@@ -33,7 +34,7 @@ const (
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{Log, Alert, Kill, KillTree, Isolate, Connect, Pause, Capture, Save, Revert, Reset, Destroy, Resume, Freeze, Thaw}
+var Kinds = []Kind{Log, Alert, Kill, KillTree, Isolate, Connect, Pause, Capture, Save, Revert, Unsave, Reset, Destroy, Resume, Freeze, Thaw}
 
 func (k Kind) valid() bool { return slices.Contains(Kinds, k) }
 
@@ -43,7 +44,7 @@ type Request struct {
 	Name    string    // the domain's name, for people
 	Steps   []Kind
 	Alerts  []string // whom the step alert tells
-	State   string   // what save calls what it keeps, and revert goes back to; of revert "": what was saved last before the finding
+	State   string   // what save calls what it keeps, revert goes back to and unsave gives up; of revert "": what was saved last before the finding
 	Asked   string   // who: "playbook", or "uid 0 (root)" from the command line
 	Reason  string   // one sentence for people
 	Finding string   // id of the finding, "" for a manual order
@@ -61,7 +62,7 @@ type Order struct {
 	VM      uuid.UUID `json:"vm"`
 	Name    string    `json:"name,omitempty"`
 	Kind    Kind      `json:"kind"`
-	Target  string    `json:"target,omitempty"` // of an alert: whom it tells; of save and revert: the saved state, "" of a revert to the last one
+	Target  string    `json:"target,omitempty"` // of an alert: whom it tells; of save, revert and unsave: the saved state, "" of a revert to the last one
 	Asked   string    `json:"asked"`
 	Reason  string    `json:"reason,omitempty"`
 	Finding string    `json:"finding,omitempty"`
@@ -159,7 +160,7 @@ func (q *Request) orders(now time.Time, o *Options) ([]Order, error) {
 	if slices.Contains(q.Steps, Alert) && len(q.Alerts) == 0 {
 		return nil, errors.New("an alert that tells nobody")
 	}
-	if q.State == "" && slices.Contains(q.Steps, Save) {
+	if q.State == "" && (slices.Contains(q.Steps, Save) || slices.Contains(q.Steps, Unsave)) {
 		return nil, errors.New("no saved state is named")
 	}
 	if q.Asked == "" {
@@ -178,7 +179,7 @@ func (q *Request) orders(now time.Time, o *Options) ([]Order, error) {
 		switch k {
 		case Alert:
 			targets = q.Alerts
-		case Save, Revert:
+		case Save, Revert, Unsave:
 			targets = []string{q.State}
 		}
 		for _, target := range targets {

@@ -175,6 +175,15 @@ func (b *box) Revert(_ context.Context, vm uuid.UUID, name string, paused bool) 
 	return nil
 }
 
+func (b *box) Unsave(_ context.Context, vm uuid.UUID, name string) error {
+	defer b.enter(vm)()
+	b.say("unsave %s", name)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.saved, name)
+	return nil
+}
+
 func (b *box) Active(context.Context, uuid.UUID) (bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -33,11 +33,12 @@ type machine interface {
 
 	// Save keeps memory and disks under a name that nothing has, Saved tells
 	// whether something is kept under it, LastSaved which was kept last before a
-	// moment, and Revert brings the VM back to it.
+	// moment, Revert brings the VM back to it, and Unsave gives it up.
 	Save(ctx context.Context, vm uuid.UUID, name string) error
 	Saved(ctx context.Context, vm uuid.UUID, name string) (bool, error)
 	LastSaved(ctx context.Context, vm uuid.UUID, before time.Time) (string, error)
 	Revert(ctx context.Context, vm uuid.UUID, name string, paused bool) error
+	Unsave(ctx context.Context, vm uuid.UUID, name string) error
 
 	Active(ctx context.Context, vm uuid.UUID) (bool, error) // a process holds the VM
 }

@@ -75,3 +75,29 @@ func (r *Responder) revert(ctx context.Context, j *job, res *Result) error {
 	res.Effect = r.now()
 	return nil
 }
+
+// unsave gives up what save kept. What an earlier process gave up is gone.
+func (r *Responder) unsave(ctx context.Context, j *job, res *Result) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.CaptureWithin)
+	defer cancel()
+	vm, name := j.order.VM, j.order.Target
+	there, err := r.machine.Saved(ctx, vm, name)
+	switch {
+	case err != nil:
+		return err
+	case !there && j.recovered:
+		res.Already, res.Effect, res.Detail = true, r.now(), "found given up"
+		return nil
+	case !there:
+		return fmt.Errorf("nothing is kept as %q", name)
+	}
+	res.Attempts++
+	if err := r.machine.Unsave(ctx, vm, name); err != nil {
+		return err
+	}
+	if there, err = r.machine.Saved(ctx, vm, name); err != nil || there {
+		return errors.Join(errors.New("libvirt reported success, but it is kept still"), err)
+	}
+	res.Effect = r.now()
+	return nil
+}

@@ -45,8 +45,16 @@ func TestSaveAndRevert(t *testing.T) {
 	if said := strings.Count(b.said(), "revert s1"); said != 2 {
 		t.Errorf("reverted %d times: %s", said, b.said())
 	}
-	if _, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{Save}, Asked: "test"}); err == nil {
-		t.Error("saved without a name")
+	if res := order(Unsave, "s1"); res.Status != Done || b.saved["s1"] {
+		t.Errorf("given up: %+v", res)
+	}
+	if res := order(Unsave, "s1"); res.Status != Failed || !strings.Contains(res.Error, "nothing is kept") {
+		t.Errorf("given up twice: %+v", res)
+	}
+	for _, k := range []Kind{Save, Unsave} {
+		if _, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{k}, Asked: "test"}); err == nil {
+			t.Errorf("%s without a name", k)
+		}
 	}
 }
 

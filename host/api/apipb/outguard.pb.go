@@ -5411,9 +5411,9 @@ func (x *Playbook) GetDryRun() bool {
 type ContainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
-	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"` // isolate, connect, thaw, reset, destroy, save or revert
+	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"` // isolate, connect, thaw, reset, destroy, save, revert or unsave
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // of save and revert: the name; empty for save: a new one
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // of save, revert and unsave: the name; empty for save: a new one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5840,6 +5840,155 @@ func (x *SetPolicyResponse) GetPolicy() uint64 {
 		return x.Policy
 	}
 	return 0
+}
+
+type ListSavedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSavedRequest) Reset() {
+	*x = ListSavedRequest{}
+	mi := &file_outguard_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSavedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSavedRequest) ProtoMessage() {}
+
+func (x *ListSavedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSavedRequest.ProtoReflect.Descriptor instead.
+func (*ListSavedRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ListSavedRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type ListSavedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Saved         []*Saved               `protobuf:"bytes,1,rep,name=saved,proto3" json:"saved,omitempty"` // oldest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSavedResponse) Reset() {
+	*x = ListSavedResponse{}
+	mi := &file_outguard_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSavedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSavedResponse) ProtoMessage() {}
+
+func (x *ListSavedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSavedResponse.ProtoReflect.Descriptor instead.
+func (*ListSavedResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *ListSavedResponse) GetSaved() []*Saved {
+	if x != nil {
+		return x.Saved
+	}
+	return nil
+}
+
+// Saved is a domain's memory and disks of one moment.
+type Saved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Created       string                 `protobuf:"bytes,2,opt,name=created,proto3" json:"created,omitempty"` // to the second
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`     // of the domain then: running or paused
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Saved) Reset() {
+	*x = Saved{}
+	mi := &file_outguard_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Saved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Saved) ProtoMessage() {}
+
+func (x *Saved) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Saved.ProtoReflect.Descriptor instead.
+func (*Saved) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *Saved) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Saved) GetCreated() string {
+	if x != nil {
+		return x.Created
+	}
+	return ""
+}
+
+func (x *Saved) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
 }
 
 var File_outguard_proto protoreflect.FileDescriptor
@@ -6346,7 +6495,15 @@ const file_outguard_proto_rawDesc = "" +
 	"\aprofile\x18\x02 \x01(\tR\aprofile\"E\n" +
 	"\x11SetPolicyResponse\x12\x18\n" +
 	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x16\n" +
-	"\x06policy\x18\x02 \x01(\x04R\x06policy2\xde\r\n" +
+	"\x06policy\x18\x02 \x01(\x04R\x06policy\"\"\n" +
+	"\x10ListSavedRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"=\n" +
+	"\x11ListSavedResponse\x12(\n" +
+	"\x05saved\x18\x01 \x03(\v2\x12.outguard.v1.SavedR\x05saved\"K\n" +
+	"\x05Saved\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\acreated\x18\x02 \x01(\tR\acreated\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state2\xaa\x0e\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
 	"\aListVMs\x12\x1b.outguard.v1.ListVMsRequest\x1a\x1c.outguard.v1.ListVMsResponse\x12C\n" +
@@ -6373,7 +6530,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\aContain\x12\x1b.outguard.v1.ContainRequest\x1a\x1c.outguard.v1.ContainResponse\x12J\n" +
 	"\tPinBundle\x12\x1d.outguard.v1.PinBundleRequest\x1a\x1e.outguard.v1.PinBundleResponse\x12S\n" +
 	"\fPruneBundles\x12 .outguard.v1.PruneBundlesRequest\x1a!.outguard.v1.PruneBundlesResponse\x12J\n" +
-	"\tSetPolicy\x12\x1d.outguard.v1.SetPolicyRequest\x1a\x1e.outguard.v1.SetPolicyResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
+	"\tSetPolicy\x12\x1d.outguard.v1.SetPolicyRequest\x1a\x1e.outguard.v1.SetPolicyResponse\x12J\n" +
+	"\tListSaved\x12\x1d.outguard.v1.ListSavedRequest\x1a\x1e.outguard.v1.ListSavedResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
 
 var (
 	file_outguard_proto_rawDescOnce sync.Once
@@ -6387,7 +6545,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: outguard.v1.StatusResponse
@@ -6464,7 +6622,10 @@ var file_outguard_proto_goTypes = []any{
 	(*PruneBundlesResponse)(nil),   // 72: outguard.v1.PruneBundlesResponse
 	(*SetPolicyRequest)(nil),       // 73: outguard.v1.SetPolicyRequest
 	(*SetPolicyResponse)(nil),      // 74: outguard.v1.SetPolicyResponse
-	nil,                            // 75: outguard.v1.Finding.DetailEntry
+	(*ListSavedRequest)(nil),       // 75: outguard.v1.ListSavedRequest
+	(*ListSavedResponse)(nil),      // 76: outguard.v1.ListSavedResponse
+	(*Saved)(nil),                  // 77: outguard.v1.Saved
+	nil,                            // 78: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
@@ -6498,7 +6659,7 @@ var file_outguard_proto_depIdxs = []int32{
 	15, // 28: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
 	28, // 29: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
 	29, // 30: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	75, // 31: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	78, // 31: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
 	32, // 32: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
 	35, // 33: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
 	36, // 34: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
@@ -6517,57 +6678,60 @@ var file_outguard_proto_depIdxs = []int32{
 	32, // 47: outguard.v1.ContainResponse.order:type_name -> outguard.v1.Order
 	56, // 48: outguard.v1.PinBundleResponse.bundle:type_name -> outguard.v1.Bundle
 	56, // 49: outguard.v1.PruneBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	0,  // 50: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 51: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 52: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	57, // 53: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
-	26, // 54: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	30, // 55: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	33, // 56: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	43, // 57: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	45, // 58: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	37, // 59: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	39, // 60: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	41, // 61: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	59, // 62: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
-	61, // 63: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
-	47, // 64: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	49, // 65: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	51, // 66: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	54, // 67: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	64, // 68: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
-	67, // 69: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
-	69, // 70: outguard.v1.Outguard.PinBundle:input_type -> outguard.v1.PinBundleRequest
-	71, // 71: outguard.v1.Outguard.PruneBundles:input_type -> outguard.v1.PruneBundlesRequest
-	73, // 72: outguard.v1.Outguard.SetPolicy:input_type -> outguard.v1.SetPolicyRequest
-	1,  // 73: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 74: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 75: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	58, // 76: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	27, // 77: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	31, // 78: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	34, // 79: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	44, // 80: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	46, // 81: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	38, // 82: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	40, // 83: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	42, // 84: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	60, // 85: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	62, // 86: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
-	48, // 87: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	50, // 88: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	52, // 89: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	55, // 90: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	65, // 91: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
-	68, // 92: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
-	70, // 93: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
-	72, // 94: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
-	74, // 95: outguard.v1.Outguard.SetPolicy:output_type -> outguard.v1.SetPolicyResponse
-	73, // [73:96] is the sub-list for method output_type
-	50, // [50:73] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	77, // 50: outguard.v1.ListSavedResponse.saved:type_name -> outguard.v1.Saved
+	0,  // 51: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 52: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 53: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	57, // 54: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	26, // 55: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	30, // 56: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	33, // 57: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	43, // 58: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	45, // 59: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	37, // 60: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	39, // 61: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	41, // 62: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	59, // 63: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
+	61, // 64: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
+	47, // 65: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	49, // 66: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	51, // 67: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	54, // 68: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	64, // 69: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
+	67, // 70: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
+	69, // 71: outguard.v1.Outguard.PinBundle:input_type -> outguard.v1.PinBundleRequest
+	71, // 72: outguard.v1.Outguard.PruneBundles:input_type -> outguard.v1.PruneBundlesRequest
+	73, // 73: outguard.v1.Outguard.SetPolicy:input_type -> outguard.v1.SetPolicyRequest
+	75, // 74: outguard.v1.Outguard.ListSaved:input_type -> outguard.v1.ListSavedRequest
+	1,  // 75: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 76: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 77: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	58, // 78: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	27, // 79: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	31, // 80: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	34, // 81: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	44, // 82: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	46, // 83: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	38, // 84: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	40, // 85: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	42, // 86: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	60, // 87: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	62, // 88: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
+	48, // 89: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	50, // 90: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	52, // 91: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	55, // 92: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	65, // 93: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
+	68, // 94: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
+	70, // 95: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
+	72, // 96: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
+	74, // 97: outguard.v1.Outguard.SetPolicy:output_type -> outguard.v1.SetPolicyResponse
+	76, // 98: outguard.v1.Outguard.ListSaved:output_type -> outguard.v1.ListSavedResponse
+	75, // [75:99] is the sub-list for method output_type
+	51, // [51:75] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -6582,7 +6746,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   76,
+			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -313,6 +313,16 @@ func (b *Backend) order(step string, vm uuid.UUID, by api.Caller) *apipb.Order {
 	return o
 }
 
+// Saved implements api.Backend.
+func (b *Backend) Saved(context.Context, uuid.UUID) (all []*apipb.Saved, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(b.saved)) {
+		all = append(all, &apipb.Saved{Name: name, Created: api.FormatTime(b.Now()), State: "running"})
+	}
+	return all, nil
+}
+
 // Contain implements api.Backend.
 func (b *Backend) Contain(_ context.Context, vm uuid.UUID, step, state string, by api.Caller) (*apipb.Order, error) {
 	b.mu.Lock()
@@ -332,6 +342,8 @@ func (b *Backend) Contain(_ context.Context, vm uuid.UUID, step, state string, b
 			}
 		case "save":
 			b.saved[state] = true
+		case "unsave":
+			delete(b.saved, state)
 		case "isolate":
 			v.Isolated, o.Detail = true, "down: 52:54:00:00:00:01"
 		case "connect":

@@ -91,6 +91,8 @@ const (
 	OutguardPruneBundlesProcedure = "/outguard.v1.Outguard/PruneBundles"
 	// OutguardSetPolicyProcedure is the fully-qualified name of the Outguard's SetPolicy RPC.
 	OutguardSetPolicyProcedure = "/outguard.v1.Outguard/SetPolicy"
+	// OutguardListSavedProcedure is the fully-qualified name of the Outguard's ListSaved RPC.
+	OutguardListSavedProcedure = "/outguard.v1.Outguard/ListSaved"
 )
 
 // OutguardClient is a client for the outguard.v1.Outguard service.
@@ -150,6 +152,8 @@ type OutguardClient interface {
 	// SetPolicy gives a VM another profile of hooks, for good. Whether its agent has
 	// put it into force ListVMs tells.
 	SetPolicy(context.Context, *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error)
+	// ListSaved lists what orders have kept of a domain for revert, oldest first.
+	ListSaved(context.Context, *apipb.ListSavedRequest) (*apipb.ListSavedResponse, error)
 }
 
 // NewOutguardClient constructs a client for the outguard.v1.Outguard service. By default, it uses
@@ -301,6 +305,12 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(outguardMethods.ByName("SetPolicy")),
 			connect.WithClientOptions(opts...),
 		),
+		listSaved: connect.NewClient[apipb.ListSavedRequest, apipb.ListSavedResponse](
+			httpClient,
+			baseURL+OutguardListSavedProcedure,
+			connect.WithSchema(outguardMethods.ByName("ListSaved")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -329,6 +339,7 @@ type outguardClient struct {
 	pinBundle      *connect.Client[apipb.PinBundleRequest, apipb.PinBundleResponse]
 	pruneBundles   *connect.Client[apipb.PruneBundlesRequest, apipb.PruneBundlesResponse]
 	setPolicy      *connect.Client[apipb.SetPolicyRequest, apipb.SetPolicyResponse]
+	listSaved      *connect.Client[apipb.ListSavedRequest, apipb.ListSavedResponse]
 }
 
 // Status calls outguard.v1.Outguard.Status.
@@ -514,6 +525,15 @@ func (c *outguardClient) SetPolicy(ctx context.Context, req *apipb.SetPolicyRequ
 	return nil, err
 }
 
+// ListSaved calls outguard.v1.Outguard.ListSaved.
+func (c *outguardClient) ListSaved(ctx context.Context, req *apipb.ListSavedRequest) (*apipb.ListSavedResponse, error) {
+	response, err := c.listSaved.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // OutguardHandler is an implementation of the outguard.v1.Outguard service.
 type OutguardHandler interface {
 	// Status tells of the monitor itself.
@@ -571,6 +591,8 @@ type OutguardHandler interface {
 	// SetPolicy gives a VM another profile of hooks, for good. Whether its agent has
 	// put it into force ListVMs tells.
 	SetPolicy(context.Context, *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error)
+	// ListSaved lists what orders have kept of a domain for revert, oldest first.
+	ListSaved(context.Context, *apipb.ListSavedRequest) (*apipb.ListSavedResponse, error)
 }
 
 // NewOutguardHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -718,6 +740,12 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(outguardMethods.ByName("SetPolicy")),
 		connect.WithHandlerOptions(opts...),
 	)
+	outguardListSavedHandler := connect.NewUnaryHandlerSimple(
+		OutguardListSavedProcedure,
+		svc.ListSaved,
+		connect.WithSchema(outguardMethods.ByName("ListSaved")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/outguard.v1.Outguard/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OutguardStatusProcedure:
@@ -766,6 +794,8 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardPruneBundlesHandler.ServeHTTP(w, r)
 		case OutguardSetPolicyProcedure:
 			outguardSetPolicyHandler.ServeHTTP(w, r)
+		case OutguardListSavedProcedure:
+			outguardListSavedHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -865,4 +895,8 @@ func (UnimplementedOutguardHandler) PruneBundles(context.Context, *apipb.PruneBu
 
 func (UnimplementedOutguardHandler) SetPolicy(context.Context, *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.SetPolicy is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) ListSaved(context.Context, *apipb.ListSavedRequest) (*apipb.ListSavedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.ListSaved is not implemented"))
 }
