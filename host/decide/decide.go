@@ -18,6 +18,7 @@ type Input struct {
 	// a VM that the monitor found running when it began, it is that moment;
 	// for one found paused, zero.
 	RunSince time.Time
+	Undone   time.Time // a revert has undone what had arrived before; zero: none has
 	Now      time.Time
 }
 
@@ -95,7 +96,9 @@ func Decide(p *Playbook, in Input, h *History) Decision {
 // acts is what a rule that matches does about a finding.
 func (r *Rule) acts(p *Playbook, in Input, h *History, dry bool) Trial {
 	t := Trial{Rule: r.Name}
-	if last := h.last(in.Finding.VM, r.Name, dry); !last.At.IsZero() {
+	if at := in.Finding.Received; slices.Contains(r.Steps, Revert) && !at.IsZero() && at.Before(in.Undone) {
+		t.Held = "a revert has undone it"
+	} else if last := h.last(in.Finding.VM, r.Name, dry); !last.At.IsZero() {
 		t.Held = r.held(last, in)
 	}
 	if t.Held == "" {

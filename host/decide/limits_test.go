@@ -161,3 +161,24 @@ func TestRevertIsLimited(t *testing.T) {
 		}
 	}
 }
+
+// TestUndone: what was found of before a revert, and is judged after it, has the
+// VM reverted no second time; any other rule holds for it as ever.
+func TestUndone(t *testing.T) {
+	p, h := parse(t, "rules: [{name: back, match: {engine: tsem}, steps: [revert], once_per: event}]\n"), &History{}
+	in := about(vm, 0)
+	in.Finding.Received = at(-time.Second)
+	in.Undone = at(-time.Millisecond)
+	if d := decideAndNote(p, in, h); d.Held == "" || len(d.Steps) != 0 {
+		t.Errorf("from before the revert: %+v", d)
+	}
+	in.Undone = at(-time.Minute)
+	if d := decideAndNote(p, in, h); d.Held != "" || len(d.Steps) != 1 {
+		t.Errorf("from after it: %+v", d)
+	}
+	p = parse(t, "rules: [{name: stop, match: {}, steps: [pause], once_per: event}]\n")
+	in.Undone = at(0)
+	if d := decideAndNote(p, in, h); d.Held != "" || len(d.Steps) != 1 {
+		t.Errorf("a rule that reverts nothing: %+v", d)
+	}
+}

@@ -31,6 +31,7 @@ type judge struct {
 	playbook *loaded
 	history  decide.History
 	known    map[place]*earlier          // on record from an earlier process; each is met once at most
+	undone   map[uuid.UUID]time.Time     // when a VM was reverted last
 	ordered  map[string]bool             // findings for which an earlier process gave orders
 	open     []*earlier                  // what an earlier process had not come to the end of
 	orders   map[uuid.UUID]respond.Entry // on record, with their results; recall's own
@@ -101,7 +102,7 @@ func (j *judge) carry(f *engine.Finding, d decide.Decision, name string) {
 
 func (j *judge) input(f *engine.Finding, name string) decide.Input {
 	w, _ := j.m.domains.get(f.VM)
-	in := decide.Input{Finding: f, Name: name, RunSince: w.RunSince, Now: time.Now()}
+	in := decide.Input{Finding: f, Name: name, RunSince: w.RunSince, Undone: j.undone[f.VM], Now: time.Now()}
 	if f.VM == uuid.Nil {
 		in.RunSince = j.m.started
 	}
@@ -127,17 +128,24 @@ func (j *judge) order(f *engine.Finding, d *decide.Decision, name string) {
 	}
 }
 
-// settled lets a rule act again whose order came to nothing. An alert that
-// nobody took is no reason to stop the VM again.
+// settled lets a rule act again whose order came to nothing, and notes that a VM
+// was reverted. An alert that nobody took is no reason to stop the VM again.
 func (j *judge) settled(e respond.Entry) {
 	j.m.metrics.Order(string(e.Order.Kind), string(e.Result.Status), took(e))
-	if e.Result.Status == respond.Failed && e.Order.Rule != "" && e.Order.Kind != respond.Alert {
-		go func() { // Observe must not block, and found may hold the lock
-			j.mu.Lock()
-			defer j.mu.Unlock()
-			j.history.Forget(e.Order.VM, e.Order.Rule)
-		}()
+	failed := e.Result.Status == respond.Failed && e.Order.Rule != "" && e.Order.Kind != respond.Alert
+	reverted := e.Result.Status == respond.Done && e.Order.Kind == respond.Revert
+	if !failed && !reverted {
+		return
 	}
+	go func() { // Observe must not block, and found may hold the lock
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if failed {
+			j.history.Forget(e.Order.VM, e.Order.Rule)
+		} else {
+			j.undone[e.Order.VM] = e.Result.Started
+		}
+	}()
 }
 
 // drop forgets what the playbook did about a VM that is watched no more.
@@ -145,6 +153,7 @@ func (j *judge) drop(vm uuid.UUID) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.history.Drop(vm)
+	delete(j.undone, vm)
 }
 
 // held reports an order that waits for libvirt: nobody has stopped the VM.

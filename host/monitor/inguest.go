@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/evidence"
 	"github.com/outguard/outguard/host/respond"
+	"github.com/outguard/outguard/host/session"
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
 )
@@ -21,7 +23,7 @@ type inGuest struct{ m *Monitor }
 
 // process is the event by which an order's finding names a process of the
 // guest's that still runs, as far as the host knows.
-func (g inGuest) process(o respond.Order) (*vsockproto.Event, error) {
+func (g inGuest) process(ctx context.Context, o respond.Order) (*vsockproto.Event, error) {
 	if w, _ := g.m.domains.get(o.VM); w.State == domain.Paused || w.State == domain.ShutOff {
 		return nil, fmt.Errorf("the VM is %s, and its guest does nothing", w.State)
 	}
@@ -33,16 +35,37 @@ func (g inGuest) process(o respond.Order) (*vsockproto.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s, ok := g.m.sessions.StatusOf(o.VM); !ok || s.Session != f.Ref.Session {
-		return nil, errors.New("the guest has begun anew since")
+	err = g.back(ctx, func() error {
+		switch s, ok := g.m.sessions.StatusOf(o.VM); {
+		case !ok || s.Session == uuid.Nil:
+			return session.ErrNoAgent
+		case s.Session != f.Ref.Session:
+			return errors.New("the guest has begun anew since")
+		}
+		return nil
+	})
+	return e, err
+}
+
+// agentsBack is how long after its start a monitor waits for agents that an
+// earlier one had heard: an order that it found is not lost for their way back.
+const agentsBack = 3 * time.Second
+
+// back tries again while the VM's agent may be on its way back.
+func (g inGuest) back(ctx context.Context, try func() error) error {
+	for {
+		err := try()
+		if !errors.Is(err, session.ErrNoAgent) || time.Since(g.m.started) > agentsBack || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
-	return e, nil
 }
 
 // Kill names the process by its pid and when it started, both as the event of
 // the finding told them, so that a pid that is another's by now is left alone.
 func (g inGuest) Kill(ctx context.Context, o respond.Order, tree bool) (string, bool, error) {
-	e, err := g.process(o)
+	e, err := g.process(ctx, o)
 	if err != nil {
 		return "", false, err
 	}
@@ -69,7 +92,11 @@ func (g inGuest) Kill(ctx context.Context, o respond.Order, tree bool) (string, 
 
 // command has the agent do something; what it refuses is an error.
 func (g inGuest) command(ctx context.Context, vm uuid.UUID, q vsockproto.Command) (vsockproto.CommandAck, error) {
-	a, err := g.m.sessions.Command(ctx, vm, q)
+	var a vsockproto.CommandAck
+	err := g.back(ctx, func() (err error) {
+		a, err = g.m.sessions.Command(ctx, vm, q)
+		return err
+	})
 	if err == nil && a.Reason != "" {
 		err = fmt.Errorf("the guest says: %q", a.Reason)
 	}
@@ -77,8 +104,8 @@ func (g inGuest) command(ctx context.Context, vm uuid.UUID, q vsockproto.Command
 }
 
 // Cgroup is that of the process that did it.
-func (g inGuest) Cgroup(_ context.Context, o respond.Order) (string, error) {
-	e, err := g.process(o)
+func (g inGuest) Cgroup(ctx context.Context, o respond.Order) (string, error) {
+	e, err := g.process(ctx, o)
 	if err != nil {
 		return "", err
 	}

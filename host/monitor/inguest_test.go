@@ -2,6 +2,7 @@ package monitor_test
 
 import (
 	"context"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/failpoint"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/prototest"
 )
@@ -124,4 +126,57 @@ func TestFreezeIsTheGuestsWord(t *testing.T) {
 		t.Error(err)
 	}
 	h.verify()
+}
+
+// TestKilledAroundTheGuest kills the monitor around what it asks the guest, and
+// around an alert: the next one asks again, which does no harm, and each order has
+// one result.
+func TestKilledAroundTheGuest(t *testing.T) {
+	for step, state := range map[string]string{"kill": "asked", "freeze": "asked", "alert": "done"} {
+		for _, p := range []failpoint.Point{failpoint.Ordered, failpoint.Settling, failpoint.Settled} {
+			t.Run(step+"/"+string(p), func(t *testing.T) {
+				t.Parallel()
+				h := newMortal(t)
+				h.write(h.root+"/playbook.yaml", strings.ReplaceAll(pausePlaybook, "[log, pause]", "["+step+"]")+
+					"alerts: [{name: told, command: [/usr/bin/tee, -a, "+h.root+"/told], gather: 0s}]\n")
+				h.start()
+				var asked atomic.Int32
+				a := prototest.NewAgent(&prototest.AgentOptions{Obey: func(vsockproto.Command) vsockproto.CommandAck {
+					asked.Add(1)
+					return vsockproto.CommandAck{Tasks: 1}
+				}})
+				stop := h.persistent(a)
+				defer stop()
+				<-a.Up()
+				send(t, a, opened("/etc/passwd"))
+				h.seal()
+				h.arm(p)
+				bad := opened("/new")
+				bad.CgroupID = 4711
+				if err := a.Send(t.Context(), bad); err != nil {
+					t.Fatal(err)
+				}
+				h.died(p)
+				h.start()
+				if err := a.Drained(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if o := h.order(step, state); o.Recovered != (p != failpoint.Settled) {
+					t.Errorf("order: %v", o)
+				}
+				if n := asked.Load(); step != "alert" && (n == 0 || n > 2) {
+					t.Errorf("the guest was asked %d times", n)
+				}
+				if told, err := os.ReadFile(h.root + "/told"); step == "alert" && (err != nil || !strings.Contains(string(told), "/new")) {
+					t.Errorf("told %q, %v", told, err)
+				}
+				stop()
+				if err := h.end(syscall.SIGTERM); err != nil {
+					t.Error(err)
+				}
+				h.verify()
+				h.accountFor(2, []string{"/new"})
+			})
+		}
+	}
 }

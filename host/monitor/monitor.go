@@ -111,7 +111,7 @@ func (m *Monitor) open() error {
 	if err != nil {
 		return err
 	}
-	m.judge = &judge{m: m, playbook: playbook, known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}, orders: map[uuid.UUID]respond.Entry{}}
+	m.judge = &judge{m: m, playbook: playbook, undone: map[uuid.UUID]time.Time{}, known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}, orders: map[uuid.UUID]respond.Entry{}}
 	for _, dir := range []struct {
 		path string
 		mode os.FileMode
