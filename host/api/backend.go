@@ -37,6 +37,10 @@ type Backend interface {
 	// from the record.
 	Batches(ctx context.Context, q Query, yield func(*engine.Batch) error) error
 
+	// CgroupPaths looks on record for the paths of those cgroups of a session, in
+	// records up to an index. One that it does not find is left out.
+	CgroupPaths(ctx context.Context, vm, session uuid.UUID, ids []uint64, upTo uint64) (map[uint64]string, error)
+
 	// Cgroups names a VM's cgroups, as far as its present or last session has.
 	Cgroups(ctx context.Context, vm uuid.UUID) (*Cgroups, error)
 
@@ -109,9 +113,16 @@ type Backend interface {
 type Query struct {
 	VM     uuid.UUID // zero: all
 	Since  time.Time // at or after, by the host's clock; zero: from the start, with Follow from now on
+	Until  time.Time // before; zero: no bound
 	Follow bool      // go on with what arrives
-	Order  string    // of orders: only that with this id; empty: all
-	Limit  uint64    // of orders: at most so many, the newest; 0: all
+
+	// May, if set, is asked of a part of a VM's record that is indexed, in order,
+	// whether it may hold a batch that is wanted, from whether any of its events may
+	// have one of EventKeys. What it says no of may be left out. Without Follow.
+	May func(vm uuid.UUID, has func(key uint64) bool) bool
+
+	Order string // of orders: only that with this id; empty: all
+	Limit uint64 // of orders: at most so many, the newest; 0: all
 }
 
 // Cgroups are the paths of a VM's cgroups by their numbers, and the session that

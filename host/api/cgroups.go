@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -15,11 +16,13 @@ import (
 // they pass, and before the first of a session by what is known of it already.
 type cgroups struct {
 	known func(ctx context.Context, vm uuid.UUID) (*Cgroups, error)
+	look  func(ctx context.Context, vm, session uuid.UUID, ids []uint64, upTo uint64) (map[uint64]string, error) // nil: all that name one pass
 	vms   map[uuid.UUID]*cgroupNames
 }
 
 // cgroupNames are those of one session of a VM.
 type cgroupNames struct {
+	vm      uuid.UUID
 	session uuid.UUID
 	paths   map[uint64]string
 	bytes   int
@@ -37,7 +40,7 @@ func (c *cgroups) of(ctx context.Context, vm, session uuid.UUID) *cgroupNames {
 	if met && n.session == session {
 		return n
 	}
-	n = &cgroupNames{session: session, paths: map[uint64]string{}}
+	n = &cgroupNames{vm: vm, session: session, paths: map[uint64]string{}}
 	if !met {
 		n.learn(ctx, c.known, vm)
 	}
@@ -73,10 +76,28 @@ func (n *cgroupNames) note(e *vsockproto.Event) {
 	}
 }
 
+// resolve looks on record for those cgroups that no record which passed has
+// named: what is passed over may have. One that is not there has no name.
+func (c *cgroups) resolve(ctx context.Context, n *cgroupNames, ids []uint64, upTo uint64) {
+	ids = slices.DeleteFunc(ids, func(id uint64) bool { _, known := n.paths[id]; return known || id == 0 })
+	if c.look == nil || len(ids) == 0 {
+		return
+	}
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	found, err := c.look(ctx, n.vm, n.session, ids, upTo)
+	if err != nil {
+		return // without them an event's cgroup is said to have no name
+	}
+	for _, id := range ids {
+		n.add(id, found[id])
+	}
+}
+
 // fill says in which container an event's task is, as far as its cgroup shows.
 func (n *cgroupNames) fill(s *apipb.Subject) {
-	path, has := n.paths[s.CgroupId]
-	if !has {
+	path := n.paths[s.CgroupId]
+	if path == "" {
 		return
 	}
 	runtime, id, _ := lineage.RuntimeOf(path)

@@ -1,9 +1,9 @@
 package api
 
 import (
-	"bytes"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/outguard/outguard/host/api/apipb"
@@ -16,15 +16,21 @@ const maxPattern = 4096
 
 // eventFilter is the part of an EventsRequest that looks at single events.
 type eventFilter struct {
-	pid    uint32
-	path   string
-	cgroup string
-	types  []vsockproto.EventType
+	pid       uint32
+	path      string
+	cgroup    string
+	program   string // a path; what has no slash is its last element
+	container string
+	types     []vsockproto.EventType
+	since     time.Time // of events that are handed on; those before may be needed
 }
 
 func newEventFilter(r *apipb.EventsRequest) (eventFilter, error) {
-	f := eventFilter{pid: r.Pid, path: r.Path, cgroup: r.Cgroup}
-	if n := max(len(f.path), len(f.cgroup)); n > maxPattern {
+	f := eventFilter{pid: r.Pid, path: r.Path, cgroup: r.Cgroup, program: r.Program, container: r.Container}
+	if f.program != "" && !strings.Contains(f.program, "/") {
+		f.program = "*/" + f.program
+	}
+	if n := max(len(f.path), len(f.cgroup), len(f.program), len(f.container)); n > maxPattern {
 		return eventFilter{}, invalid("", "path pattern of %d bytes, limit %d", n, maxPattern)
 	}
 	if len(r.Types) > vsockproto.MaxHooks {
@@ -51,28 +57,10 @@ func (f *eventFilter) match(e *vsockproto.Event) bool {
 		glob(f.path, e.Path.Data) || glob(f.path, e.Path2.Data) || glob(f.path, e.Filename.Data) || glob(f.path, unixPath(e))
 }
 
-// in matches the path of an event's cgroup.
-func (f *eventFilter) in(n *cgroupNames, cgroup uint64) bool {
-	if f.cgroup == "" {
-		return true
-	}
-	path, has := n.paths[cgroup]
-	return has && glob(f.cgroup, []byte(path))
-}
-
 // all reports whether the filter takes every event, those that do not decode
 // included.
 func (f *eventFilter) all() bool {
-	return f.pid == 0 && f.path == "" && f.cgroup == "" && len(f.types) == 0
-}
-
-const afUnix = 1
-
-func unixPath(e *vsockproto.Event) []byte {
-	if e.Address.Family != afUnix && !e.Type.Has(vsockproto.PartSocket2) {
-		return nil
-	}
-	return bytes.TrimRight(e.RawAddr.Data, "\x00")
+	return f.pid == 0 && f.path == "" && len(f.types) == 0 && !f.tracks()
 }
 
 // glob matches all of s: * is any run of bytes, ? any one. It goes back to the
@@ -100,13 +88,15 @@ func glob(pattern string, s []byte) bool {
 	return p == len(pattern)
 }
 
-func parseSince(s string) (time.Time, error) {
+func parseSince(s string) (time.Time, error) { return parseTime("since", s) }
+
+func parseTime(what, s string) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
 	t, err := time.Parse(time.RFC3339Nano, s)
 	if err != nil {
-		return time.Time{}, invalid("give it as in 2006-01-02T15:04:05Z", "since %q is no time", s)
+		return time.Time{}, invalid("give it as in 2006-01-02T15:04:05Z", "%s %q is no time", what, s)
 	}
 	return t, nil
 }

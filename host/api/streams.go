@@ -10,7 +10,6 @@ import (
 
 	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/plugins/engine"
-	"github.com/outguard/outguard/vsockproto"
 )
 
 // errLimit ends a stream that has sent as many as were asked for.
@@ -21,81 +20,26 @@ func (s *service) Events(ctx context.Context, r *apipb.EventsRequest, out *conne
 	if err != nil {
 		return err
 	}
+	if q.Until, err = untilOf(r); err != nil {
+		return err
+	}
 	filter, err := newEventFilter(r)
 	if err != nil {
 		return err
 	}
 	return s.stream(ctx, func(ctx context.Context) error {
-		g := &eventGroup{limit: r.Limit, send: func(events []*apipb.Event) error {
+		g := newEvents(s, &filter, r.Limit, func(events []*apipb.Event) error {
 			return s.send(ctx, func() error { return out.Send(&apipb.EventsResponse{Events: events}) })
-		}}
-		named := cgroups{known: s.backend.Cgroups}
-		return s.backend.Batches(ctx, q, func(b *engine.Batch) error {
-			if err := eachEvent(b, s.names.of(ctx, b.VM), named.of(ctx, b.VM, b.Session), &filter, g.add); err != nil {
-				return err
-			}
-			return g.flush()
 		})
+		return g.run(ctx, q)
 	})
 }
 
-// eventGroup sends the events of a batch together, at most maxGroup at a time,
-// and ends with errLimit after limit of them.
-type eventGroup struct {
-	limit, sent uint64
-	events      []*apipb.Event
-	send        func([]*apipb.Event) error
-}
-
-const maxGroup = 256
-
-func (g *eventGroup) add(e *apipb.Event) error {
-	g.events = append(g.events, e)
-	if g.sent++; g.sent == g.limit {
-		if err := g.flush(); err != nil {
-			return err
-		}
-		return errLimit
+func untilOf(r *apipb.EventsRequest) (time.Time, error) {
+	if r.Until != "" && r.Follow {
+		return time.Time{}, invalid("leave one of them out", "follow goes on without an end, and until is one")
 	}
-	if len(g.events) == maxGroup {
-		return g.flush()
-	}
-	return nil
-}
-
-func (g *eventGroup) flush() error {
-	if len(g.events) == 0 {
-		return nil
-	}
-	err := g.send(g.events)
-	g.events = g.events[:0]
-	return err
-}
-
-// eachEvent hands on those records of b that match. What does not decode is
-// handed on as such unless the caller asked for particular events.
-func eachEvent(b *engine.Batch, vm string, named *cgroupNames, filter *eventFilter, emit func(*apipb.Event) error) error {
-	var e vsockproto.Event
-	v := envelopeOf(b, vm)
-	for rest := b.Records; len(rest) > 0; {
-		next, err := e.Parse(rest)
-		if err != nil {
-			if !filter.all() {
-				return nil
-			}
-			return emit(v.undecodable(b, rest, err))
-		}
-		named.note(&e)
-		if filter.match(&e) && filter.in(named, e.CgroupID) {
-			out := v.event(b, &e)
-			named.fill(out.Subject)
-			if err := emit(out); err != nil {
-				return err
-			}
-		}
-		rest = next
-	}
-	return nil
+	return parseTime("until", r.Until)
 }
 
 func (s *service) Findings(ctx context.Context, r *apipb.FindingsRequest, out *connect.ServerStream[apipb.FindingsResponse]) error {

@@ -9,16 +9,23 @@ import (
 	"github.com/outguard/outguard/host/api"
 )
 
+const untilHelp = "up to this `time`, written as with --since"
+
 const sinceHelp = "from this `time` on: 10m, 2h or 3d ago, or 2006-01-02T15:04:05Z, or local 2006-01-02[ 15:04[:05]] or 15:04[:05]"
 
 // since reads a time that people write, for the API.
-func since(s string, now time.Time) (string, error) {
+func since(s string, now time.Time) (string, error) { return when("since", s, now) }
+
+// until is since for the end of a time.
+func until(s string, now time.Time) (string, error) { return when("until", s, now) }
+
+func when(flag, s string, now time.Time) (string, error) {
 	if s == "" {
 		return "", nil
 	}
 	t, err := parseSince(s, now)
 	if err != nil {
-		return "", usageError{fmt.Errorf("--since %q: write 10m, 2h, 3d, or a time such as 2006-01-02T15:04:05Z, or local 2006-01-02 15:04 or 15:04", s)}
+		return "", usageError{fmt.Errorf("--%s %q: write 10m, 2h, 3d, or a time such as 2006-01-02T15:04:05Z, or local 2006-01-02 15:04 or 15:04", flag, s)}
 	}
 	return api.FormatTime(t), nil
 }

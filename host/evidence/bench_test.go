@@ -150,7 +150,7 @@ func BenchmarkSeal(b *testing.B) {
 		if _, err := out.Seek(0, 0); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := sealInto(b.Context(), out, st.Dir(), l.segments[0], l.segments[1].first, key); err != nil {
+		if _, err := sealInto(b.Context(), out, st.Dir(), l.segments[0], l.segments[1].first, key, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -81,6 +82,45 @@ func (c *cursor) open(seg segmentFile, index uint64) error {
 	}
 	c.close()
 	c.seg, c.src, c.offset = seg, src, offset
+	return nil
+}
+
+// enter stands at the first record of a block of a sealed segment, which src
+// reads. Where the cursor is there already the chain goes on through it; it does not
+// close src.
+func (c *cursor) enter(seg segmentFile, src *sealedSource, i int) error {
+	b := src.t.blocks[i]
+	if c.src == src && c.next == b.first && c.seg == seg {
+		return nil
+	}
+	src.seek(i)
+	c.seg, c.src, c.stream, c.opened = seg, src, b.stream, true
+	c.next, c.chain, c.offset = b.first, newChain(b.before), int64(b.offset)
+	if i > 0 {
+		return nil
+	}
+	head, err := src.peek(segmentHeaderSize)
+	if err == nil && !bytes.Equal(head, segmentHeader{b.stream, b.first, b.before}.append(nil)) {
+		err = errors.New("the segment's header is not what its seal says")
+	}
+	if err != nil {
+		return c.broken(err)
+	}
+	src.advance(segmentHeaderSize)
+	c.offset = segmentHeaderSize
+	return nil
+}
+
+// left holds the end of a block against where the next one, or the segment's
+// seal, says that it ends.
+func (c *cursor) left(t *trailer, i int) error {
+	want := t.seal.chain
+	if i+1 < len(t.blocks) {
+		want = t.blocks[i+1].before
+	}
+	if c.next != t.next(i) || c.chain.last != want {
+		return c.corrupt(c.next, "a block does not end where the next one begins", false)
+	}
 	return nil
 }
 

@@ -7,6 +7,7 @@
 //
 //	<store>/lock                                     held by the writing process
 //	<store>/<uuid>/00000000000000000000.seg.zst      a sealed segment
+//	<store>/<uuid>/00000000000000000000.idx          what it can be asked for by: see index.go
 //	<store>/<uuid>/00000000000000104233.seg          a plain one; the last is appended to
 //	<store>/<uuid>/00000000000000104233.4096.cut     bytes set aside by a recovery
 //	<store>/<uuid>.corrupt-1/                        a stream that was set aside

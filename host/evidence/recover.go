@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/uuid"
 )
@@ -81,6 +82,23 @@ func (s *Stream) tidy(l listing) error {
 			return err
 		}
 		s.used += fi.Size()
+	}
+	return s.tidyIndexes(l)
+}
+
+// tidyIndexes removes the indexes of no sealed segment.
+func (s *Stream) tidyIndexes(l listing) error {
+	for _, x := range l.indexes {
+		path := filepath.Join(s.dir, x.name)
+		fi, err := os.Lstat(path)
+		if err == nil && !slices.ContainsFunc(l.segments, func(seg segmentFile) bool { return seg.sealed && seg.first == x.first }) {
+			err = os.Remove(path)
+		} else if err == nil {
+			s.used += fi.Size()
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -45,7 +45,8 @@ func (s *Store) wakeSealer() {
 	}
 }
 
-// sealFull seals every plain segment but the one that is appended to.
+// sealFull seals every plain segment but the one that is appended to, and indexes
+// what has no index.
 func (s *Stream) sealFull(ctx context.Context) error {
 	s.mu.Lock()
 	current := s.seg.first
@@ -62,7 +63,7 @@ func (s *Stream) sealFull(ctx context.Context) error {
 			return fmt.Errorf("segment %s: %w", seg.name, err)
 		}
 	}
-	return nil
+	return s.indexMissing(ctx, l)
 }
 
 // seal replaces a plain segment by a sealed one. At any moment one of them is
@@ -74,7 +75,8 @@ func (s *Stream) seal(ctx context.Context, seg segmentFile, next uint64) error {
 	if err != nil {
 		return err
 	}
-	size, err := sealInto(ctx, f, s.dir, seg, next, s.signer)
+	x := newIndexer(s.opts.Keys)
+	size, err := sealInto(ctx, f, s.dir, seg, next, s.signer, x)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -97,7 +99,7 @@ func (s *Stream) seal(ctx context.Context, seg segmentFile, next uint64) error {
 	s.mu.Lock()
 	s.used += size - fi.Size()
 	s.mu.Unlock()
-	return nil
+	return s.indexed(x, final)
 }
 
 // sealer writes one sealed segment.
@@ -108,17 +110,18 @@ type sealer struct {
 	plain  uint64 // of blocks that ended
 	buf    []byte // the block so far
 	packed []byte
+	index  *indexer
 	cur    block
 	blocks []block
 }
 
-func sealInto(ctx context.Context, f io.Writer, dir string, seg segmentFile, next uint64, key note.Signer) (int64, error) {
+func sealInto(ctx context.Context, f io.Writer, dir string, seg segmentFile, next uint64, key note.Signer, x *indexer) (int64, error) {
 	c := &cursor{dir: dir}
 	defer c.close()
 	if err := c.open(seg, seg.first); err != nil {
 		return 0, err
 	}
-	s := &sealer{w: bufio.NewWriterSize(f, readAhead), h: sha256.New()}
+	s := &sealer{w: bufio.NewWriterSize(f, readAhead), h: sha256.New(), index: x}
 	end := seal{stream: c.stream, first: c.next, before: c.chain.last}
 	s.start(c.next, c.chain.last)
 	s.buf = segmentHeader{c.stream, c.next, c.chain.last}.append(s.buf)
@@ -157,12 +160,14 @@ func (s *sealer) record(r *Record, before Hash) error {
 		s.start(r.Index, before)
 	}
 	s.buf = r.append(s.buf)
+	s.index.record(r)
 	ns := r.Time.UnixNano()
 	s.cur.earliest, s.cur.latest = min(s.cur.earliest, ns), max(s.cur.latest, ns)
 	return nil
 }
 
 func (s *sealer) flush() error {
+	s.index.end()
 	s.packed = encoder().EncodeAll(s.buf, s.packed[:0])
 	s.blocks = append(s.blocks, s.cur)
 	s.plain += uint64(len(s.buf))

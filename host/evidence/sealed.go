@@ -149,11 +149,12 @@ func unlessEnd(errs ...error) error {
 
 // trailer is a sealed segment's skippable frame.
 type trailer struct {
-	seal   seal
-	blocks []block
-	note   []byte
-	data   uint64 // where the zstd frames end
-	signed uint64 // where the note starts: what the seal's digest covers
+	seal    seal
+	blocks  []block
+	entries Hash // digest of the blocks as they stand in the file
+	note    []byte
+	data    uint64 // where the zstd frames end
+	signed  uint64 // where the note starts: what the seal's digest covers
 }
 
 // readTrailer reads the end of a sealed segment and holds its numbers against
@@ -184,7 +185,7 @@ func readTrailer(f *os.File) (*trailer, error) {
 		return nil, errors.New("seal's frame is not as written")
 	}
 	entries := b[8 : 8+blocks*blockEntry]
-	t := &trailer{note: b[8+len(entries) : 8+len(entries)+int(noteLen)], data: size - body - 8, signed: size - noteLen - footSize}
+	t := &trailer{entries: sha256.Sum256(entries), note: b[8+len(entries) : 8+len(entries)+int(noteLen)], data: size - body - 8, signed: size - noteLen - footSize}
 	if t.seal, err = parseSeal(noteText(t.note)); err != nil {
 		return nil, err
 	}
@@ -220,6 +221,14 @@ func (t *trailer) end(i int) (plain, file uint64) {
 		return t.blocks[i+1].offset, t.blocks[i+1].at
 	}
 	return t.seal.plain, t.data
+}
+
+// next is the index after the last record of a block.
+func (t *trailer) next(i int) uint64 {
+	if i+1 < len(t.blocks) {
+		return t.blocks[i+1].first
+	}
+	return t.seal.next
 }
 
 // sealedSource decodes a sealed segment block by block.
@@ -286,6 +295,9 @@ func (s *sealedSource) decode() error {
 	s.i++
 	return nil
 }
+
+// seek stands at the start of a block.
+func (s *sealedSource) seek(i int) { s.i, s.buf = i, nil }
 
 func (s *sealedSource) advance(n int) { s.buf = s.buf[n:] }
 func (s *sealedSource) Close() error  { return s.f.Close() }

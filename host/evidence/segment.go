@@ -40,6 +40,7 @@ func segmentName(first uint64, sealed bool) string {
 type listing struct {
 	segments []segmentFile // ascending; of a pair the sealed one
 	leftover []string      // plain segments that have a sealed twin
+	indexes  []segmentFile // of segments
 	cuts     []string      // bytes that recoveries set aside
 	temps    []string
 	strange  []string // anything else
@@ -86,7 +87,9 @@ func (l *listing) add(e os.DirEntry) {
 		l.strange = append(l.strange, name)
 	case rest == plainSuffix || rest == sealedSuffix:
 		l.segments = append(l.segments, segmentFile{first, name, rest == sealedSuffix})
-	case rest == sealedSuffix+tempSuffix:
+	case rest == indexSuffix:
+		l.indexes = append(l.indexes, segmentFile{first: first, name: name})
+	case rest == sealedSuffix+tempSuffix || rest == indexSuffix+tempSuffix:
 		l.temps = append(l.temps, name)
 	case strings.HasSuffix(rest, cutSuffix):
 		l.cuts = append(l.cuts, name)

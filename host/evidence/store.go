@@ -31,6 +31,10 @@ type Options struct {
 	KeepPlain    bool          // do not seal (compress) full segments
 	Log          *slog.Logger  // default: discards
 
+	// Keys, if set, has sealed segments indexed by them, for Select. What a crash
+	// or another version left without an index gets one.
+	Keys *Keys
+
 	// Room, if set, is told when frames are refused with ErrFull and when they are
 	// taken again, and how many bytes are free. It must not block nor append.
 	Room func(full bool, free int64)

@@ -30,6 +30,8 @@ type Stream struct {
 	full   func() // called when a segment is full; does not block
 	device uint64 // that dir is on
 
+	looked bool // whether the indexes that were there are this version's; the sealer's own
+
 	syncMu sync.Mutex // one Sync at a time; taken before mu
 
 	mu       sync.Mutex // guards what follows

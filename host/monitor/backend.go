@@ -184,20 +184,41 @@ func (b backend) read(ctx context.Context, q api.Query, yield func(uuid.UUID, *e
 func recordError(vm uuid.UUID, err error) error { return fmt.Errorf("record of VM %s: %w", vm, err) }
 
 func (b backend) readOne(ctx context.Context, vm uuid.UUID, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
-	r := evidence.NewReader(evidence.StreamDir(b.m.store.Dir(), vm))
-	from, err := r.Since(q.Since)
-	if err == nil {
-		err = r.Read(from, 1<<63, func(r *evidence.Record) error {
-			if r.Time.Before(q.Since) {
-				return ctx.Err()
-			}
-			return errors.Join(ctx.Err(), yield(vm, r))
-		})
+	s := evidence.Selection{Since: q.Since, Until: q.Until, Index: b.m.indexes(vm)}
+	if q.May != nil {
+		s.May = func(has func(uint64) bool) bool { return q.May(vm, has) }
 	}
+	_, err := b.m.reader(vm).Select(&s, func(r *evidence.Record) error { return errors.Join(ctx.Err(), yield(vm, r)) })
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
+}
+
+// ofKind is what of a record may hold records of that kind.
+func ofKind(q api.Query, kind evidence.Kind) api.Query {
+	key := api.KindKey(uint16(kind))
+	q.May = func(_ uuid.UUID, has func(uint64) bool) bool { return has(key) }
+	return q
+}
+
+// CgroupPaths looks for them in what a session's records say.
+func (b backend) CgroupPaths(ctx context.Context, vm, session uuid.UUID, ids []uint64, upTo uint64) (map[uint64]string, error) {
+	found := map[uint64]string{}
+	s := evidence.Selection{To: upTo + 1, Index: b.m.indexes(vm), May: api.NamesCgroups(ids)}
+	_, err := b.m.reader(vm).Select(&s, func(r *evidence.Record) error {
+		batch, ok := frameBatch(vm, r)
+		if r.Kind != evidence.KindFrame || !ok || batch.Session != session {
+			return ctx.Err()
+		}
+		api.CgroupsNamed(batch.Records, func(id uint64, path []byte) {
+			if slices.Contains(ids, id) {
+				found[id] = string(path)
+			}
+		})
+		return ctx.Err()
+	})
+	return found, err
 }
 
 // followEvery is how soon a VM that is new on record is followed too.
@@ -258,7 +279,7 @@ func (b backend) follow(ctx context.Context, q api.Query, yield func(uuid.UUID, 
 }
 
 func (b backend) followOne(ctx context.Context, vm uuid.UUID, q api.Query, yield func(uuid.UUID, *evidence.Record) error) error {
-	r := evidence.NewReader(evidence.StreamDir(b.m.store.Dir(), vm))
+	r := b.m.reader(vm)
 	from, err := r.Since(q.Since)
 	if errors.Is(err, fs.ErrNotExist) {
 		from, err = 0, nil // no record yet: Follow waits
@@ -359,6 +380,7 @@ func (b backend) merge(ctx context.Context, vms []uuid.UUID, q api.Query, yield 
 // findingsOf is one stream's findings, and why there are no more of them if
 // that is not its end.
 func (b backend) findingsOf(ctx context.Context, vm uuid.UUID, q api.Query) iter.Seq2[*engine.Finding, error] {
+	q = ofKind(q, evidence.KindFinding)
 	return func(yield func(*engine.Finding, error) bool) {
 		stopped := false
 		err := b.readOne(ctx, vm, q, func(_ uuid.UUID, r *evidence.Record) error {

@@ -55,7 +55,7 @@ func twoRecords(t *testing.T) backend {
 			t.Fatal(err)
 		}
 	}
-	return backend{&Monitor{store: store, log: slog.New(slog.DiscardHandler)}}
+	return backend{&Monitor{store: store, key: key, log: slog.New(slog.DiscardHandler)}}
 }
 
 // rot flips a byte of the reason in the record of a finding.

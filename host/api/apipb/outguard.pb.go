@@ -877,10 +877,14 @@ type EventsRequest struct {
 	Pid    uint32                 `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`       // pid or tgid of the acting task; 0: any
 	// path, execve name or unix socket path; * stands for any run of bytes, ? for
 	// one; empty: any
-	Path          string   `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`
-	Types         []string `protobuf:"bytes,6,rep,name=types,proto3" json:"types,omitempty"`   // hook names; empty: all
-	Limit         uint64   `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`  // stop after so many; 0: no limit
-	Cgroup        string   `protobuf:"bytes,8,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // path of the task's cgroup, with * and ? as above; empty: any, those without a name too
+	Path   string   `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`
+	Types  []string `protobuf:"bytes,6,rep,name=types,proto3" json:"types,omitempty"`   // hook names; empty: all
+	Limit  uint64   `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`  // stop after so many; 0: no limit
+	Cgroup string   `protobuf:"bytes,8,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // path of the task's cgroup, with * and ? as above; empty: any, those without a name too
+	Until  string   `protobuf:"bytes,9,opt,name=until,proto3" json:"until,omitempty"`   // received before; empty: to the end
+	// path of what the task runs, with * and ?; without a slash its last element
+	Program       string `protobuf:"bytes,10,opt,name=program,proto3" json:"program,omitempty"`
+	Container     string `protobuf:"bytes,11,opt,name=container,proto3" json:"container,omitempty"` // RUNTIME/ID, ID or its first 12 digits, with * and ?
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -967,6 +971,27 @@ func (x *EventsRequest) GetLimit() uint64 {
 func (x *EventsRequest) GetCgroup() string {
 	if x != nil {
 		return x.Cgroup
+	}
+	return ""
+}
+
+func (x *EventsRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+func (x *EventsRequest) GetProgram() string {
+	if x != nil {
+		return x.Program
+	}
+	return ""
+}
+
+func (x *EventsRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
 	}
 	return ""
 }
@@ -6076,7 +6101,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x1a\n" +
 	"\breceived\x18\x02 \x01(\x04R\breceived\x12\x12\n" +
 	"\x04lost\x18\x03 \x01(\x04R\x04lost\x12\x18\n" +
-	"\amissing\x18\x04 \x01(\x04R\amissing\"\xb7\x01\n" +
+	"\amissing\x18\x04 \x01(\x04R\amissing\"\x85\x02\n" +
 	"\rEventsRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\tR\x05since\x12\x16\n" +
@@ -6085,7 +6110,11 @@ const file_outguard_proto_rawDesc = "" +
 	"\x04path\x18\x05 \x01(\tR\x04path\x12\x14\n" +
 	"\x05types\x18\x06 \x03(\tR\x05types\x12\x14\n" +
 	"\x05limit\x18\a \x01(\x04R\x05limit\x12\x16\n" +
-	"\x06cgroup\x18\b \x01(\tR\x06cgroup\"<\n" +
+	"\x06cgroup\x18\b \x01(\tR\x06cgroup\x12\x14\n" +
+	"\x05until\x18\t \x01(\tR\x05until\x12\x18\n" +
+	"\aprogram\x18\n" +
+	" \x01(\tR\aprogram\x12\x1c\n" +
+	"\tcontainer\x18\v \x01(\tR\tcontainer\"<\n" +
 	"\x0eEventsResponse\x12*\n" +
 	"\x06events\x18\x01 \x03(\v2\x12.outguard.v1.EventR\x06events\"\xf2\x05\n" +
 	"\x05Event\x12\x0e\n" +

@@ -134,6 +134,11 @@ func (b *Backend) Cgroups(context.Context, uuid.UUID) (*api.Cgroups, error) {
 	return b.cgroups, nil
 }
 
+// CgroupPaths implements api.Backend: nothing is passed over, so nothing is found.
+func (b *Backend) CgroupPaths(context.Context, uuid.UUID, uuid.UUID, []uint64, uint64) (map[uint64]string, error) {
+	return nil, nil
+}
+
 // Batches implements api.Backend.
 func (b *Backend) Batches(ctx context.Context, q api.Query, yield func(*engine.Batch) error) error {
 	return follow(ctx, b, q, func() []*engine.Batch { return b.batches }, func(v *engine.Batch) error {
