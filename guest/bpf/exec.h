@@ -98,7 +98,7 @@ static __always_inline void report_exec(struct scratch *sc, struct linux_binprm 
 	r->argc = bprm->argc;
 	r->envc = bprm->envc;
 	r->secure_exec = BPF_CORE_READ_BITFIELD(bprm, secureexec);
-	at = put_path(sc, sizeof(*r), file, t);
+	at = put_path(sc, sizeof(*r), file, t, r->file.path_kind);
 	at = put_argv(sc, at, bprm);
 	at = put_filename(sc, at, bprm);
 	if (at <= RECORD_MAX)
@@ -167,7 +167,7 @@ static __always_inline __u32 put_exe(struct scratch *sc, struct file_record *r, 
 		r->file.digested = DIGEST_SHA256;
 	}
 	if (snapshot_paths)
-		return put_path(sc, sizeof(*r), file, t);
+		return put_path(sc, sizeof(*r), file, t, PATH_ROOT); /* as the agent names it */
 	return close_tail(sc, sizeof(*r), TAG_PATH, TAIL_TRUNCATED, 0);
 }
 

@@ -178,13 +178,76 @@ static __always_inline __u8 path_kind(struct task_struct *t)
 	return PATH_CHROOT;
 }
 
+/* The struct mount around a struct vfsmount. */
+static __always_inline unsigned long mount_of(unsigned long mnt)
+{
+	return mnt ? mnt - __builtin_preserve_field_info(((struct mount *)0)->mnt, BPF_FIELD_BYTE_OFFSET) : 0;
+}
+
 /* Is the mount of file in another namespace than the task's, or in none? */
 static __always_inline bool is_foreign(struct file *file, struct task_struct *t)
 {
-	unsigned long mnt = (unsigned long)BPF_CORE_READ(file, f_path.mnt);
-	struct mount *m = (void *)(mnt - __builtin_preserve_field_info(((struct mount *)0)->mnt, BPF_FIELD_BYTE_OFFSET));
+	struct mount *m = (void *)mount_of((unsigned long)BPF_CORE_READ(file, f_path.mnt));
 
 	return BPF_CORE_READ(m, mnt_ns) != t->nsproxy->mnt_ns;
+}
+
+/* A walk from a file up to the task's root, mount by mount. */
+struct ascent {
+	__u64 at;    /* a dentry */
+	__u64 mount; /* the struct mount that it is in */
+	__u64 root, root_mount;
+	__u32 whole; /* the root is that of its mount */
+	__u32 met;
+};
+
+static long ascend(__u32 i, struct ascent *a)
+{
+	struct mount *m = (void *)a->mount;
+	struct dentry *d = (void *)a->at;
+	__u64 up;
+
+	if (a->mount == a->root_mount) {
+		a->met = a->whole || a->at == a->root;
+		up = (__u64)BPF_CORE_READ(d, d_parent);
+		if (a->met || up == a->at)
+			return 1;
+		a->at = up;
+		return 0;
+	}
+	up = (__u64)BPF_CORE_READ(m, mnt_parent);
+	if (up == a->mount)
+		return 1;
+	a->at = (__u64)BPF_CORE_READ(m, mnt_mountpoint);
+	a->mount = up;
+	return 0;
+}
+
+#define ASCENT_STEPS 4096 /* directories and mounts; who is deeper counts as outside */
+
+/*
+ * Does file lie outside the root of the task? The kernel names such a file as if
+ * it lay inside. Where the root is the machine's nothing does but what is
+ * foreign.
+ */
+static __always_inline bool is_outside(struct file *file, struct task_struct *t, __u8 kind)
+{
+	struct ascent a = {};
+
+	if (is_foreign(file, t))
+		return true;
+	if (kind == PATH_ROOT)
+		return false;
+	a.at = (__u64)BPF_CORE_READ(file, f_path.dentry);
+	a.mount = mount_of((unsigned long)BPF_CORE_READ(file, f_path.mnt));
+	a.root = (__u64)BPF_CORE_READ(t, fs, root.dentry);
+	a.root_mount = mount_of((unsigned long)BPF_CORE_READ(t, fs, root.mnt));
+	a.whole = a.root == (__u64)BPF_CORE_READ(t, fs, root.mnt, mnt_root);
+	if (!a.whole || a.mount != a.root_mount)
+		bpf_loop(ASCENT_STEPS, ascend, &a, 0);
+	else
+		a.met = 1;
+	return !a.met;
 }
 
 /* f is all zero before; path kind and digest are the caller's. */
@@ -210,14 +273,15 @@ static __always_inline void fill_file(struct file_body *f, struct file *file, st
 #define DELETED_ENDING 0x29646574656c6564ULL /* "deleted)" */
 
 /*
- * The path tail at record[at]. The kernel appends " (deleted)" to the name of
- * an unlinked file; here that is a flag, and a file that is called so keeps
- * its name.
+ * The path tail at record[at]; kind says from where it is named. The kernel
+ * appends " (deleted)" to the name of an unlinked file; here that is a flag, and
+ * a file that is called so keeps its name.
  */
-static __always_inline __u32 put_path(struct scratch *sc, __u32 at, struct file *file, struct task_struct *t)
+static __always_inline __u32 put_path(struct scratch *sc, __u32 at, struct file *file, struct task_struct *t,
+				      __u8 kind)
 {
 	__u8 *data = &sc->record[at + 8];
-	__u16 flags = (is_foreign(file, t) ? TAIL_UNREACHABLE : 0) | (file->f_mode & FMODE_CREATED ? TAIL_MADE : 0);
+	__u16 flags = (is_outside(file, t, kind) ? TAIL_UNREACHABLE : 0) | (file->f_mode & FMODE_CREATED ? TAIL_MADE : 0);
 	long n = bpf_d_path(&file->f_path, (char *)data, PATH_SIZE);
 	__u32 length, cut;
 

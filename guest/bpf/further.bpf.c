@@ -504,7 +504,7 @@ int BPF_PROG(kernel_read_file, struct file *file, int id, bool contents)
 	r->file.digested = digest_for(file, inode, true, true, r->file.digest);
 	r->args[0] = (__u32)id;
 	r->args[1] = contents != 0;
-	at = put_path(sc, sizeof(*r), file, t);
+	at = put_path(sc, sizeof(*r), file, t, r->file.path_kind);
 	return finish(sc, at, KERNEL_READ_FILE, CLASS_CRITICAL);
 }
 
@@ -531,7 +531,7 @@ int BPF_PROG(bprm_check_security, struct linux_binprm *bprm)
 	r->file.path_kind = path_kind(t);
 	r->file.digested = digest_for(file, inode, true, true, r->file.digest);
 	r->args[0] = BPF_CORE_READ_BITFIELD(bprm, secureexec);
-	at = put_path(sc, sizeof(*r), file, t);
+	at = put_path(sc, sizeof(*r), file, t, r->file.path_kind);
 	at = put_text(sc, at, TAG_NAME, bprm->filename);
 	return finish(sc, at, BPRM_CHECK_SECURITY, CLASS_CRITICAL);
 }

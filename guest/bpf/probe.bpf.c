@@ -75,7 +75,7 @@ static __always_inline void report_open(struct file *file, struct task_struct *t
 	fill_file(&r->file, file, inode);
 	r->file.path_kind = path_kind(t);
 	r->file.digested = digest_for(file, inode, false, readable, r->file.digest);
-	at = put_path(sc, sizeof(*r), file, t);
+	at = put_path(sc, sizeof(*r), file, t, r->file.path_kind);
 	if (at <= RECORD_MAX)
 		emit(&r->header, at, FILE_OPEN, CLASS_BULK);
 	drop_scratch(sc);
@@ -88,6 +88,7 @@ static __always_inline void report_open(struct file *file, struct task_struct *t
  *
  * It ends the version of a file that is opened for writing, whether or not
  * anything is to be reported. It cannot digest: the file is not readable yet.
+ * A file that is made without a name (O_TMPFILE) no other hook is asked about.
  */
 SEC("lsm.s/file_open")
 int BPF_PROG(file_open, struct file *file, int ret)
@@ -99,7 +100,7 @@ int BPF_PROG(file_open, struct file *file, int ret)
 		end_version(file->f_inode);
 	if (c && is_agent(c, t))
 		__sync_fetch_and_add(&c->agent_opens, 1);
-	if (!has_post_open && reports_canary(FILE_OPEN, t, true))
+	if ((!has_post_open || (file->f_flags & __O_TMPFILE)) && reports_canary(FILE_OPEN, t, true))
 		report_open(file, t, false);
 	return ret;
 }
@@ -151,7 +152,7 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 		fill_file(&r->file, file, inode);
 		r->file.path_kind = path_kind(t);
 		r->file.digested = digest_for(file, inode, prot & PROT_EXEC, true, r->file.digest);
-		at = put_path(sc, at, file, t);
+		at = put_path(sc, at, file, t, r->file.path_kind);
 	}
 	if (at <= RECORD_MAX)
 		emit(&r->header, at, MMAP_FILE, CLASS_BULK);

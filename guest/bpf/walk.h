@@ -37,11 +37,6 @@ static __always_inline struct walk *walk_of(struct scratch *sc)
 	return (void *)sc + __builtin_offsetof(struct scratch, record) + WALK_AT;
 }
 
-static __always_inline unsigned long mount_of(unsigned long mnt)
-{
-	return mnt ? mnt - __builtin_preserve_field_info(((struct mount *)0)->mnt, BPF_FIELD_BYTE_OFFSET) : 0;
-}
-
 struct walk_in { /* a loop's context has to be on the stack */
 	struct scratch *sc;
 };

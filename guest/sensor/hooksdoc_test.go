@@ -180,5 +180,20 @@ Beside these the agent keeps programs that report nothing: on inode_setattr (a f
 (executions that bprm_committed_creds did not see).
 
 What differs between the three kernels: before 6.9 file_open's records have no digest. inode_setattr is given the mount's id
-map from 6.8 on, perf_event_open the event's attributes on 6.1. Everything else is one program that runs on all of them.
+map from 6.8 on, perf_event_open the event's attributes on 6.1. From 6.9 on an open that no path leads to is not reported:
+of a message queue by mq_open, of a terminal by TIOCGPTPEER, of a namespace by ioctl; one of a file that is made without a name
+(O_TMPFILE) is. Everything else is one program that runs on all of them.
+
+What a record says is what the kernel acted on, and never what the task's memory, or a name, says at another moment: paths
+are of the file that was opened, names and addresses the kernel's own copies, arguments those on the new program's stack.
+So it makes no difference which thread changes them meanwhile, nor whether a system call of 64 or of 32 bits, io_uring, its
+worker or its poller asks; the scenario 91-acted tries all of it.
+
+* A path is the one that the file has when the hook runs, as the task's root, mounts and namespace show it. *unlinked*: the
+  name no longer leads to the file; *unreachable*: the file is not below the task's root, or in no mount of its namespace.
+  A mount can put a file under any name: device, inode and digest say which it is.
+* A path of 4096 bytes or more is left out and *truncated*; inode and digest are there.
+* An exec's file is the program that runs. Of a script that is its interpreter; the script is the filename that was asked for,
+  its content in the records of file_open (from 6.9 on) and bprm_check_security. A program that a loader runs
+  (ld.so PROGRAM), or a library that it brings along (LD_PRELOAD), is in the records of mmap_file, with its digest.
 `
