@@ -19,7 +19,8 @@ VMPACKAGES  := ./vmtests/vm ./vmtests/image ./vmtests/product ./host/domain/... 
 KERNELS     := 6.1 6.12 7.2
 PART        := TestScenarios/(10|15|20|30|60)-
 
-# 90-hooks, which runs every hook there is, make test leaves to make test-kernels.
+# 90-hooks, which runs every hook there is, and 91-acted, which tries to make the
+# record lie, make test leaves to make test-kernels.
 
 # Go's own cache of test results would answer for a guest that never booted.
 VMTEST      := $(GO) test -buildvcs=false -count=1 -timeout 30m

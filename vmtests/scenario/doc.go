@@ -29,6 +29,7 @@
 //	capture NAME [WAIT]             wait for a bundle not seen before; sets $BUNDLE
 //	digests NAME FILE TYPE [absent] hold the record's digests against what outguard-versions printed
 //	hooks NAME FILE                 hold the record against what outguard-hooks printed
+//	acted NAME FILE                 hold the record against what outguard-poke acted printed
 //	until WAIT REGEXP PROGRAM [ARG...] run a program until its output matches
 //
 // $FILES holds the files that every guest's image has.

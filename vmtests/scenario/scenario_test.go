@@ -84,6 +84,7 @@ func (w *world) params(script string) testscript.Params {
 			"capture": w.capture,
 			"digests": w.digests,
 			"hooks":   w.hooks,
+			"acted":   w.acted,
 			"until":   until,
 		},
 	}

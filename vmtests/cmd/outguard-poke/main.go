@@ -7,6 +7,7 @@
 //	outguard-poke garbage N           connect to the host's port so often and send noise
 //	outguard-poke hold N SECONDS      so many connections at once, which say nothing
 //	outguard-poke as USER ...         any of these, without root's rights
+//	outguard-poke acted DIR           races, detours and disguises in a new directory; see acted
 //
 // It says what it did on standard output, and ends with 0 if it could.
 package main
@@ -36,7 +37,13 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("want opens, execs, threads, garbage or hold")
+		return fmt.Errorf("want opens, execs, threads, garbage, hold or acted")
+	}
+	switch args[0] {
+	case "acted":
+		return acted(args[1])
+	case "exec": // of acted
+		return becomes(args[1:])
 	}
 	if args[0] == "as" && len(args) > 2 {
 		if err := become(args[1]); err != nil {

@@ -1,0 +1,89 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// acted holds the record against what `outguard-poke acted` printed: of each line
+// as many events as it says hold what it says.
+func (w *world) acted(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 2, "acted NAME FILE")
+	g := w.known(ts, args[0])
+	said := saidActs(ts, ts.ReadFile(args[1]))
+	var wrong []string
+	if !poll(60*time.Second, func() bool {
+		text, err := w.install.CLI(context.Background(), "events", "--vm", g.Name, "--json")
+		ts.Check(err)
+		wrong = miscounted(said, text)
+		return len(wrong) == 0
+	}) {
+		ts.Fatalf("%d of %d lines are not as the record has it:\n%s", len(wrong), len(said), strings.Join(wrong, "\n"))
+	}
+	ts.Logf("%d lines", len(said))
+}
+
+// act is how many events of a type are to hold all parts; least: or more.
+type act struct {
+	n     int
+	least bool
+	event string
+	parts []string
+}
+
+// saidActs reads "N & TYPE & PART..." lines.
+func saidActs(ts *testscript.TestScript, text string) (said []act) {
+	for line := range strings.Lines(text) {
+		f := strings.Split(strings.TrimRight(line, "\r\n"), " & ")
+		if len(f) < 3 {
+			continue
+		}
+		a := act{n: 1, least: f[0] == "+", event: f[1], parts: f[2:]}
+		if !a.least {
+			n, err := strconv.Atoi(f[0])
+			ts.Check(err)
+			a.n = n
+		}
+		said = append(said, a)
+	}
+	if len(said) < 50 {
+		ts.Fatalf("%d lines:\n%s", len(said), text)
+	}
+	return said
+}
+
+// miscounted are the lines of which text, an event a line, has another number of
+// events, each with an event of its type that holds most of its parts.
+func miscounted(said []act, text string) (wrong []string) {
+	of := map[string][]string{}
+	for line := range strings.Lines(text) {
+		_, rest, _ := strings.Cut(line, `"type":"`)
+		name, _, _ := strings.Cut(rest, `"`)
+		of[name] = append(of[name], line)
+	}
+	for _, a := range said {
+		n, most, nearest := 0, 0, "none"
+		for _, line := range of[a.event] {
+			held := 0
+			for _, p := range a.parts {
+				if strings.Contains(line, p) {
+					held++
+				}
+			}
+			if held == len(a.parts) {
+				n++
+			} else if held > most {
+				most, nearest = held, line
+			}
+		}
+		if n != a.n && !(a.least && n > 0) {
+			wrong = append(wrong, fmt.Sprintf("%s %s: %d instead of %d; the nearest other: %s", a.event, strings.Join(a.parts, " "), n, a.n, nearest))
+		}
+	}
+	return wrong
+}
