@@ -32,6 +32,25 @@ type module struct {
 	data []byte
 }
 
+// ModuleFiles are modules of the kernel package in dir as files of a guest, for
+// its root to load: /usr/lib/outguard-tests/NAME.ko. What they depend on comes
+// before each.
+func ModuleFiles(dir string, names ...string) ([]File, error) {
+	_, _, modules, err := kernelFiles(dir)
+	if err != nil {
+		return nil, err
+	}
+	order, err := moduleOrder(modules, names)
+	if err != nil {
+		return nil, err
+	}
+	var files []File
+	for _, m := range order {
+		files = append(files, File{Path: "/usr/lib/outguard-tests/" + m.name + ".ko", Mode: 0o644, Data: m.data})
+	}
+	return files, nil
+}
+
 // moduleOrder returns the modules wanted and all that they depend on, each
 // after its own dependencies, which is the order for insmod.
 func moduleOrder(dir string, want []string) ([]module, error) {

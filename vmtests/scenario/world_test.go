@@ -68,7 +68,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.kernel = line
-	if w.img, err = image.Build(t.Context(), filepath.Join(cache, "images"), &image.Options{Kernel: kernel, Files: w.guestFiles(t)}); err != nil {
+	if w.img, err = image.Build(t.Context(), filepath.Join(cache, "images"), &image.Options{Kernel: kernel, Files: w.guestFiles(t, kernel)}); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("guest kernel: %s", w.img.Release)
@@ -82,22 +82,27 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// guestFiles are the agent, and the programs that run inside a guest.
-func (w *world) guestFiles(t *testing.T) []image.File {
+// guestFiles are the agent, the programs that run inside a guest, and what of
+// its kernel they have loaded.
+func (w *world) guestFiles(t *testing.T, kernel string) []image.File {
 	t.Helper()
+	modules, err := image.ModuleFiles(kernel, "tun")
+	if err != nil {
+		t.Fatal(err)
+	}
 	agent, err := image.FromHost("/usr/sbin/outguard-agent", 0o755, filepath.Join(w.clone, "bin", "outguard-agent"))
 	if err != nil {
 		t.Fatalf("%v (make build makes it)", err)
 	}
 	task := "#!/bin/sh\ncd /tmp && OUTGUARD_REQUIRE=vsock-loopback exec /usr/lib/outguard-tests/listen.test -test.v -test.run 'Vsock|VSOCK'\n"
-	return append(crunFiles(t), []image.File{
+	return slices.Concat(crunFiles(t), modules, []image.File{
 		agent,
 		w.compiled(t, "/usr/lib/outguard-tests/listen.test", "test", "-c", "./host/listen"),
 		w.compiled(t, "/usr/bin/outguard-poke", "build", "./vmtests/cmd/outguard-poke"),
 		w.compiled(t, "/usr/bin/outguard-versions", "build", "./vmtests/cmd/outguard-versions"),
 		w.compiled(t, "/usr/bin/outguard-hooks", "build", "./vmtests/cmd/outguard-hooks"),
 		{Path: "/etc/tasks/listen", Mode: 0o755, Data: []byte(task)},
-	}...)
+	})
 }
 
 // compiled is a program of this module, static, to stand at path in the guest.

@@ -113,28 +113,3 @@ func peer() error {
 	ran("sock_graft", `"text":"`+c.LocalAddr().String()+`"`)
 	return a.Close()
 }
-
-func tun() error {
-	_, err := os.Stat("/dev/net/tun")
-	if err != nil {
-		for _, h := range []string{"tun_dev_create", "tun_dev_attach_queue", "tun_dev_attach", "tun_dev_open"} {
-			skip(h, err)
-		}
-		return nil
-	}
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	r, err := unix.NewIfreq("ogtun0")
-	if err != nil {
-		return err
-	}
-	r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-	if err := unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, r); err != nil {
-		return err
-	}
-	ran("tun_dev_create", `"args":[]`)
-	return nil
-}

@@ -279,4 +279,3 @@ func (s *stage) nameless() error {
 	recorded(1, execed, f.String(), inodePart(st.Ino))
 	return nil
 }
-
