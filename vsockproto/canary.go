@@ -16,22 +16,27 @@ const (
 	memfdPath  = "/memfd:"
 	abstract   = "\x00"
 	nonceBytes = 16
+	msBind     = 0x1000
 )
 
-// CanaryTypes lists the types whose hooks a Canary makes run, ascending. An
-// exec is not among them, since the agent never execs: Totals.Unhooked tells of
-// those; nor are task_newtask and sched_process_exit, which Totals.Starts and
-// every thread's end tell of.
+// CanaryTypes lists the types whose hooks a Canary makes run, ascending: of the
+// further hooks those that can be made to run without a trace. An exec is not
+// among them, since the agent never execs: Totals.Unhooked tells of those; nor
+// are task_newtask and sched_process_exit, which Totals.Starts and every
+// thread's end tell of.
 func CanaryTypes() []EventType {
-	return []EventType{FileOpen, MmapFile, SocketCreate, SocketBind, SocketConnect, SocketListen, SocketAccept, TaskKill}
+	return []EventType{
+		FileOpen, MmapFile, SocketCreate, SocketBind, SocketConnect, SocketListen, SocketAccept, TaskKill,
+		TaskPrctl, FileIoctl, FileLock, FileFcntl, SbMount,
+	}
 }
 
 // CanaryName is the name of the memfd and the abstract name (without its
 // leading NUL) of the socket that belong to a nonce.
 func CanaryName(nonce [nonceBytes]byte) string { return canaryPrefix + hex.EncodeToString(nonce[:]) }
 
-// CanaryProtocol is the protocol that socket_create is tried with: never 0, so
-// that no AF_UNIX socket can come of it.
+// CanaryProtocol is the protocol that socket_create is tried with, never 0, so
+// that no AF_UNIX socket can come of it, and the option of prctl.
 func CanaryProtocol(nonce [nonceBytes]byte) uint32 {
 	return le.Uint32(nonce[:])&0x7fffffff | 0x40000000
 }
@@ -44,15 +49,20 @@ type CanaryRecord struct {
 }
 
 // CanaryOf checks that a record with FlagCanary is of something that a Canary
-// asks for, and nothing else: an open or a mapping of a memfd by its name, an
-// AF_UNIX socket that is tried with an impossible protocol, the abstract
-// socket of that name, and a signal 0 of the agent's to itself. Anything else
-// under that flag is ErrInvalid, so that nothing hides behind it.
+// asks for, and nothing else: what is done to a memfd of that name, an AF_UNIX
+// socket that is tried with an impossible protocol, the abstract socket of that
+// name, a signal 0 of the agent's to itself, a prctl that is only the nonce, and a
+// bind mount over the memfd, which no kernel makes. Anything else under that flag
+// is ErrInvalid, so that nothing hides behind it.
 func (e *Event) CanaryOf() (CanaryRecord, error) {
 	var c CanaryRecord
 	switch e.Type {
-	case FileOpen, MmapFile:
+	case FileOpen, MmapFile, FileIoctl, FileLock, FileFcntl:
 		c.Named = c.name(e.Path.Data, memfdPath) && e.File.Links == 0
+	case SbMount:
+		c.Named = c.name(e.Path.Data, memfdPath) && e.File.Links == 0 && e.Args == [MaxArgs]uint64{msBind}
+	case TaskPrctl:
+		c.Named = c.args(e.Args)
 	case SocketBind, SocketConnect, SocketAccept:
 		c.Cookie = e.Socket.Cookie
 		c.Named = c.name(e.RawAddr.Data, abstract) && e.Address.Family == afUnix
@@ -74,6 +84,18 @@ func (e *Event) CanaryOf() (CanaryRecord, error) {
 		return CanaryRecord{}, fmt.Errorf("%s that says it is a canary: %w", e.Type, ErrInvalid)
 	}
 	return c, nil
+}
+
+// CanaryArgs are the two arguments of prctl that are the nonce.
+func CanaryArgs(nonce [nonceBytes]byte) (arg2, arg3 uint64) {
+	return le.Uint64(nonce[:]), le.Uint64(nonce[8:])
+}
+
+// args reads the nonce out of a prctl's arguments.
+func (c *CanaryRecord) args(a [MaxArgs]uint64) bool {
+	le.PutUint64(c.Nonce[:], a[1])
+	le.PutUint64(c.Nonce[8:], a[2])
+	return a == [MaxArgs]uint64{uint64(CanaryProtocol(c.Nonce)), a[1], a[2]}
 }
 
 // name reads the nonce out of a whole name.

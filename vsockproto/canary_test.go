@@ -41,6 +41,9 @@ func TestNothingHidesBehindACanary(t *testing.T) {
 		"a possible protocol": func(e *vsockproto.Event) { e.Socket.Protocol = 0 },
 		"a signal":            func(e *vsockproto.Event) { e.Signal = 9 },
 		"another target":      func(e *vsockproto.Event) { e.Target.TGID++ },
+		"another option":      func(e *vsockproto.Event) { e.Args[0] ^= 1 },
+		"more arguments":      func(e *vsockproto.Event) { e.Args[3] = 1 },
+		"a real mount":        func(e *vsockproto.Event) { e.Args[0] = 0 },
 	}
 	for what, f := range spoil {
 		refused := 0

@@ -100,11 +100,13 @@ int BPF_PROG(task_prlimit, const struct cred *cred, const struct cred *target, u
 	return send_args(sc, TASK_PRLIMIT, CLASS_BULK);
 }
 
+#define CANARY_OPTION 0x40000000 /* a canary's option is no smaller; the agent's runtime asks for small ones */
+
 /* Hook: task_prctl, at each prctl, also of options that no kernel knows. */
 SEC("lsm/task_prctl")
 int BPF_PROG(task_prctl, int option, unsigned long arg2, unsigned long arg3, unsigned long arg4, unsigned long arg5)
 {
-	struct scratch *sc = begin(TASK_PRCTL, CLASS_BULK);
+	struct scratch *sc = begin_canary(TASK_PRCTL, CLASS_BULK, option >= CANARY_OPTION);
 	__u64 *args;
 
 	if (!sc)
@@ -177,7 +179,7 @@ int BPF_PROG(capable, const struct cred *cred, struct user_namespace *ns, int ca
 	SEC("lsm/" #name)                                                \
 	int BPF_PROG(name, struct file *file, unsigned int cmd)          \
 	{                                                                \
-		struct scratch *sc = begin(type, CLASS_BULK);            \
+		struct scratch *sc = begin_canary(type, CLASS_BULK, is_nameless(file)); \
                                                                          \
 		if (!sc)                                                 \
 			return 0;                                        \
@@ -576,7 +578,7 @@ int BPF_PROG(task_fix_setgid, struct cred *fresh, const struct cred *old, int fl
 SEC("lsm/sb_mount")
 int BPF_PROG(sb_mount, const char *device, const struct path *path, const char *type, unsigned long flags)
 {
-	struct scratch *sc = begin(SB_MOUNT, CLASS_CRITICAL);
+	struct scratch *sc = begin_canary(SB_MOUNT, CLASS_CRITICAL, flags == MS_BIND);
 	__u32 at;
 
 	if (!sc)

@@ -49,6 +49,7 @@ enum { BPF_RB_PROD_POS = 3 };
 
 #define PROT_EXEC 4
 #define __O_TMPFILE 020000000
+#define MS_BIND 0x1000
 #define CLONE_THREAD 0x10000
 
 /* From the kernel's own headers; as on 6.1, 6.12 and 7.2. */

@@ -25,11 +25,23 @@ static __noinline struct scratch *prepare(struct task_struct *t, __u8 class)
 	return sc;
 }
 
-static __always_inline struct scratch *begin(__u32 type, __u8 class)
+/* Asked: a canary would have done just this; see reports_canary. */
+static __always_inline struct scratch *begin_canary(__u32 type, __u8 class, bool asked)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
 
-	return reports(type, t) ? prepare(t, class) : NULL;
+	return reports_canary(type, t, asked) ? prepare(t, class) : NULL;
+}
+
+static __always_inline struct scratch *begin(__u32 type, __u8 class)
+{
+	return begin_canary(type, class, false);
+}
+
+/* A canary's file has no name in any directory. */
+static __always_inline bool is_nameless(struct file *file)
+{
+	return file && BPF_CORE_READ(file, f_inode, i_nlink) == 0;
 }
 
 /* Send what is built up to at. */

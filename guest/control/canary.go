@@ -38,10 +38,11 @@ func (c *Control) sing(nonce [16]byte) (err error) {
 		singSocket(name),
 		singImpossible(vsockproto.CanaryProtocol(nonce)),
 		singSignal(),
+		singPrctl(nonce),
 	)
 }
 
-// singFile opens and maps a file that has no name in any directory.
+// singFile does what it can to a file that has no name in any directory.
 func singFile(name string) error {
 	made, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
@@ -60,7 +61,39 @@ func singFile(name string) error {
 	if err != nil {
 		return fmt.Errorf("map a memfd: %w", err)
 	}
-	return unix.Munmap(b)
+	return errors.Join(unix.Munmap(b), singFurther(fd), singMount(name, fd))
+}
+
+// singFurther asks the file for what is ahead of it and for its flags, and locks it.
+func singFurther(fd int) error {
+	if _, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err != nil {
+		return fmt.Errorf("ask a memfd: %w", err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil {
+		return fmt.Errorf("ask a memfd for its flags: %w", err)
+	}
+	if err := unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("lock a memfd: %w", err)
+	}
+	return nil
+}
+
+// singMount asks for a mount that cannot be had: what it would lie over is in no
+// namespace, and what it would be of is not there.
+func singMount(name string, fd int) error {
+	if err := unix.Mount(name, "/proc/self/fd/"+strconv.Itoa(fd), "", unix.MS_BIND, ""); err == nil {
+		return fmt.Errorf("a mount over a memfd: %w", errors.ErrUnsupported)
+	}
+	return nil
+}
+
+// singPrctl asks for what no kernel has.
+func singPrctl(nonce [16]byte) error {
+	arg2, arg3 := vsockproto.CanaryArgs(nonce)
+	if err := unix.Prctl(int(vsockproto.CanaryProtocol(nonce)), uintptr(arg2), uintptr(arg3), 0, 0); err == nil {
+		return fmt.Errorf("a prctl of no option: %w", errors.ErrUnsupported)
+	}
+	return nil
 }
 
 // singSocket binds an abstract address, listens at it and connects to it. The

@@ -208,8 +208,14 @@ func CanaryEvents(nonce [16]byte) []*vsockproto.Event {
 		e.File.Links = 0
 		e.Socket.Family, e.Address.Family = 1, 1
 		switch t {
-		case vsockproto.FileOpen, vsockproto.MmapFile:
+		case vsockproto.FileOpen, vsockproto.MmapFile, vsockproto.FileIoctl, vsockproto.FileLock, vsockproto.FileFcntl, vsockproto.SbMount:
 			e.Path = vsockproto.Tail{Data: []byte("/memfd:" + name), Flags: vsockproto.TailUnlinked | vsockproto.TailUnreachable}
+			if e.Name = (vsockproto.Tail{}); t == vsockproto.SbMount {
+				e.Args = [vsockproto.MaxArgs]uint64{0x1000}
+			}
+		case vsockproto.TaskPrctl:
+			arg2, arg3 := vsockproto.CanaryArgs(nonce)
+			e.Args = [vsockproto.MaxArgs]uint64{uint64(vsockproto.CanaryProtocol(nonce)), arg2, arg3}
 		case vsockproto.SocketCreate:
 			e.Socket.Protocol = vsockproto.CanaryProtocol(nonce)
 		case vsockproto.SocketBind, vsockproto.SocketConnect, vsockproto.SocketAccept:
