@@ -90,6 +90,10 @@ test: check vm ## install what is needed and run everything
 bench: install-check install-vm build ## print the numbers, one line each: bench NAME VALUE UNIT
 	@$(GO) run -buildvcs=false ./vmtests/cmd/outguard-bench -benchtime $(BENCHTIME) -bin bin
 
+.PHONY: bench-guest
+bench-guest: install-kernels build ## what the agent costs a guest, in instructions, into docs/COST.md
+	@$(GO) run -buildvcs=false ./vmtests/cmd/outguard-bench-guest -doc docs/COST.md
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 30s)
 	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \

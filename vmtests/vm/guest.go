@@ -25,6 +25,7 @@ type Spec struct {
 	Cmdline   []string // words to add to the kernel's command line
 	Root      bool     // let Root run commands in it
 	Channel   bool     // give it a vsock of the lab's own; else enrolling does that
+	Counted   bool     // one nanosecond of its time is one instruction of its only CPU, emulated
 }
 
 // Guest is one domain, defined by the lab.
@@ -58,6 +59,9 @@ func (l *Lab) Define(ctx context.Context, s Spec) (*Guest, error) {
 	}
 	if s.CPUs == 0 {
 		s.CPUs = 2
+	}
+	if s.Counted {
+		s.CPUs = 1
 	}
 	g := &Guest{Name: s.Name, lab: l, spec: s, dir: filepath.Join(l.o.Dir, "guests", s.Name)}
 	g.console = filepath.Join(g.dir, "console.log")
@@ -103,6 +107,15 @@ func (g *Guest) define(ctx context.Context) error {
 // vhost-device-vsock is started for it at the guest's next start. nil means
 // that there is none to serve.
 func (g *Guest) Serve(c *Channel) { g.channel = c }
+
+// Hybrid is the socket of the guest's channel: what it connects to port P of the
+// host comes to <Hybrid>_P. Empty where the channel is the kernel's, or another's.
+func (g *Guest) Hybrid() string {
+	if g.channel == nil {
+		return ""
+	}
+	return g.channel.Socket
+}
 
 // Dir holds the guest's files.
 func (g *Guest) Dir() string { return g.dir }

@@ -49,6 +49,9 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='{{if .
   <qemu:commandline>
     <qemu:arg value='-netdev'/><qemu:arg value='user,id=net0,restrict=off,hostfwd=tcp:127.0.0.1:{{.Port}}-:80'/>
     <qemu:arg value='-device'/><qemu:arg value='virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile=,bus=pcie.0,addr=0x11'/>
+{{- if .Counted}}
+    <qemu:arg value='-icount'/><qemu:arg value='shift=0'/>
+{{- end}}
 {{- if .Chardev}}
     <qemu:arg value='-chardev'/><qemu:arg value='socket,id=vs0,path={{.Chardev}}'/>
     <qemu:arg value='-device'/><qemu:arg value='vhost-user-vsock-pci,chardev=vs0,bus=pcie.0,addr=0x10'/>
@@ -66,7 +69,7 @@ func (g *Guest) xml() string {
 	}
 	v := map[string]any{
 		"Root": root,
-		"KVM":  g.lab.Accelerator.Name == "kvm", "Name": g.Name, "Dir": g.dir, "Console": g.console,
+		"KVM":  g.lab.Accelerator.Name == "kvm" && !g.spec.Counted, "Counted": g.spec.Counted, "Name": g.Name, "Dir": g.dir, "Console": g.console,
 		"MemoryMiB": g.spec.MemoryMiB, "CPUs": g.spec.CPUs, "Cmdline": strings.Join(words, " "),
 		"Port": g.Port, "AppArmor": g.lab.aa,
 		"KernelVsock": g.lab.Vsock.Name == "vhost-vsock" && g.spec.Channel,

@@ -1,0 +1,135 @@
+// Outguard-toil is a program for guests in whose time a nanosecond is an
+// instruction (QEMU's -icount). It does one thing over and over and says what
+// it cost:
+//
+//	outguard-toil OP ROUNDS COUNT
+//
+// for each of ROUNDS how long COUNT times OP took in all, how much of that the
+// agent ran, how many records the programs numbered and lost meanwhile, and how
+// many bytes of the rings these took:
+//
+//	round NS AGENT_NS EMITTED LOST BYTES
+//
+// With no agent the last four are 0. OP is open, open-tmpfs, exec, connect, mmap,
+// stat, pipe or compile; flood is open, after which it waits until the host has
+// everything.
+//
+//	outguard-toil agent PROGRAM ARG...
+//
+// runs the agent, what it says going to standard error, and prints once
+//
+//	ready NS PID
+//
+// when it has attached its programs. It ends when the agent does.
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func main() {
+	runtime.LockOSThread()
+	debug.SetGCPercent(-1) // or it would run in between
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "outguard-toil:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) > 1 && args[0] == "agent" {
+		return agent(args[1:])
+	}
+	if len(args) == 1 && args[0] == echo {
+		return echoes()
+	}
+	if len(args) != 3 {
+		return errors.New("want OP ROUNDS COUNT, or agent PROGRAM ARG...")
+	}
+	rounds, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	count, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
+	begin, ok := ops[args[0]]
+	if !ok {
+		return fmt.Errorf("operation %q is not known", args[0])
+	}
+	do, err := begin()
+	if err != nil {
+		return fmt.Errorf("%s: %w", args[0], err)
+	}
+	b, err := openBooks()
+	if err != nil {
+		return err
+	}
+	return toil(do, b, rounds, count, args[0] == "flood")
+}
+
+// toil does the rounds. The first of all is for the caches.
+func toil(do func() error, b *books, rounds, count int, settle bool) error {
+	for i := range rounds + 1 {
+		var before, after page
+		if err := errors.Join(b.time(&before), b.count(&before)); err != nil {
+			return err
+		}
+		began := time.Now()
+		for range count {
+			if err := do(); err != nil {
+				return err
+			}
+		}
+		for settle && !b.delivered() {
+			yield()
+		}
+		took := time.Since(began)
+		// The other way round: what looking at the time opens is not of the round.
+		if err := errors.Join(b.count(&after), b.time(&after)); err != nil {
+			return err
+		}
+		if i > 0 {
+			d := after.since(before)
+			fmt.Println("round", took.Nanoseconds(), d.agent, d.emitted, d.lost, d.bytes)
+		}
+	}
+	return nil
+}
+
+func agent(args []string) error {
+	cmd := exec.Command(args[0], args[1:]...)
+	r, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadString('\n')
+		fmt.Fprint(os.Stderr, line)
+		if err != nil {
+			return errors.Join(err, cmd.Wait())
+		}
+		if strings.Contains(line, "msg=attached") {
+			fmt.Println("ready", time.Since(began).Nanoseconds(), cmd.Process.Pid)
+			break
+		}
+	}
+	_, err = io.Copy(os.Stderr, lines)
+	return errors.Join(err, cmd.Wait())
+}

@@ -1,0 +1,318 @@
+package cost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/outguard/outguard/vmtests/image"
+	"github.com/outguard/outguard/vmtests/vm"
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/prototest"
+)
+
+// Off is the column of a guest without an agent; the others are profiles.
+const Off = "off"
+
+// Columns are what is measured one after the other, in one boot.
+var Columns = []string{Off, vsockproto.MinimalProfile, vsockproto.DefaultProfile, vsockproto.TSEMProfile}
+
+// op is one operation: how many rounds of how many, and how many make a round
+// so short that the agent rests in some of them; 0: none.
+type op struct {
+	name, text           string
+	rounds, count, short int
+}
+
+// In a round of the longer kind the agent has run several times.
+var ops = []op{
+	{"open", "open+read+close of a file on ext4", 6, 2000, 20},
+	{"open-tmpfs", "open+read+close of a file on tmpfs", 6, 2000, 20},
+	{"exec", "vfork+exec+exit of busybox true", 6, 25, 1},
+	{"connect", "connect+accept over the loopback", 6, 300, 4},
+	{"mmap", "mmap+munmap of a file", 6, 1500, 20},
+	{"stat", "stat", 6, 4000, 100},
+	{"pipe", "a byte to another process and back", 6, 1500, 20},
+	{"compile", "gcc -O2 of 85 lines of C, linked", 3, 1, 0},
+}
+
+const shortRounds = 60
+
+// Cost is what an operation takes: instructions, and the records of one.
+type Cost struct {
+	Task   float64 // instructions of the task alone: while neither the agent nor anything else ran
+	Total  float64 // instructions, all told
+	Agent  float64 // of them, in the agent's process
+	Events float64 // records that were numbered
+	Bytes  float64 // of the rings that they took
+	Lost   uint64  // records of all rounds that found no room
+}
+
+// Result is what was measured on one kernel.
+type Result struct {
+	Kernel         string                     // its line
+	Release        string                     // its name
+	Costs          map[string]map[string]Cost // by operation and column
+	Ready          float64                    // instructions from the agent's start to its programs' being attached
+	Flood          Flood
+	Types          map[vsockproto.EventType]float64 // bytes of a record, as they came with the operations
+	Resident, Peak int                              // memory of the agent at the end, and at most: while it loaded programs; KiB
+}
+
+// Flood is an open for each record, as fast as can be, until the host has all.
+type Flood struct {
+	Instructions float64 // for each record that the host has, the open and its delivery
+	Wire         float64 // bytes for each that came to the host, frames included
+	Lost, Sent   uint64
+}
+
+// Options say where things are.
+type Options struct {
+	Clone string    // the repository, whose bin/ holds the agent
+	Out   io.Writer // for a person who waits; default none
+	Quick bool      // few rounds, no compile: to see that it works
+}
+
+// Measure boots a guest on a line of kernels and measures.
+func Measure(ctx context.Context, line string, o Options) (r *Result, err error) {
+	if o.Out == nil {
+		o.Out = io.Discard
+	}
+	site, err := vm.Here()
+	if err != nil {
+		return nil, err
+	}
+	name, where := site.Name("cost-"+strings.ReplaceAll(line, ".", "-")), &vm.Options{Dir: site.Dir + "-cost"}
+	defer func() {
+		ctx := context.WithoutCancel(ctx)
+		err = errors.Join(err, vm.RemoveGuest(ctx, where, name), os.RemoveAll(where.Dir))
+	}()
+	img, err := build(ctx, line, o)
+	if err != nil {
+		return nil, err
+	}
+	lab, err := vm.Open(ctx, img, where)
+	if err != nil {
+		return nil, err
+	}
+	if lab.Vsock.Name == "vhost-vsock" {
+		return nil, fmt.Errorf("measure: the kernel's vhost-vsock answers by its own clock: %w", errors.ErrUnsupported)
+	}
+	g, err := lab.Define(ctx, vm.Spec{
+		Name: name, Image: img, MemoryMiB: 512, Channel: true, Root: true, Counted: true, Cmdline: []string{"outguard.noagent", "nokaslr", "norandmaps"},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := g.Start(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := g.WaitConsole(ctx, "guest: no agent", 5*time.Minute); err != nil {
+		return nil, err
+	}
+	if err := ready(ctx, g); err != nil {
+		return nil, err
+	}
+	m := &measurement{g: g, o: o, r: &Result{Kernel: line, Release: img.Release, Costs: map[string]map[string]Cost{}}}
+	if err := m.all(ctx); err != nil {
+		console, _ := g.Console()
+		return nil, fmt.Errorf("kernel %s: %w; the end of its console:\n%s", line, err, console[max(0, len(console)-1500):])
+	}
+	return m.r, nil
+}
+
+func build(ctx context.Context, line string, o Options) (*image.Image, error) {
+	files, err := compiler(ctx)
+	if err != nil {
+		return nil, err
+	}
+	toil, err := image.Compile(ctx, o.Clone, "/usr/sbin/outguard-toil", "build", "./vmtests/cmd/outguard-toil")
+	if err != nil {
+		return nil, err
+	}
+	agent, err := image.FromHost("/usr/sbin/outguard-agent", 0o755, filepath.Join(o.Clone, "bin", "outguard-agent"))
+	if err != nil {
+		return nil, fmt.Errorf("%w (make build makes it)", err)
+	}
+	key := image.File{Path: "/etc/outguard.key", Mode: 0o600, Data: prototest.Key[:]}
+	return image.Build(ctx, "/var/cache/outguard/images", &image.Options{
+		Kernel: filepath.Join("/var/cache/outguard/kernel", line), Files: append(files, toil, agent, key),
+	})
+}
+
+// ready waits until root's shell listens: it starts beside what says that there
+// is no agent, and what is sent to it before is lost.
+func ready(ctx context.Context, g *vm.Guest) (err error) {
+	for range 20 {
+		var status int
+		if _, status, err = g.Root(ctx, "true", 2*time.Second); err == nil && status == 0 {
+			return nil
+		}
+	}
+	return err
+}
+
+type measurement struct {
+	g *vm.Guest
+	o Options
+	r *Result
+	h *host
+}
+
+func (m *measurement) all(ctx context.Context) error {
+	if err := m.column(ctx, Off); err != nil {
+		return err
+	}
+	var err error
+	if m.h, err = listen(m.g.Hybrid()); err != nil {
+		return err
+	}
+	defer m.h.close()
+	if err := m.start(ctx); err != nil {
+		return err
+	}
+	for _, c := range Columns[1:] {
+		if err := m.h.put(ctx, c); err != nil {
+			return err
+		}
+		if err := m.column(ctx, c); err != nil {
+			return err
+		}
+	}
+	if err := m.h.put(ctx, vsockproto.DefaultProfile); err != nil {
+		return err
+	}
+	if err := m.flood(ctx); err != nil {
+		return err
+	}
+	return m.resident(ctx)
+}
+
+// start starts the agent and waits until its session is there.
+func (m *measurement) start(ctx context.Context) error {
+	fmt.Fprintf(m.o.Out, "%s: the agent starts\n", m.r.Kernel)
+	if _, err := m.root(ctx, "outguard-toil agent /usr/sbin/outguard-agent --key /etc/outguard.key >/run/toil 2>/dev/console & true"); err != nil {
+		return err
+	}
+	if _, err := m.g.WaitConsole(ctx, "msg=connected", 3*time.Minute); err != nil {
+		return err
+	}
+	text, err := m.root(ctx, "cat /run/toil")
+	if err == nil {
+		_, err = fmt.Sscanf(text, "ready %g", &m.r.Ready)
+	}
+	if err != nil {
+		return fmt.Errorf("when the agent was ready: %w: %q", err, text)
+	}
+	return nil
+}
+
+func (m *measurement) root(ctx context.Context, line string) (string, error) {
+	out, status, err := m.g.Root(ctx, line, 5*time.Minute)
+	if err == nil && status != 0 {
+		err = fmt.Errorf("%q in the guest: status %d: %s", line, status, out)
+	}
+	return out, err
+}
+
+// column measures every operation as things are.
+func (m *measurement) column(ctx context.Context, column string) error {
+	for _, op := range ops {
+		if m.o.Quick {
+			if op.name == "compile" {
+				continue
+			}
+			op.rounds, op.count = 3, max(1, op.count/4)
+		}
+		c, err := m.one(ctx, op)
+		if err != nil {
+			return fmt.Errorf("%s with %s: %w", op.name, column, err)
+		}
+		if m.r.Costs[op.name] == nil {
+			m.r.Costs[op.name] = map[string]Cost{}
+		}
+		m.r.Costs[op.name][column] = c
+		fmt.Fprintf(m.o.Out, "%s %s %s: %.0f instructions, %.0f of them the agent's; %.0f the task's alone, %.2f events\n",
+			m.r.Kernel, column, op.name, c.Total, c.Agent, c.Task, c.Events)
+	}
+	return nil
+}
+
+func (m *measurement) one(ctx context.Context, op op) (Cost, error) {
+	c, err := m.toil(ctx, op.name, op.rounds, op.count)
+	if err != nil || op.short == 0 {
+		c.Task = c.Total - c.Agent
+		return c, err
+	}
+	short, err := m.toil(ctx, op.name, shortRounds, op.short)
+	c.Task, c.Events, c.Bytes = short.Total, short.Events, short.Bytes
+	c.Lost += short.Lost
+	return c, err
+}
+
+func (m *measurement) toil(ctx context.Context, op string, rounds, count int) (Cost, error) {
+	out, err := m.root(ctx, fmt.Sprintf("outguard-toil %s %d %d", op, rounds, count))
+	if err != nil {
+		return Cost{}, err
+	}
+	return least(out, rounds, count)
+}
+
+// least takes the round that took the least time.
+func least(out string, rounds, count int) (best Cost, err error) {
+	var lost uint64
+	n := 0
+	for line := range strings.Lines(out) {
+		var ns, agent, emitted, gone, bytes float64
+		if _, err := fmt.Sscanf(line, "round %g %g %g %g %g", &ns, &agent, &emitted, &gone, &bytes); err != nil {
+			continue
+		}
+		of := float64(count)
+		c := Cost{Total: ns / of, Agent: agent / of, Events: emitted / of, Bytes: bytes / of}
+		lost += uint64(gone)
+		if n == 0 || c.Total < best.Total {
+			best = c
+		}
+		n++
+	}
+	if n != rounds {
+		return Cost{}, fmt.Errorf("%d rounds of %d in %q", n, rounds, out)
+	}
+	best.Lost = lost
+	return best, nil
+}
+
+// flood opens a file as fast as one CPU can, and waits for the host to have it.
+func (m *measurement) flood(ctx context.Context) error {
+	time.Sleep(2 * time.Second) // what the last one left
+	wire, events := m.h.wire.Load(), m.h.events.Load()
+	m.h.forget()
+	const rounds, count = 4, 10_000
+	c, err := m.toil(ctx, "flood", rounds, count)
+	if err != nil {
+		return err
+	}
+	came := m.h.events.Load() - events
+	m.r.Types = map[vsockproto.EventType]float64{}
+	for t, n := range m.h.types() {
+		m.r.Types[t] = float64(n.bytes) / float64(n.count)
+	}
+	m.r.Flood = Flood{Instructions: c.Total / c.Events, Wire: float64(m.h.wire.Load()-wire) / float64(came), Lost: c.Lost, Sent: came}
+	return nil
+}
+
+func (m *measurement) resident(ctx context.Context) error {
+	text, err := m.root(ctx, "grep -E '^Vm(HWM|RSS)' /proc/$(pidof outguard-agent)/status")
+	if err == nil {
+		_, err = fmt.Sscanf(text, "VmHWM: %d kB\nVmRSS: %d kB\n", &m.r.Peak, &m.r.Resident)
+	}
+	if err != nil {
+		return fmt.Errorf("the agent's memory: %w: %q", err, text)
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+package cost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/prototest"
+)
+
+// host is the other end of the agent's channel: it takes everything at once, so
+// that what is measured is the guest's.
+type host struct {
+	*prototest.Host
+	listener net.Listener
+	done     chan error
+	acks     chan vsockproto.PolicyAck
+	number   uint64
+
+	wire   atomic.Uint64 // bytes that came from the agent
+	events atomic.Uint64
+
+	mu     sync.Mutex // guards what follows
+	byType map[vsockproto.EventType]tally
+}
+
+// tally is how many records of a type came, and how long they were.
+type tally struct{ count, bytes uint64 }
+
+// listen takes the agent's connections on a hybrid socket.
+func listen(hybrid string) (*host, error) {
+	h := &host{done: make(chan error, 1), acks: make(chan vsockproto.PolicyAck, 1), byType: map[vsockproto.EventType]tally{}}
+	h.Host = prototest.NewHost(&prototest.HostOptions{
+		Heartbeat: 10 * time.Second,
+		Credit:    16 << 20,
+		OnEvent:   h.take,
+		OnPolicyAck: func(a *vsockproto.PolicyAck) {
+			h.acks <- *a
+		},
+	})
+	path := hybrid + "_6820"
+	var err error
+	if h.listener, err = net.Listen("unix", path); err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil { // the device is QEMU's user's
+		return nil, errors.Join(err, h.listener.Close())
+	}
+	go h.serve()
+	return h, nil
+}
+
+func (h *host) serve() {
+	for {
+		conn, err := h.listener.Accept()
+		if err != nil {
+			h.done <- nil
+			return
+		}
+		if err := h.Serve(&counted{conn, &h.wire}); err != nil && h.events.Load() > 0 {
+			h.done <- fmt.Errorf("the agent's connection: %w", err)
+			return
+		}
+	}
+}
+
+func (h *host) close() error {
+	h.Break()
+	return h.listener.Close()
+}
+
+func (h *host) take(e *vsockproto.Event) {
+	h.events.Add(1)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	t := h.byType[e.Type]
+	h.byType[e.Type] = tally{t.count + 1, t.bytes + uint64(e.Length)}
+}
+
+// forget begins the tallies anew, and tellTypes returns them.
+func (h *host) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.byType)
+}
+
+func (h *host) types() map[vsockproto.EventType]tally {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make(map[vsockproto.EventType]tally, len(h.byType))
+	for t, n := range h.byType {
+		all[t] = n
+	}
+	return all
+}
+
+// put has the agent put a profile into force.
+func (h *host) put(ctx context.Context, profile string) error {
+	types, err := vsockproto.ParseProfile(profile)
+	if err != nil {
+		return err
+	}
+	h.number++
+	if err := h.SendPolicy(&vsockproto.Policy{Number: h.number, Hooks: types}); err != nil {
+		return fmt.Errorf("policy %s: %w", profile, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	select {
+	case a := <-h.acks:
+		if a.Reason != "" || a.Number != h.number {
+			return fmt.Errorf("policy %s: the agent answers %+v", profile, a)
+		}
+		return nil
+	case err := <-h.done:
+		return fmt.Errorf("policy %s: %w", profile, err)
+	case <-ctx.Done():
+		return fmt.Errorf("policy %s: %w", profile, ctx.Err())
+	}
+}
+
+// counted counts what is read from a connection.
+type counted struct {
+	net.Conn
+	bytes *atomic.Uint64
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.bytes.Add(uint64(n))
+	return n, err
+}
