@@ -37,7 +37,7 @@ build: ## put every binary into bin/
 	@for d in guest/cmd/*; do [ -d "$$d" ] || continue; \
 		echo "build $$(basename $$d), static"; CGO_ENABLED=0 $(GOBUILD) -tags netgo,osusergo -o bin/ ./$$d || exit 1; done
 
-.PHONY: install-check install-vm install-kernels install-deploy
+.PHONY: install-check install-vm install-kernels install-deploy install-browser
 install-check:
 	@.ci/install check
 install-vm:
@@ -46,6 +46,8 @@ install-kernels:
 	@.ci/install kernels
 install-deploy:
 	@.ci/install check deploy
+install-browser:
+	@.ci/install browser
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, and the layout rules
@@ -141,6 +143,10 @@ packages: build ## the guest's .deb and .rpm, into bin/packages/, with their dig
 .PHONY: test-deploy
 test-deploy: install-deploy packages ## the .deb in a Debian that boots with systemd, on 6.1
 	@OUTGUARD_KERNEL=6.1 OUTGUARD_REQUIRE=$(PROMISED),deploy $(VMTEST) -v ./vmtests/deploy
+
+.PHONY: test-page
+test-page: install-browser ## a bundle's page in Debian's Chromium
+	@OUTGUARD_REQUIRE=chromium $(GO) test -buildvcs=false -count=1 -v -run Page ./host/bundle
 
 .PHONY: clean
 clean: ## remove bin/

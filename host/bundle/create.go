@@ -34,6 +34,7 @@ type Spec struct {
 	From, To uint64
 
 	Timeline *Timeline // written as timeline.txt and timeline.json
+	Page     *Page     // written as report.html, its tree as tree.txt and tree.json
 	Parts    []Part
 
 	// Progress, if set, is told how much of a part has been read.
@@ -99,6 +100,7 @@ func (b *builder) build(dir string, key *evidence.Key) (string, error) {
 		func() error { return os.Chmod(b.dir, 0o750) },
 		b.evidence,
 		func() error { return b.parts(key) },
+		b.page,
 		func() error { return b.seal(key) },
 		func() error { return syncTree(b.dir) },
 	}
@@ -174,6 +176,13 @@ func (b *builder) parts(key *evidence.Key) error {
 		}
 		parts = append(parts, Part{Path: TimelineTextPart, Data: []byte(t.Text())}, Part{Path: TimelineJSONPart, Data: text})
 	}
+	if p := b.spec.Page; p != nil && p.Tree != nil {
+		text, err := p.Tree.JSON()
+		if err != nil {
+			return err
+		}
+		parts = append(parts, Part{Path: TreeTextPart, Data: []byte(p.Tree.Text())}, Part{Path: TreeJSONPart, Data: text})
+	}
 	for _, p := range parts {
 		if err := checkPath(p.Path); err != nil {
 			return err
@@ -183,6 +192,23 @@ func (b *builder) parts(key *evidence.Key) error {
 		}
 	}
 	return nil
+}
+
+// page writes the page for people, which names every other part.
+func (b *builder) page() error {
+	if b.spec.Page == nil {
+		return nil
+	}
+	b.sort()
+	text, err := b.spec.Page.html(&b.manifest, b.spec.Timeline)
+	if err != nil {
+		return err
+	}
+	return b.part(Part{Path: PagePart, Data: text})
+}
+
+func (b *builder) sort() {
+	slices.SortFunc(b.manifest.Parts, func(a, c Entry) int { return cmp.Compare(a.Path, c.Path) })
 }
 
 func (b *builder) part(p Part) error {
@@ -271,7 +297,7 @@ func (b *builder) name(path string) error {
 }
 
 func (b *builder) seal(key *evidence.Key) error {
-	slices.SortFunc(b.manifest.Parts, func(a, c Entry) int { return cmp.Compare(a.Path, c.Path) })
+	b.sort()
 	text, err := b.manifest.Append(nil)
 	if err != nil {
 		return err

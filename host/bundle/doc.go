@@ -9,6 +9,12 @@
 //	evidence/        a range of the VM's stream, in evidence's own format
 //	timeline.txt     what happened when, for people
 //	timeline.json    the same for programs
+//	report.html      all of it on one page, which needs nothing else and runs nothing
+//	tree.txt         who made whom in the guest; tree.json the same for programs
+//	findings.json    what was found around it; decisions.json what the playbook said of that
+//	events.jsonl     the VM's events before and after, one a line, as outguard events --json
+//	registers.json   of every vCPU, out of memory.elf; vmcoreinfo.txt where the guest has left it
+//	console.log      the end of the console's file; screen.png the display
 //	finding.json  orders.json  domain.xml  memory.elf  disks/… as the capture gave them
 //
 // It is written under a temporary name and renamed when it is whole. The text
@@ -35,8 +41,18 @@ const (
 	EvidencePart     = "evidence" // a directory
 	TimelineTextPart = "timeline.txt"
 	TimelineJSONPart = "timeline.json"
+	PagePart         = "report.html"
+	TreeTextPart     = "tree.txt"
+	TreeJSONPart     = "tree.json"
 	FindingPart      = "finding.json"
+	FindingsPart     = "findings.json"
+	DecisionsPart    = "decisions.json"
+	EventsPart       = "events.jsonl"
 	OrdersPart       = "orders.json"
+	RegistersPart    = "registers.json"
+	VMCoreInfoPart   = "vmcoreinfo.txt"
+	ConsolePart      = "console.log"
+	ScreenPart       = "screen.png"
 	DomainPart       = "domain.xml"
 	MemoryPart       = "memory.elf"
 	DisksPart        = "disks" // a directory

@@ -10,6 +10,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 )
@@ -84,11 +86,33 @@ func since(from, at time.Time) *time.Duration {
 
 // JSON is the timeline for programs, ended by a newline.
 func (t *Timeline) JSON() ([]byte, error) {
-	b, err := json.MarshalIndent(t, "", "  ")
+	b, err := plainJSON(t)
 	if err != nil {
 		return nil, fmt.Errorf("timeline: %w", err)
 	}
-	return append(b, '\n'), nil
+	return b, nil
+}
+
+// plainJSON is v as JSON in which every character that is not printable stands
+// as \uXXXX: it may be read with a pager.
+func plainJSON(v any) ([]byte, error) {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, 0, len(text)+1)
+	for _, r := range string(text) {
+		switch {
+		case r == '\n' || strconv.IsPrint(r):
+			out = utf8.AppendRune(out, r)
+		case r > 0xffff:
+			hi, lo := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, hi, lo)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		}
+	}
+	return append(out, '\n'), nil
 }
 
 // WriteText writes the timeline for people.

@@ -29,9 +29,9 @@ type Progress struct {
 
 // File is one file of a capture.
 type File struct {
-	Kind    string        `json:"kind"`              // "memory", "disk" or "xml"
+	Kind    string        `json:"kind"`              // "memory", "disk", "xml", "console" or "screen"
 	Path    string        `json:"path"`              // absolute
-	Format  string        `json:"format"`            // "elf", "qcow2" or "xml": never to be probed for
+	Format  string        `json:"format"`            // "elf", "qcow2", "xml", "text" or "png": never to be probed for
 	Target  string        `json:"target,omitempty"`  // a disk's name in the domain: "vda"
 	Source  string        `json:"source,omitempty"`  // what the domain has the disk from
 	Virtual uint64        `json:"virtual,omitempty"` // a disk's size as the guest sees it
@@ -39,7 +39,7 @@ type File struct {
 	Took    time.Duration `json:"took"`              // all disks share theirs
 }
 
-// Left is a disk that a capture left out.
+// Left is a disk that a capture left out, or the "console" or "screen".
 type Left struct {
 	Target string `json:"target"`
 	Why    string `json:"why"`
@@ -53,6 +53,13 @@ type Snapshot struct {
 	Finished time.Time `json:"finished"`
 	Files    []File    `json:"files"`
 	Left     []Left    `json:"left,omitempty"`
+	Facts    []Fact    `json:"facts,omitempty"` // what the domain runs on
+}
+
+// Fact is one thing that libvirt says of a domain or of its host.
+type Fact struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
 }
 
 // Capture takes the memory and the disks of a paused domain into dir, which
@@ -61,6 +68,8 @@ type Snapshot struct {
 //	memory.elf        all guest memory and the CPUs' registers, an ELF core
 //	disk-vda.qcow2    the disk's whole content, its backing files' included
 //	domain.xml        the live description
+//	console.log       the end of the console's file, where it has one
+//	screen.png        the first display, where there is one
 //
 // They are one pair: the vCPUs stand still from before the first byte until
 // after the last, and a domain that ran in between is ErrResumed. QEMU itself
@@ -107,7 +116,7 @@ func (c *Client) capture(ctx context.Context, vm uuid.UUID, dir string, opts *Ca
 		}
 	}()
 	s := &Snapshot{VM: vm, Started: time.Now()}
-	for _, part := range []func(context.Context, *Snapshot) error{k.describe, k.space, k.memory, k.disks} {
+	for _, part := range []func(context.Context, *Snapshot) error{k.describe, k.space, k.memory, k.disks, k.beside} {
 		if err = part(ctx, s); err != nil {
 			if ran.Load() {
 				err = fmt.Errorf("%w (%w)", ErrResumed, err)

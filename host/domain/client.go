@@ -245,5 +245,5 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("libvirt version: %w", err)
 	}
-	return fmt.Sprintf("%d.%d.%d", v/1000000, v/1000%1000, v%1000), nil
+	return dotted(v), nil
 }

@@ -57,20 +57,20 @@ func TestProvision(t *testing.T) {
 		added     string
 		want      []string
 	}{
-		{VhostUser, "vhost-user-vsock shared-memory", []string{
+		{VhostUser, "vhost-user-vsock shared-memory vmcoreinfo", []string{
 			`value="socket,id=outguard-vsock,path=/run/outguard/vsock/a,,b.vhost"`,
 			`value="vhost-user-vsock-pci,id=outguard-vsock0,chardev=outguard-vsock,bus=pcie.0,addr=0x11"`, // 0x10 is taken
 			`<source type="memfd"></source>`, `<access mode="shared"></access>`, `value="timestamp=on"`,
 		}},
-		{KernelVsock, "vsock", []string{`<vsock model="virtio">`, `<cid auto="yes"></cid>`}},
-		{Serial, "virtio-serial virtio-serial-controller", []string{
+		{KernelVsock, "vsock vmcoreinfo", []string{`<vsock model="virtio">`, `<cid auto="yes"></cid>`}},
+		{Serial, "virtio-serial virtio-serial-controller vmcoreinfo", []string{
 			`<source mode="bind" path="/run/outguard/vsock/web.serial"></source>`, `<target type="virtio" name="org.outguard.agent.0"></target>`,
 		}},
 	} {
 		t.Run(string(c.transport), func(t *testing.T) {
 			e := testEnrolment(c.transport)
 			out := provisioned(t, plainXML, e, &Enrolment{})
-			for _, w := range append(c.want, `<entry name="opt/other">kept</entry>`, `<entry name="opt/outguard/key" file="/var/lib/outguard/keys/k.key"></entry>`) {
+			for _, w := range append(c.want, `<entry name="opt/other">kept</entry>`, `<entry name="opt/outguard/key" file="/var/lib/outguard/keys/k.key"></entry>`, `<vmcoreinfo state="on"></vmcoreinfo>`) {
 				if strings.Count(out, w) != 1 {
 					t.Errorf("%q stands there %d times in\n%s", w, strings.Count(out, w), out)
 				}
@@ -98,14 +98,36 @@ func TestProvisionKeepsWhatWasThere(t *testing.T) {
 	own := strings.Replace(plainXML, "<devices>", "<memoryBacking><source type='file'/><access mode='shared'/></memoryBacking><devices>", 1)
 	e := testEnrolment(VhostUser)
 	out := provisioned(t, own, e, &Enrolment{})
-	if !strings.Contains(out, `<source type="file">`) || strings.Join(e.Added, " ") != "vhost-user-vsock" {
+	if !strings.Contains(out, `<source type="file">`) || strings.Join(e.Added, " ") != "vhost-user-vsock vmcoreinfo" {
 		t.Errorf("added %q\n%s", e.Added, out)
 	}
 	own = strings.Replace(plainXML, "<devices>", "<devices><vsock model='virtio'><cid auto='no' address='77'/></vsock>", 1)
 	e = testEnrolment(KernelVsock)
 	out = provisioned(t, own, e, &Enrolment{})
-	if !strings.Contains(out, `address="77"`) || len(e.Added) != 0 {
+	if !strings.Contains(out, `address="77"`) || strings.Join(e.Added, " ") != "vmcoreinfo" {
 		t.Errorf("added %q\n%s", e.Added, out)
+	}
+	own = strings.Replace(own, "<devices>", "<features><acpi/><vmcoreinfo state='off'/></features><devices>", 1)
+	e = testEnrolment(KernelVsock)
+	if out = provisioned(t, own, e, &Enrolment{}); !strings.Contains(out, `<vmcoreinfo state="off">`) || len(e.Added) != 0 {
+		t.Errorf("added %q\n%s", e.Added, out)
+	}
+	old := strings.Replace(own, "pc-q35-7.2", "pc-i440fx-2.4", 1)
+	old = strings.Replace(old, "<vmcoreinfo state='off'/>", "", 1)
+	e = testEnrolment(KernelVsock)
+	if out = provisioned(t, old, e, &Enrolment{}); strings.Contains(out, "vmcoreinfo") || len(e.Added) != 0 {
+		t.Errorf("added %q to a machine without DMA\n%s", e.Added, out)
+	}
+}
+
+func TestMachinesWithoutDMA(t *testing.T) {
+	for machine, want := range map[string]bool{
+		"pc-i440fx-2.4": true, "pc-q35-2.4": true, "pc-0.15": true, "pc-1.3": true, "pc-i440fx-2.0": true,
+		"pc": false, "q35": false, "pc-q35-7.2": false, "pc-i440fx-2.5": false, "pc-q35-2.12": false, "pc-q35-10.1": false, "virt-8.0": false, "virt": false,
+	} {
+		if withoutDMA.MatchString(machine) != want {
+			t.Errorf("%s: %v", machine, !want)
+		}
 	}
 }
 

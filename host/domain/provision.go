@@ -3,6 +3,7 @@ package domain
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -22,6 +23,7 @@ const (
 	addedVsock  = "vsock"
 	addedQEMU   = "vhost-user-vsock"
 	addedShared = "shared-memory"
+	addedNotes  = "vmcoreinfo"
 )
 
 const (
@@ -55,6 +57,7 @@ func provision(text string, e, before *Enrolment) (string, error) {
 		return "", err
 	}
 	addKey(def, e.KeyFile)
+	addNotes(def, e)
 	return def.Marshal()
 }
 
@@ -84,8 +87,30 @@ func stripped(text string, before *Enrolment) (*libvirtxml.Domain, error) {
 			def.MemoryBacking = nil
 		}
 	}
+	if f := def.Features; f != nil && slices.Contains(before.Added, addedNotes) {
+		if f.VMCoreInfo = nil; *f == (libvirtxml.DomainFeatureList{}) {
+			def.Features = nil
+		}
+	}
 	return def, nil
 }
+
+// addNotes has the guest's kernel leave its VMCOREINFO with QEMU, which puts it
+// into every dump of memory: without it no tool knows where in there the kernel is.
+// The same driver that the guest reads its key with does it.
+func addNotes(def *libvirtxml.Domain, e *Enrolment) {
+	if def.Features == nil {
+		def.Features = &libvirtxml.DomainFeatureList{}
+	}
+	if def.Features.VMCoreInfo != nil || withoutDMA.MatchString(def.OS.Type.Machine) {
+		return
+	}
+	def.Features.VMCoreInfo = &libvirtxml.DomainFeatureState{State: "on"}
+	e.Added = append(e.Added, addedNotes)
+}
+
+// withoutDMA are the machines before QEMU 2.5, whose fw_cfg cannot write.
+var withoutDMA = regexp.MustCompile(`-(0|1|2\.[0-4])(\.|$)`)
 
 func addKey(def *libvirtxml.Domain, file string) {
 	entry := libvirtxml.DomainSysInfoEntry{Name: KeyName, File: file}

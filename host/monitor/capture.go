@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/api/safe"
 	"github.com/outguard/outguard/host/bundle"
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/evidence"
@@ -150,15 +151,51 @@ func (c *capturer) spec(o respond.Order, shot *domain.Snapshot) (*bundle.Spec, e
 		Stream: stream.Dir(), From: from, To: head.Records, Timeline: timelineOf(o, finding, after, entries, shot),
 		Progress: func(part string, done, total int64) { c.tell(o.VM, "pack "+part, uint64(done), uint64(total)) },
 	}
-	s.Parts = parts(shot)
-	for name, v := range map[string]any{bundle.FindingPart: finding, bundle.OrdersPart: entries, "capture.json": files(shot)} {
+	told, err := c.story(o, finding, from)
+	if err != nil {
+		return nil, err
+	}
+	s.Page = told.page(c.orders(o))
+	s.Parts = append(parts(shot), bundle.Part{Path: bundle.EventsPart, Data: told.lines()})
+	s.Parts = append(s.Parts, c.machine(o, shot, s.Page)...)
+	for name, v := range map[string]any{
+		bundle.FindingPart: finding, bundle.FindingsPart: told.findings, bundle.DecisionsPart: told.decided, bundle.OrdersPart: entries, "capture.json": files(shot),
+	} {
 		text, err := json.MarshalIndent(v, "", "  ")
 		if err != nil {
 			return nil, err
 		}
-		s.Parts = append(s.Parts, bundle.Part{Path: name, Data: append(text, '\n')})
+		s.Parts = append(s.Parts, bundle.Part{Path: name, Data: append(safe.JSON(nil, text), '\n')})
 	}
 	return s, nil
+}
+
+// story reads what the record tells around the order's finding, or the capture.
+func (c *capturer) story(o respond.Order, f *engine.Finding, from uint64) (*story, error) {
+	st, _ := c.m.sessions.StatusOf(o.VM)
+	session, since := st.Session, st.Since
+	if f != nil && f.Ref != nil && f.Ref.Session != session {
+		session, since = f.Ref.Session, time.Time{} // when it began nobody knows here
+	}
+	return tell(c.reader(o.VM), o.VM, session, f, from, since)
+}
+
+// maxOrders bounds the orders on a bundle's page.
+const maxOrders = 100
+
+// orders returns the VM's orders of the bundle's time, in their order.
+func (c *capturer) orders(o respond.Order) []respond.Entry {
+	var out []respond.Entry
+	err := c.m.journal.Entries(func(e respond.Entry) bool {
+		if e.Order.VM == o.VM {
+			out = append([]respond.Entry{e}, out...)
+		}
+		return !e.Order.Given.Before(o.Given.Add(-lead)) && len(out) < maxOrders
+	})
+	if err != nil {
+		c.m.log.Error("orders of a bundle", "order", o.ID, "error", err)
+	}
+	return out
 }
 
 // parts moves the capture's files to their places in the bundle.

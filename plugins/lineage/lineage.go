@@ -13,6 +13,8 @@ package lineage
 
 import (
 	"crypto/sha256"
+	"iter"
+	"maps"
 	"slices"
 	"time"
 
@@ -245,6 +247,9 @@ func (t *Tree) identity(e *vsockproto.Event) Identity {
 
 // Lookup returns the task of that key, nil if it is not known.
 func (t *Tree) Lookup(k Key) *Task { return t.tasks[k] }
+
+// All yields every task that is known, in no order.
+func (t *Tree) All() iter.Seq[*Task] { return maps.Values(t.tasks) }
 
 // Resolve says who a task was that an event speaks of: a socket's owner, a
 // signal's target.

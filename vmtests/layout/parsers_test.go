@@ -54,6 +54,8 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/api", "parsePoints", "FuzzRequest"},
 	{"host/bundle", "ParseManifest", "FuzzParseManifest"},
 	{"host/bundle", "showJSON", "FuzzShow"},
+	{"host/bundle", "Core.parseNotes", "FuzzCore"},
+	{"host/domain", "parsePNG parsePPM", "FuzzPicture"},
 	{"host/cli", "parseSince", "FuzzSince"},
 	{"guest/control", "parseStat", "FuzzStat"},
 	{"host/cli", "policyTest.parseRange policyTest.meet", "FuzzPlaybookTest"},
