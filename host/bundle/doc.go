@@ -29,6 +29,9 @@
 // an empty directory, a link or a device is an error of Verify. Names are
 // relative slash paths of letters, digits and "._-", no element starting with a
 // dot, in ascending order.
+//
+// In one file it is a tar, compressed by zstd, and encrypted by age where it has
+// recipients: see Pack.
 package bundle
 
 // Names of the parts that are not the caller's to choose, and of those that

@@ -162,6 +162,25 @@ func TestPageOfACapture(t *testing.T) {
 	}
 }
 
+func TestAs(t *testing.T) {
+	for _, c := range []struct {
+		p    Process
+		want string
+	}{
+		{Process{Path: "/bin/busybox", Argv: []string{"sh", "-c"}}, "sh"},
+		{Process{Path: "/bin/busybox", Comm: "httpd"}, "httpd"},
+		{Process{Path: "/bin/sh", Argv: []string{"/bin/sh"}}, ""},
+		{Process{Path: "/usr/bin/sh", Argv: []string{"sh"}}, ""},
+		{Process{Path: "/usr/sbin/a-name-that-is-cut", Comm: "a-name-that-is-"}, ""},
+		{Process{Comm: "kthreadd"}, ""},
+		{Process{Path: "/bin/x", Argv: []string{""}}, ""},
+	} {
+		if got := c.p.As(); got != c.want {
+			t.Errorf("%+v: %q, want %q", c.p, got, c.want)
+		}
+	}
+}
+
 func TestTreeText(t *testing.T) {
 	tree := examplePage().Tree
 	tree.Processes[2].Argv = []string{"/tmp/x", "<script>", "\x1b[2J", "a\u202eb", "two words"}

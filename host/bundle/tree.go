@@ -3,6 +3,7 @@ package bundle
 import (
 	"fmt"
 	"io"
+	"path"
 	"strconv"
 	"strings"
 )
@@ -93,6 +94,9 @@ func (p *Process) write(b *strings.Builder) {
 		b.WriteString("  ")
 	}
 	fmt.Fprintf(b, "%d %s", p.PID, quoted(p.name()))
+	if as := p.As(); as != "" {
+		b.WriteString(" as " + quoted(as))
+	}
 	if len(p.Argv) > 1 {
 		for _, arg := range p.Argv[1:] {
 			b.WriteString(" " + quoted(arg))
@@ -124,6 +128,19 @@ func (p *Process) name() string {
 		return p.Comm
 	}
 	return "?"
+}
+
+// As is what a process calls itself where that is not what its file is called: its
+// first argument, or its comm.
+func (p *Process) As() string {
+	as := p.Comm
+	if len(p.Argv) > 0 {
+		as = p.Argv[0]
+	}
+	if p.Path == "" || as == p.Path || path.Base(as) == path.Base(p.Path) || as == path.Base(p.Path)[:min(len(path.Base(p.Path)), 15)] {
+		return ""
+	}
+	return as
 }
 
 // facts are what is to be said of a process behind its command line.

@@ -59,17 +59,7 @@ func VerifyProgress(ctx context.Context, dir string, v note.Verifier, progress f
 	c.r = Report{Dir: dir, Signer: fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash())}
 	err := c.run()
 	c.r.Duration = time.Since(start)
-	if err != nil {
-		return c.r, fmt.Errorf("verify bundle: %w", err)
-	}
-	if n := len(c.r.Problems); n > 0 {
-		more := ""
-		if n > 1 {
-			more = fmt.Sprintf(" (and %d more)", n-1)
-		}
-		return c.r, fmt.Errorf("verify bundle %s: %s%s: %w", dir, c.r.Problems[0], more, ErrChanged)
-	}
-	return c.r, nil
+	return c.r, c.verdict(err)
 }
 
 type checker struct {
@@ -78,6 +68,21 @@ type checker struct {
 	v        note.Verifier
 	progress func(string, int64, int64)
 	r        Report
+}
+
+// verdict makes an error of what kept a bundle from being looked at, or of the
+// first problem.
+func (c *checker) verdict(err error) error {
+	n := len(c.r.Problems)
+	switch {
+	case err != nil:
+		return fmt.Errorf("verify bundle: %w", err)
+	case n > 1:
+		return fmt.Errorf("verify bundle %s: %s (and %d more): %w", c.r.Dir, c.r.Problems[0], n-1, ErrChanged)
+	case n == 1:
+		return fmt.Errorf("verify bundle %s: %s: %w", c.r.Dir, c.r.Problems[0], ErrChanged)
+	}
+	return nil
 }
 
 func (c *checker) problem(path, format string, args ...any) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,8 +17,8 @@ import (
 )
 
 func (a *app) bundleCmd() *cobra.Command {
-	return group(&cobra.Command{Use: "bundle", Short: "List, show and verify what was captured"},
-		a.bundleListCmd(), a.bundleShowCmd(), a.bundleVerifyCmd())
+	return group(&cobra.Command{Use: "bundle", Short: "List, show, verify and pack what was captured"},
+		a.bundleListCmd(), a.bundleShowCmd(), a.bundleVerifyCmd(), a.bundlePackCmd(), a.bundleExtractCmd())
 }
 
 func (a *app) bundleListCmd() *cobra.Command {
@@ -55,6 +56,9 @@ What is shown is not verified: outguard bundle verify does that.`,
 		if err != nil {
 			return err
 		}
+		if bundle.IsArchive(dir) {
+			return fmt.Errorf("%s is one file: `outguard bundle extract` makes its directory", dir)
+		}
 		s, err := bundle.Show(dir)
 		if err != nil {
 			return readable(err)
@@ -89,22 +93,27 @@ func (a *app) showBundle(s *bundle.Shown) error {
 		t.row(p.Path, size(uint64(max(p.Size, 0))), p.SHA256.String())
 	}
 	t.flush()
+	if slices.ContainsFunc(m.Parts, func(e bundle.Entry) bool { return e.Path == bundle.PagePart }) {
+		a.printf("\nall of it on one page: %s\n", quote(filepath.Join(s.Dir, bundle.PagePart)))
+	}
 	a.printf("\nverify it with: outguard bundle verify %s\n", quote(s.Dir))
 	return nil
 }
 
 func (a *app) bundleVerifyCmd() *cobra.Command {
-	var key string
+	var key, identity string
 	cmd := a.command(&cobra.Command{
-		Use:   "verify DIR",
+		Use:   "verify DIR|FILE",
 		Short: "Hold every byte of a bundle against its manifest and this host's key",
 		Long: `Verify a bundle: the manifest's signature with this host's public key, the size
 and digest of every file, that there is no file beside them, and that the
-evidence in it verifies by itself. No monitor needs to run. A bundle that is not
-as it was written ends with exit code 3.`,
+evidence in it verifies by itself. Each thing that is not as it was written is
+named. A bundle in one file is verified as it is read, without being extracted.
+No monitor needs to run. A bundle that is not as it was written ends with exit
+code 3.`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeBundle,
 	}, func(cmd *cobra.Command, args []string) error {
-		dir, err := a.bundleDir(args[0])
+		path, err := a.bundleDir(args[0])
 		if err != nil {
 			return err
 		}
@@ -112,20 +121,22 @@ as it was written ends with exit code 3.`,
 		if err != nil {
 			return err
 		}
-		bar := a.progress()
-		r, err := bundle.VerifyProgress(cmd.Context(), dir, v, func(part string, done, total int64) {
-			bar.show(part, uint64(max(done, 0)), uint64(max(total, 0)))
-		})
-		bar.end()
-		if err := a.printBundleReport(&r, err); err != nil {
+		ids, err := identities(identity)
+		if err != nil {
 			return err
 		}
-		if errors.Is(err, bundle.ErrChanged) {
-			return fmt.Errorf("%w: %w", errVerify, err)
+		bar := a.progress()
+		var r bundle.Report
+		if bundle.IsArchive(path) {
+			r, err = bundle.VerifyArchive(cmd.Context(), path, v, &bundle.ArchiveOptions{Identities: ids, Progress: bar.bytes})
+		} else {
+			r, err = bundle.VerifyProgress(cmd.Context(), path, v, bar.bytes)
 		}
-		return readable(err)
+		bar.end()
+		return a.verified(&r, err)
 	})
 	keyFlag(cmd, &key)
+	identityFlag(cmd, &identity)
 	return cmd
 }
 
@@ -166,6 +177,8 @@ func (a *app) bundleDir(arg string) (string, error) {
 // readable adds what to do about a file that is not there or may not be read.
 func readable(err error) error {
 	switch {
+	case errors.Is(err, bundle.ErrEncrypted):
+		return fmt.Errorf("%w: name yours with --identity FILE", err)
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%w; run as root or as the user outguard", err)
 	case errors.Is(err, os.ErrNotExist):

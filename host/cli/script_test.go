@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/google/uuid"
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -246,6 +247,14 @@ func record(env *testscript.Env, state string) error {
 		return err
 	}
 	env.Setenv("BUNDLE", dir)
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		return err
+	}
+	env.Setenv("RECIPIENT", id.Recipient().String())
+	if err := os.WriteFile(filepath.Join(env.WorkDir, "age.key"), []byte(id.String()+"\n"), 0o600); err != nil {
+		return err
+	}
 	env.Setenv("STREAM", stream.Dir())
 	return store.Close()
 }

@@ -155,7 +155,7 @@ func (c *capturer) spec(o respond.Order, shot *domain.Snapshot) (*bundle.Spec, e
 	if err != nil {
 		return nil, err
 	}
-	s.Page = told.page(c.orders(o))
+	s.Page = told.page(o, c.orders(o))
 	s.Parts = append(parts(shot), bundle.Part{Path: bundle.EventsPart, Data: told.lines()})
 	s.Parts = append(s.Parts, c.machine(o, shot, s.Page)...)
 	for name, v := range map[string]any{

@@ -254,14 +254,18 @@ func (s *story) lines() []byte {
 	return out
 }
 
-// page is what the bundle's page tells.
-func (s *story) page(orders []respond.Entry) *bundle.Page {
+// page is what the bundle's page tells. o is the order that makes the bundle.
+func (s *story) page(o respond.Order, orders []respond.Entry) *bundle.Page {
 	p := &bundle.Page{Findings: s.findings, More: s.more}
 	for i := range s.decided {
 		p.Decisions = append(p.Decisions, decisionTold(&s.decided[i]))
 	}
 	for _, e := range orders {
-		p.Orders = append(p.Orders, orderTold(e))
+		told := orderTold(e)
+		if e.Order.ID == o.ID {
+			told.Text = "this bundle"
+		}
+		p.Orders = append(p.Orders, told)
 	}
 	f := s.family()
 	if p.Tree = f.tree; len(p.Tree.Processes) == 0 {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/respond"
 	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/prototest"
@@ -147,7 +148,7 @@ func TestStory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := s.page(nil)
+	p := s.page(respond.Order{}, nil)
 	var got []string
 	for _, q := range p.Tree.Processes {
 		got = append(got, fmt.Sprintf("%d %d %s part=%t subject=%t %v", q.Depth, q.PID, q.Path, q.Part, q.Subject, q.Findings))
@@ -199,7 +200,7 @@ func TestStoryOfACapture(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := s.page(nil)
+	p := s.page(respond.Order{}, nil)
 	if p.Tree == nil || p.Tree.From != window || len(s.events()) != 8 {
 		t.Errorf("tree %+v, %d events", p.Tree, len(s.events()))
 	}
