@@ -29,6 +29,9 @@ type expectation struct {
 	kind domain.EventKind
 }
 
+// revertTakes is longer than libvirt takes over a revert.
+const revertTakes = 30 * time.Second
+
 // eventWithin is how long after a call libvirt's event of it may arrive.
 const eventWithin = 5 * time.Second
 
@@ -93,7 +96,7 @@ func (l *lives) tellsOfRevert(e domain.Event) bool {
 	defer l.mu.Unlock()
 	last, told := l.reverted[e.VM]
 	l.reverted[e.VM] = e.At
-	return !told || e.At.Sub(last) > eventWithin
+	return !told || e.At.Sub(last) > revertTakes
 }
 
 // ranOn returns the domains of a list that run although an order had them stand:

@@ -926,6 +926,7 @@ func TestRenewedSessionJoinsLate(t *testing.T) {
 		c := dial(t.Context(), m, a)
 		send(t, a, vsockproto.FileOpen)
 		settle(t, a)
+		settle(t, a)
 		a.Hide(0, vsockproto.Bulk, 1)
 		settle(t, a)
 		c.hangUp()

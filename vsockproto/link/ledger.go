@@ -50,7 +50,9 @@ type LedgerOptions struct {
 
 	// Join: the guest's numbers began before the ledger did. What each
 	// (CPU, class) had given out before its first record here, and its losses
-	// up to its first watermark, are not asked for.
+	// up to its second watermark, are not asked for: what is above the first may
+	// have been sent before that was, in the session that is not known. The mark
+	// of the second was taken when the first had been sent.
 	Join bool
 }
 
@@ -85,7 +87,7 @@ type account struct {
 	received, lost, unaccounted uint64
 	set                         []uint64
 	since                       uint64 // settlement after which it has waited for one that moves its watermark
-	joining                     bool   // its past is not known: see LedgerOptions.Join
+	joining                     uint8  // watermarks until its past does not matter: see LedgerOptions.Join
 }
 
 // firstWindow is the size in words of a window that is needed at all.
@@ -112,9 +114,17 @@ func (l *Ledger) at(cpu uint32, c vsockproto.Class) *account {
 		return nil
 	}
 	for len(l.rows) <= row(cpu, c) {
-		l.rows = append(l.rows, account{joining: l.join})
+		l.rows = append(l.rows, account{joining: l.joins()})
 	}
 	return &l.rows[row(cpu, c)]
+}
+
+// joins is how many watermarks of a row that is new are not held against it.
+func (l *Ledger) joins() uint8 {
+	if !l.join {
+		return 0
+	}
+	return joinMarks - uint8(min(max(l.round, 1)-1, joinMarks)) // the settlement under way is counted
 }
 
 // Seen enters a record. An error is a *LedgerError and changes nothing.
@@ -129,12 +139,15 @@ func (l *Ledger) Seen(cpu uint32, c vsockproto.Class, seq uint64) error {
 	return nil
 }
 
+// joinMarks is how many watermarks are taken for what they say.
+const joinMarks = 2
+
 // joinSlack is how many numbers before the first record that was heard may
 // still come, since records arrive out of order.
 const joinSlack = 4096
 
 func (l *Ledger) enter(a *account, seq uint64) error {
-	if a.joining && a.highest == 0 && seq > joinSlack {
+	if a.joining > 0 && a.highest == 0 && seq > joinSlack {
 		a.mark, a.whole = seq-joinSlack, seq-joinSlack
 	}
 	switch {
@@ -250,8 +263,8 @@ func (l *Ledger) settle(c *vsockproto.Counter) error {
 	}
 	e.Got = a.take(c.Watermark)
 	a.lost = c.Lost
-	if a.joining {
-		a.joining = false
+	if a.joining > 0 {
+		a.joining--
 		return nil
 	}
 	switch missing := e.Want - e.Got; {
@@ -351,14 +364,7 @@ func (l *Ledger) Lost() uint64 {
 	return lost[0] + lost[1]
 }
 
-const joiningBit = 1 << 31
-
-func bit(v bool) int {
-	if v {
-		return 1
-	}
-	return 0
-}
+const joiningShift = 30 // in a row's number
 
 // AppendBinary appends the ledger's state, for UnmarshalBinary.
 func (l *Ledger) AppendBinary(b []byte) []byte {
@@ -367,7 +373,7 @@ func (l *Ledger) AppendBinary(b []byte) []byte {
 		if a.highest == 0 && a.mark == 0 {
 			continue
 		}
-		b = le.AppendUint32(b, uint32(i)|joiningBit*uint32(bit(a.joining)))
+		b = le.AppendUint32(b, uint32(i)|uint32(a.joining)<<joiningShift)
 		for _, v := range [...]uint64{a.mark, a.whole, a.highest, a.received, a.lost, a.unaccounted} {
 			b = le.AppendUint64(b, v)
 		}
@@ -390,7 +396,10 @@ func (l *Ledger) UnmarshalBinary(b []byte) error {
 		if len(b) < 4+6*8 {
 			return fmt.Errorf("ledger: %w", vsockproto.ErrShort)
 		}
-		i, joining := le.Uint32(b)&^joiningBit, le.Uint32(b)&joiningBit != 0
+		i, joining := le.Uint32(b)&(1<<joiningShift-1), uint8(le.Uint32(b)>>joiningShift)
+		if joining > joinMarks {
+			return fmt.Errorf("ledger row %d: %w", i, vsockproto.ErrInvalid)
+		}
 		a := l.at(i/2, vsockproto.Class(i%2+1))
 		if a == nil {
 			return fmt.Errorf("ledger row %d: %w", i, ErrCPU)
