@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -27,7 +28,8 @@ func (a *app) evidenceVerifyCmd() *cobra.Command {
 		Long: `Verify the record: the chain from the first record to the last, and every signed
 head and seal, with this host's public key. DIR is a whole store or one VM's
 stream in it; by default it is this host's store. No monitor needs to run; one
-may.`,
+may. What retention has given up is told by its signed tombstones; a part that is
+missing without one is corruption.`,
 		Args: cobra.MaximumNArgs(1), ValidArgsFunction: completeDir,
 	}, func(cmd *cobra.Command, args []string) error {
 		p, err := a.paths()
@@ -146,6 +148,17 @@ func (a *app) evidenceLine(r *evidence.Report) {
 	if r.Stream == uuid.Nil {
 		name = "host"
 	}
-	a.printf("%-36s  records %d to %d, %s, %d signed heads, %d records after the last head: %s\n",
-		quote(name), r.First, r.Next, size(uint64(r.Bytes)), r.Heads, r.Unsigned, quoteSentence(state))
+	a.printf("%-36s  records %d to %d, %s, %d signed heads, %d records after the last head%s: %s\n",
+		quote(name), r.First, r.Next, size(uint64(r.Bytes)), r.Heads, r.Unsigned, givenUp(r), quoteSentence(state))
+}
+
+// givenUp says what of a stream retention has given up, by its tombstones.
+func givenUp(r *evidence.Report) (s string) {
+	if r.GivenUp > 0 {
+		s = fmt.Sprintf(", %d records given up in %d segments", r.GivenUp, r.Remainders)
+	}
+	if g := r.Gone; g != nil {
+		s += fmt.Sprintf(", all before record %d given up for its %s on %s", g.Next, quote(g.Reason), g.Time.UTC().Format(time.DateOnly))
+	}
+	return s
 }

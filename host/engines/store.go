@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -145,6 +146,21 @@ func (d Dir) Load(name string) (map[uuid.UUID]Saved, error) {
 		all[vm] = s
 	}
 	return all, nil
+}
+
+// Position says up to which batch of a VM the checkpoint of an engine reaches,
+// from its head alone; false where there is none.
+func (d Dir) Position(name string, vm uuid.UUID) (index uint64, ok bool) {
+	f, err := os.Open(d.path(name, vm))
+	if err != nil {
+		return 0, false
+	}
+	defer f.Close()
+	var head [32]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil || string(head[:8]) != storeMagic || uuid.UUID(head[8:24]) == uuid.Nil {
+		return 0, false
+	}
+	return binary.LittleEndian.Uint64(head[24:]), true
 }
 
 func readSaved(path string) (Saved, error) {

@@ -26,6 +26,8 @@ type cursor struct {
 	chain  *chain
 	before Hash // the chain before rec
 	rec    Record
+	start  Hash // the chain before the open segment
+	jumped bool // over what a tombstone stands for, before rec
 }
 
 // openAt opens the segment that holds index, or the first one if index is
@@ -81,7 +83,7 @@ func (c *cursor) open(seg segmentFile, index uint64) error {
 		c.stream, c.next, c.chain, c.opened = h.stream, h.first, newChain(h.before), true
 	}
 	c.close()
-	c.seg, c.src, c.offset = seg, src, offset
+	c.seg, c.src, c.offset, c.start = seg, src, offset, h.before
 	return nil
 }
 
@@ -214,8 +216,9 @@ func (c *cursor) corrupt(index uint64, reason string, torn bool) error {
 	return &e
 }
 
-// step reads the next record of the open segment. io.EOF is its end; an error
-// that is ErrIncomplete leaves the cursor where it is, to try again.
+// step reads the next record of the open segment, or a gap, which is of KindGap.
+// io.EOF is the segment's end; an error that is ErrIncomplete leaves the cursor
+// where it is, to try again.
 func (c *cursor) step() (*Record, error) {
 	b, err := c.src.peek(recordHeaderSize)
 	switch {
@@ -257,36 +260,54 @@ func (c *cursor) take(h recordHeader, b []byte) (*Record, error) {
 		Index: h.index, Kind: h.kind, Critical: h.flags&flagCritical != 0,
 		Time: time.Unix(0, h.time), Payload: body[recordHeaderSize:], Chain: c.chain.last,
 	}
+	next := c.next + 1
+	if h.kind == KindGap {
+		g, err := parseGap(c.rec.Payload, c.next)
+		if err == nil && !c.seg.rest {
+			err = errors.New("a gap in a segment that is whole")
+		}
+		if err != nil {
+			c.chain.last = c.before
+			return nil, c.corrupt(c.next, err.Error(), false)
+		}
+		next, c.chain.last = g.next, g.chain
+	}
 	c.src.advance(len(b))
 	c.offset += int64(len(b))
-	c.next++
+	c.next = next
 	return &c.rec, nil
 }
 
-// following names the segment after the current one.
-func (c *cursor) following() (segmentFile, bool, error) {
+// following names the segment after the current one. Where what was next has been
+// given up meanwhile, it is the one at which the record begins now.
+func (c *cursor) following() (seg segmentFile, buried, ok bool, err error) {
 	l, err := list(c.dir)
 	if err != nil {
-		return segmentFile{}, false, err
+		return segmentFile{}, false, false, err
 	}
 	for _, s := range l.segments {
 		if s.first > c.seg.first {
-			return s, true, nil
+			return s, s.first == l.gone && c.next < l.gone, true, nil
 		}
 	}
-	return segmentFile{}, false, nil
+	return segmentFile{}, false, false, nil
 }
 
 // record reads the next record wherever it is: io.EOF at the end of the
 // stream, ErrIncomplete where its last record's end is missing.
 func (c *cursor) record() (*Record, error) {
+	c.jumped = false
 	for try := 0; ; try++ {
 		r, err := c.step()
+		if err == nil && r.Kind == KindGap {
+			try--
+			continue
+		}
 		if err == nil || err != io.EOF && !errors.Is(err, ErrIncomplete) {
 			return r, err
 		}
 		end := err
-		next, ok, err := c.following()
+		next, buried, ok, err := c.following()
 		if err != nil {
 			return nil, err
 		}
@@ -295,8 +316,11 @@ func (c *cursor) record() (*Record, error) {
 		}
 		// Its writer may have gone on between the two looks: what a segment
 		// ends with is known only once there is another.
-		if r, err = c.step(); err != io.EOF {
+		if r, err = c.step(); err != io.EOF && !buried {
 			return r, err
+		}
+		if buried {
+			c.opened, c.jumped = false, true
 		}
 		err = c.open(next, next.first)
 		if err != nil && (!errors.Is(err, fs.ErrNotExist) || try == 10) {

@@ -9,6 +9,8 @@
 //	<store>/<uuid>/00000000000000000000.seg.zst      a sealed segment
 //	<store>/<uuid>/00000000000000000000.idx          what it can be asked for by: see index.go
 //	<store>/<uuid>/00000000000000104233.seg          a plain one; the last is appended to
+//	<store>/<uuid>/00000000000000000000.rest.zst     what retention left of one: see remainder.go
+//	<store>/<uuid>/00000000000000052117.gone         what was before was given up: see tombstone.go
 //	<store>/<uuid>/00000000000000104233.4096.cut     bytes set aside by a recovery
 //	<store>/<uuid>.corrupt-1/                        a stream that was set aside
 //

@@ -20,6 +20,8 @@ type Range struct {
 // Export copies the records from an index up to and with the first signed head
 // at or after to into a new directory, in segments of the same format, which
 // Verify takes. With a SignHead after the last record of interest there is one.
+// Where records between have been given up, the range begins after the last of
+// them.
 func Export(ctx context.Context, stream, dir string, from, to uint64) (Range, error) {
 	if err := os.Mkdir(dir, 0o750); err != nil {
 		return Range{}, fmt.Errorf("export evidence: %w", err)
@@ -44,6 +46,7 @@ type exporter struct {
 	size int64
 	buf  []byte
 	r    Range
+	next uint64
 }
 
 func (e *exporter) run(ctx context.Context, stream string, from, to uint64) error {
@@ -51,9 +54,6 @@ func (e *exporter) run(ctx context.Context, stream string, from, to uint64) erro
 	defer c.close()
 	if err := c.openAt(from); err != nil {
 		return err
-	}
-	if c.next > from {
-		return fmt.Errorf("record %d: the stream begins at %d", from, c.next)
 	}
 	for ctx.Err() == nil {
 		rec, err := c.record()
@@ -63,6 +63,12 @@ func (e *exporter) run(ctx context.Context, stream string, from, to uint64) erro
 		if rec.Index < from {
 			continue
 		}
+		if e.f != nil && rec.Index != e.next {
+			if err := e.restart(); err != nil {
+				return err
+			}
+		}
+		e.next = rec.Index + 1
 		if err := e.record(c, rec); err != nil {
 			return err
 		}
@@ -71,6 +77,17 @@ func (e *exporter) run(ctx context.Context, stream string, from, to uint64) erro
 		}
 	}
 	return ctx.Err()
+}
+
+// restart forgets what is before records that were given up.
+func (e *exporter) restart() error {
+	err := e.f.Close()
+	e.f, e.r, e.buf = nil, Range{}, e.buf[:0]
+	l, lerr := list(e.dir)
+	for _, seg := range l.segments {
+		err = errors.Join(err, os.Remove(filepath.Join(e.dir, seg.name)))
+	}
+	return errors.Join(err, lerr)
 }
 
 func (e *exporter) record(c *cursor, rec *Record) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -53,6 +54,9 @@ func FuzzHead(f *testing.F) {
 	f.Add(Head{Stream: vm1, Records: 7, Durable: 3, Time: at0}.text())
 	f.Add(seal{stream: vm1, next: 4, plain: 99}.text())
 	f.Add(headTitle + "\nstream \n")
+	f.Add(seal{stream: vm1, next: 4, plain: 99, gone: &givenUp{records: 3, bytes: 400, reason: ReasonAge, at: at0}}.text())
+	f.Add(Tombstone{Stream: vm1, Next: 4, Reason: ReasonSize, Latest: at0, Time: at0}.text())
+	f.Add(strings.Repeat("\x01", gapSize))
 	f.Fuzz(func(t *testing.T, s string) {
 		if h, err := parseHead(s); err == nil && h.text() != s {
 			t.Errorf("head: %q", h.text())
@@ -61,6 +65,12 @@ func FuzzHead(f *testing.F) {
 		}
 		if l, err := parseSeal(s); err == nil && l.text() != s {
 			t.Errorf("seal: %q", l.text())
+		}
+		if l, err := parseTombstone(s); err == nil && l.text() != s {
+			t.Errorf("tombstone: %q", l.text())
+		}
+		if g, err := parseGap([]byte(s), 7); err == nil && g.next <= 7 {
+			t.Errorf("gap to %d", g.next)
 		}
 	})
 }

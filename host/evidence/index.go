@@ -82,7 +82,7 @@ func newIndexer(k *Keys) *indexer {
 
 // record takes one record of the block that is being written.
 func (x *indexer) record(r *Record) {
-	if x != nil {
+	if x != nil && r.Kind != KindGap {
 		x.keys.Of(r, x.add)
 	}
 }

@@ -27,12 +27,13 @@ const (
 	KindTombstone Kind = 9  // bulk that was refused or removed: how much, and why
 	KindHead      Kind = 10 // a signed head; written by this package
 	KindRecovery  Kind = 11 // what a start after a crash cut off; written by this package
+	KindGap       Kind = 12 // in a remainder: records that were given up; written by this package, and no reader is handed one
 )
 
 var kindNames = [...]string{
 	KindOpen: "open", KindClose: "close", KindFrame: "frame", KindFinding: "finding",
 	KindDecision: "decision", KindOrder: "order", KindResult: "result", KindNote: "note",
-	KindTombstone: "tombstone", KindHead: "head", KindRecovery: "recovery",
+	KindTombstone: "tombstone", KindHead: "head", KindRecovery: "recovery", KindGap: "gap",
 }
 
 func (k Kind) known() bool { return k > 0 && int(k) < len(kindNames) }

@@ -68,10 +68,20 @@ func (s *Stream) recover(key *Key) ([]Recovery, error) {
 	return s.resume(l, key)
 }
 
-// tidy removes what a crash while sealing leaves: its unfinished output, or
-// the plain file that a finished one has replaced.
+// tidy removes what a crash leaves while a segment is sealed or given up: an
+// unfinished output, the plain file that a finished one has replaced, a
+// remainder whose segment is still there, or what a tombstone stands for.
 func (s *Stream) tidy(l listing) error {
-	for _, name := range append(l.temps, l.leftover...) {
+	names := l.temps
+	for _, seg := range slices.Concat(l.leftover, l.spent) {
+		names = append(names, seg.name)
+	}
+	for _, stone := range l.stones {
+		if stone.first < l.gone {
+			names = append(names, stone.name)
+		}
+	}
+	for _, name := range names {
 		if err := os.Remove(filepath.Join(s.dir, name)); err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/mod/sumdb/note"
@@ -23,18 +24,32 @@ func (s *Store) sealLoop(ctx context.Context) {
 	if s.opts.KeepPlain {
 		return
 	}
+	look, end := s.retentions()
+	defer end()
 	for {
 		for _, st := range s.open() {
 			if err := st.sealFull(ctx); err != nil && ctx.Err() == nil {
 				s.opts.Log.Error("seal evidence", "vm", st.id, "err", err)
 			}
 		}
+		s.retain(ctx)
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.full:
+		case <-look:
 		}
 	}
+}
+
+// retentions ticks when it is time to look for what is to be given up, if
+// anything ever is. The sealer does it: it alone replaces segments.
+func (s *Store) retentions() (look <-chan time.Time, end func()) {
+	if s.opts.Retain == nil {
+		return nil, func() {}
+	}
+	t := time.NewTicker(orDefault(s.opts.Retain.Every, time.Minute))
+	return t.C, t.Stop
 }
 
 // wakeSealer says that there is a full segment, or a stream that may have some.
@@ -121,7 +136,7 @@ func sealInto(ctx context.Context, f io.Writer, dir string, seg segmentFile, nex
 	if err := c.open(seg, seg.first); err != nil {
 		return 0, err
 	}
-	s := &sealer{w: bufio.NewWriterSize(f, readAhead), h: sha256.New(), index: x}
+	s := newSealer(f, x)
 	end := seal{stream: c.stream, first: c.next, before: c.chain.last}
 	s.start(c.next, c.chain.last)
 	s.buf = segmentHeader{c.stream, c.next, c.chain.last}.append(s.buf)
@@ -145,6 +160,10 @@ func sealInto(ctx context.Context, f io.Writer, dir string, seg segmentFile, nex
 	}
 	end.next, end.chain = c.next, c.chain.last
 	return s.finish(end, key)
+}
+
+func newSealer(f io.Writer, x *indexer) *sealer {
+	return &sealer{w: bufio.NewWriterSize(f, readAhead), h: sha256.New(), index: x}
 }
 
 func (s *sealer) start(first uint64, before Hash) {

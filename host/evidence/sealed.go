@@ -76,14 +76,21 @@ type seal struct {
 	before, chain Hash
 	plain         uint64 // bytes of the plain segment
 	sum           Hash
+	gone          *givenUp // of a remainder: what it lacks
 }
 
 func (s seal) text() string {
+	if s.gone != nil {
+		return s.remainderText()
+	}
 	return fmt.Sprintf("%s\nstream %s\nfirst %d\nnext %d\nbefore %s\nchain %s\nplain %d\nsha256 %s\n",
 		sealTitle, s.stream, s.first, s.next, s.before, s.chain, s.plain, s.sum)
 }
 
 func parseSeal(text string) (seal, error) {
+	if strings.HasPrefix(text, remainderTitle+"\n") {
+		return parseRemainder(text)
+	}
 	f, err := noteFields(text, sealTitle, "stream", "first", "next", "before", "chain", "plain", "sha256")
 	if err != nil {
 		return seal{}, err

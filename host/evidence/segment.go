@@ -27,7 +27,10 @@ type segmentFile struct {
 	first  uint64
 	name   string
 	sealed bool
+	rest   bool // a remainder, which is sealed too
 }
+
+var tempNames = []string{sealedSuffix + tempSuffix, indexSuffix + tempSuffix, restSuffix + tempSuffix, goneSuffix + tempSuffix}
 
 func segmentName(first uint64, sealed bool) string {
 	if sealed {
@@ -39,7 +42,10 @@ func segmentName(first uint64, sealed bool) string {
 // listing is what a stream's directory holds.
 type listing struct {
 	segments []segmentFile // ascending; of a pair the sealed one
-	leftover []string      // plain segments that have a sealed twin
+	leftover []segmentFile // plain segments and remainders that have a sealed twin
+	gone     uint64        // where the record begins, if a tombstone says so
+	stones   []segmentFile // the tombstones; first is where the record begins by each
+	spent    []segmentFile // segments that the tombstone stands for
 	indexes  []segmentFile // of segments
 	cuts     []string      // bytes that recoveries set aside
 	temps    []string
@@ -62,7 +68,20 @@ func list(dir string) (listing, error) {
 		return strings.Compare(b.name, a.name) // sealed first
 	})
 	l.dedup()
+	l.bury()
 	return l, nil
+}
+
+// bury takes the segments out that a tombstone stands for.
+func (l *listing) bury() {
+	for _, s := range l.stones {
+		l.gone = max(l.gone, s.first)
+	}
+	n := 0
+	for n < len(l.segments) && l.segments[n].first < l.gone {
+		n++
+	}
+	l.spent, l.segments = l.segments[:n], l.segments[n:]
 }
 
 // dedup takes the plain one of each pair out; the sealed one stands first.
@@ -71,7 +90,7 @@ func (l *listing) dedup() {
 	l.segments = nil
 	for i, s := range all {
 		if i > 0 && s.first == all[i-1].first {
-			l.leftover = append(l.leftover, s.name)
+			l.leftover = append(l.leftover, s)
 			continue
 		}
 		l.segments = append(l.segments, s)
@@ -86,10 +105,14 @@ func (l *listing) add(e os.DirEntry) {
 	case err != nil || len(digits) != 20 || !e.Type().IsRegular():
 		l.strange = append(l.strange, name)
 	case rest == plainSuffix || rest == sealedSuffix:
-		l.segments = append(l.segments, segmentFile{first, name, rest == sealedSuffix})
+		l.segments = append(l.segments, segmentFile{first: first, name: name, sealed: rest == sealedSuffix})
+	case rest == restSuffix:
+		l.segments = append(l.segments, segmentFile{first: first, name: name, sealed: true, rest: true})
+	case rest == goneSuffix:
+		l.stones = append(l.stones, segmentFile{first: first, name: name})
 	case rest == indexSuffix:
 		l.indexes = append(l.indexes, segmentFile{first: first, name: name})
-	case rest == sealedSuffix+tempSuffix || rest == indexSuffix+tempSuffix:
+	case slices.Contains(tempNames, rest):
 		l.temps = append(l.temps, name)
 	case strings.HasSuffix(rest, cutSuffix):
 		l.cuts = append(l.cuts, name)

@@ -188,6 +188,10 @@ func (w *selecting) block(c *cursor, seg segmentFile, src *sealedSource, i int) 
 		if err != nil {
 			return err
 		}
+		if r.Kind == KindGap {
+			w.next = max(w.next, min(c.next, w.To))
+			continue
+		}
 		if r.Index < w.next || r.Index >= w.To {
 			continue
 		}

@@ -35,6 +35,9 @@ type Options struct {
 	// or another version left without an index gets one.
 	Keys *Keys
 
+	// Retain, if set, has what is old or too much given up. KeepPlain rules it out.
+	Retain *Retaining
+
 	// Room, if set, is told when frames are refused with ErrFull and when they are
 	// taken again, and how many bytes are free. It must not block nor append.
 	Room func(full bool, free int64)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/host/failpoint"
@@ -24,7 +23,7 @@ var ErrQuota = errors.New("evidence quota used up")
 type Stream struct {
 	dir    string
 	id     uuid.UUID
-	signer note.Signer
+	signer *Key
 	opts   Options
 	room   *room
 	full   func() // called when a segment is full; does not block
@@ -109,7 +108,7 @@ func (s *Stream) append(kind Kind, flags uint16, at time.Time, parts [][]byte) (
 	for _, p := range parts {
 		n += len(p)
 	}
-	if n > MaxPayload || kind == 0 || kind == KindHead || kind == KindRecovery {
+	if n > MaxPayload || kind == 0 || kind == KindHead || kind == KindRecovery || kind == KindGap {
 		return 0, fmt.Errorf("append %s of %d bytes: %w", kind, n, os.ErrInvalid)
 	}
 	s.mu.Lock()

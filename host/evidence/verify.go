@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -15,26 +17,29 @@ import (
 
 // Report is what Verify found in one stream, up to the first problem.
 type Report struct {
-	Dir       string            `json:"dir"`
-	Stream    uuid.UUID         `json:"stream"`
-	Segments  int               `json:"segments"`
-	Sealed    int               `json:"sealed"` // of them
-	First     uint64            `json:"first"`  // index of the first record
-	Next      uint64            `json:"next"`   // index after the last
-	Bytes     int64             `json:"bytes"`  // of plain segments
-	Kinds     map[string]uint64 `json:"kinds,omitempty"`
-	Earliest  time.Time         `json:"earliest,omitzero"`
-	Latest    time.Time         `json:"latest,omitzero"`
-	Before    Hash              `json:"before"` // the chain before First
-	Chain     Hash              `json:"chain"`  // and after the last record
-	Heads     int               `json:"heads"`  // signed heads, each verified
-	Head      *Head             `json:"head,omitempty"`
-	Unsigned  uint64            `json:"unsigned"`       // records after the last head: chained, not yet signed
-	Cuts      []string          `json:"cuts,omitempty"` // files of bytes that recoveries set aside
-	Signer    string            `json:"signer"`         // the key's name and hash
-	Duration  time.Duration     `json:"duration_ns"`
-	Problem   *CorruptError     `json:"problem,omitempty"` // the first thing that is not as written
-	Recovered uint64            `json:"recovered"`         // recoveries after a crash
+	Dir        string            `json:"dir"`
+	Stream     uuid.UUID         `json:"stream"`
+	Segments   int               `json:"segments"`
+	Sealed     int               `json:"sealed"`               // of them
+	Remainders int               `json:"remainders,omitempty"` // of these, what is left of a segment
+	GivenUp    uint64            `json:"given_up,omitempty"`   // records that they lack
+	Gone       *Tombstone        `json:"gone,omitempty"`       // what the stream once began with
+	First      uint64            `json:"first"`                // index of the first record
+	Next       uint64            `json:"next"`                 // index after the last
+	Bytes      int64             `json:"bytes"`                // of plain segments
+	Kinds      map[string]uint64 `json:"kinds,omitempty"`
+	Earliest   time.Time         `json:"earliest,omitzero"`
+	Latest     time.Time         `json:"latest,omitzero"`
+	Before     Hash              `json:"before"` // the chain before First
+	Chain      Hash              `json:"chain"`  // and after the last record
+	Heads      int               `json:"heads"`  // signed heads, each verified
+	Head       *Head             `json:"head,omitempty"`
+	Unsigned   uint64            `json:"unsigned"`       // records after the last head: chained, not yet signed
+	Cuts       []string          `json:"cuts,omitempty"` // files of bytes that recoveries set aside
+	Signer     string            `json:"signer"`         // the key's name and hash
+	Duration   time.Duration     `json:"duration_ns"`
+	Problem    *CorruptError     `json:"problem,omitempty"` // the first thing that is not as written
+	Recovered  uint64            `json:"recovered"`         // recoveries after a crash
 }
 
 // OK says whether all is as it was written.
@@ -117,8 +122,8 @@ func (w *walk) run() error {
 	if len(l.strange) > 0 {
 		return &CorruptError{Segment: l.strange[0], Reason: "a file that the record does not know"}
 	}
-	for _, name := range l.leftover {
-		if err := sameAsSealed(w.c.dir, name); err != nil {
+	for _, seg := range l.leftover {
+		if err := w.leftover(seg); err != nil {
 			return err
 		}
 	}
@@ -129,6 +134,9 @@ func (w *walk) run() error {
 		return err
 	}
 	w.r.Stream, w.r.First, w.r.Before, w.r.Segments = w.c.stream, w.c.next, w.c.chain.last, 1
+	if err := w.beginning(l.gone); err != nil {
+		return err
+	}
 	if id, err := uuid.Parse(filepath.Base(w.c.dir)); err == nil && id != w.c.stream {
 		return w.c.corrupt(w.c.next, "segment of stream "+w.c.stream.String(), false)
 	}
@@ -143,6 +151,12 @@ func (w *walk) records() error {
 	var torn time.Time
 	for {
 		rec, err := w.c.record()
+		if err == nil && w.c.jumped {
+			if err := w.buried(); err != nil {
+				return err
+			}
+			seg, w.sealed = segmentFile{}, nil
+		}
 		if w.c.seg != seg { // rec is the first of another segment
 			seg = w.c.seg
 			w.r.Segments++
@@ -185,6 +199,10 @@ func (w *walk) seal() error {
 	}
 	w.r.Sealed++
 	w.sealed = s.t
+	if g := s.t.seal.gone; g != nil {
+		w.r.Remainders++
+		w.r.GivenUp += g.records
+	}
 	err := s.t.verify(s.f, w.v)
 	if err == nil && s.t.seal.stream != w.r.Stream {
 		err = fmt.Errorf("seal of stream %s", s.t.seal.stream)
@@ -193,6 +211,79 @@ func (w *walk) seal() error {
 		return &CorruptError{Segment: w.c.seg.name, Index: w.c.seg.first, Reason: err.Error()}
 	}
 	return nil
+}
+
+// leftover holds what a crash, or a writer that is at it, has left beside a
+// sealed segment against that.
+func (w *walk) leftover(seg segmentFile) error {
+	if !seg.rest {
+		return sameAsSealed(w.c.dir, seg.name)
+	}
+	rest, err := openSealed(filepath.Join(w.c.dir, seg.name), seg.first)
+	if err != nil {
+		return atSegment(seg, seg.first, err)
+	}
+	defer rest.Close()
+	whole, err := openSealed(filepath.Join(w.c.dir, segmentName(seg.first, true)), seg.first)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has been taken away since
+	}
+	if err != nil {
+		return atSegment(seg, seg.first, err)
+	}
+	defer whole.Close()
+	err = rest.t.verify(rest.f, w.v)
+	if g := rest.t.seal.gone; err == nil && (g == nil || g.was != whole.t.seal.sum) {
+		err = errors.New("it is not what is left of the segment beside it")
+	}
+	if err != nil {
+		return atSegment(seg, seg.first, err)
+	}
+	return nil
+}
+
+// beginning holds the first record against the tombstone of what was before it.
+// The stream of a store, which is a directory of its name or beside a store's
+// lock, begins at record 0 or has one; a part of a stream, as in a bundle, begins
+// anywhere.
+func (w *walk) beginning(gone uint64) error {
+	if gone > 0 {
+		return w.tombstone(gone)
+	}
+	if w.c.next > 0 && w.whole() {
+		return w.c.corrupt(0, fmt.Sprintf("the record begins at %d, and no tombstone says why", w.c.next), false)
+	}
+	return nil
+}
+
+func (w *walk) whole() bool {
+	name, _, _ := strings.Cut(filepath.Base(w.c.dir), asideInfix)
+	_, err := uuid.Parse(name)
+	return err == nil || w.patience > 0
+}
+
+func (w *walk) tombstone(next uint64) error {
+	t, err := readTombstone(w.c.dir, next, w.v)
+	switch {
+	case err != nil:
+	case t.Stream != w.c.stream:
+		err = fmt.Errorf("tombstone of stream %s", t.Stream)
+	case w.c.seg.first != next || t.Chain != w.c.start:
+		err = errors.New("the record does not go on from its tombstone")
+	}
+	if err != nil {
+		return &CorruptError{Segment: goneName(next), Index: next, Reason: err.Error()}
+	}
+	w.r.Gone = &t
+	return nil
+}
+
+// buried takes note that what was to come next has been given up meanwhile.
+func (w *walk) buried() error {
+	if w.c.stream != w.r.Stream {
+		return w.c.corrupt(w.c.seg.first, "segment of stream "+w.c.stream.String(), false)
+	}
+	return w.tombstone(w.c.seg.first)
 }
 
 // sealEnd holds the end of a sealed segment against its seal.

@@ -35,10 +35,16 @@ const (
 	Settling  Point = "settling"  // the result is known, and not in the journal
 	Settled   Point = "settled"   // the result is in the journal, and not on record
 
-	Closing  Point = "closing"  // a full segment has its last head, and the next is not begun
-	Begun    Point = "begun"    // the next segment's file is there, and empty
-	Sealing  Point = "sealing"  // the sealed segment is whole, under its temporary name
-	Sealed   Point = "sealed"   // it has its name, and the plain one is still beside it
+	Closing Point = "closing" // a full segment has its last head, and the next is not begun
+	Begun   Point = "begun"   // the next segment's file is there, and empty
+	Sealing Point = "sealing" // the sealed segment is whole, under its temporary name
+	Sealed  Point = "sealed"  // it has its name, and the plain one is still beside it
+
+	Tombstoned Point = "tombstoned" // what is about to be given up is on record, and all of it is there
+	Thinned    Point = "thinned"    // a remainder has its name, and its segment is still beside it
+	Buried     Point = "buried"     // a tombstone has its name, and what it stands for is still there
+	Forgotten  Point = "forgotten"  // that is gone, and the tombstone before is still there
+
 	Shutdown Point = "shutdown" // the monitor stops in order, and the record is not closed
 )
 
@@ -47,6 +53,6 @@ func All() []Point {
 	return []Point{
 		Received, Appended, Unjudged, Unacked, Verdict, Found, Decided, Checkpoint, Stored, Saving,
 		Journaled, Ordered, Asking, Asked, Settling, Settled,
-		Closing, Begun, Sealing, Sealed, Shutdown,
+		Closing, Begun, Sealing, Sealed, Tombstoned, Thinned, Buried, Forgotten, Shutdown,
 	}
 }

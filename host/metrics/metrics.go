@@ -37,6 +37,7 @@ type Metrics struct {
 	received, lost, missing    *prometheus.CounterVec // vm, class
 	frames, frameBytes         *prometheus.CounterVec // vm
 	refused, sessions          *prometheus.CounterVec // vm
+	gaveUp                     *prometheus.CounterVec // vm, reason
 	live, evidence, evidenceIx *prometheus.GaugeVec   // vm
 
 	judged, restarts *prometheus.CounterVec   // engine
@@ -103,6 +104,7 @@ func (m *Metrics) collectVMs(b builder) {
 	m.frames = b.counter("frames_total", "Frames received.", "vm")
 	m.frameBytes = b.counter("bytes_total", "Bytes of frames received.", "vm")
 	m.refused = b.counter("evidence_refused_total", "Bulk frames that the VM's quota kept out of the record.", "vm")
+	m.gaveUp = b.counter("evidence_given_up_total", "Records that retention gave up, by its reason: age or size.", "vm", "reason")
 	m.sessions = b.counter("sessions_total", "Sessions begun.", "vm")
 	m.live = b.gauge("session_live", "Whether the VM's agent has a live session.", "vm")
 	m.evidence = b.gauge("evidence_bytes", "Size of the VM's record on disk.", "vm")

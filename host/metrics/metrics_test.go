@@ -38,6 +38,8 @@ func TestVM(t *testing.T) {
 	v.Missing(vsockproto.Critical, 1)
 	v.Received(vsockproto.Class(77), 9) // no class: counted nowhere, and no panic
 	v.Evidence(4096, 7)
+	v.GaveUp("age", 11)
+	v.GaveUp("size", 2)
 	v.SessionBegun()
 	compare(t, m, `
 # HELP outguard_events_received_total Records received.
@@ -58,11 +60,15 @@ outguard_bytes_total{vm="web"} 128
 # HELP outguard_evidence_index Index that the VM's next record gets.
 # TYPE outguard_evidence_index gauge
 outguard_evidence_index{vm="web"} 7
+# HELP outguard_evidence_given_up_total Records that retention gave up, by its reason: age or size.
+# TYPE outguard_evidence_given_up_total counter
+outguard_evidence_given_up_total{reason="age",vm="web"} 11
+outguard_evidence_given_up_total{reason="size",vm="web"} 2
 # HELP outguard_session_live Whether the VM's agent has a live session.
 # TYPE outguard_session_live gauge
 outguard_session_live{vm="web"} 1
 `, "outguard_events_received_total", "outguard_events_lost_total", "outguard_events_missing_total",
-		"outguard_bytes_total", "outguard_evidence_index", "outguard_session_live")
+		"outguard_bytes_total", "outguard_evidence_given_up_total", "outguard_evidence_index", "outguard_session_live")
 }
 
 func TestVMsAreBounded(t *testing.T) {

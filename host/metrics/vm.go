@@ -13,6 +13,7 @@ type VM struct {
 	received, lost, missing [classes]prometheus.Counter
 	frames, frameBytes      prometheus.Counter
 	refused, sessions       prometheus.Counter
+	byAge, bySize           prometheus.Counter
 	live                    prometheus.Gauge
 	evidence, evidenceIx    prometheus.Gauge
 }
@@ -40,7 +41,7 @@ func (m *Metrics) Forget(id uuid.UUID) {
 	}
 	labels := prometheus.Labels{"vm": name}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
-		m.received, m.lost, m.missing, m.frames, m.frameBytes, m.refused, m.sessions, m.live, m.evidence, m.evidenceIx,
+		m.received, m.lost, m.missing, m.frames, m.frameBytes, m.refused, m.gaveUp, m.sessions, m.live, m.evidence, m.evidenceIx,
 	} {
 		v.DeletePartialMatch(labels)
 	}
@@ -50,6 +51,7 @@ func (m *Metrics) newVM(name string) *VM {
 	v := &VM{
 		frames: m.frames.WithLabelValues(name), frameBytes: m.frameBytes.WithLabelValues(name),
 		refused: m.refused.WithLabelValues(name), sessions: m.sessions.WithLabelValues(name),
+		byAge: m.gaveUp.WithLabelValues(name, "age"), bySize: m.gaveUp.WithLabelValues(name, "size"),
 		live:     m.live.WithLabelValues(name),
 		evidence: m.evidence.WithLabelValues(name), evidenceIx: m.evidenceIx.WithLabelValues(name),
 	}
@@ -85,6 +87,16 @@ func add(counters *[classes]prometheus.Counter, c vsockproto.Class, n uint64) {
 
 // Refused counts a bulk frame that the VM's quota kept out of the record.
 func (v *VM) Refused() { v.refused.Inc() }
+
+// GaveUp counts n records that retention gave up for their age or for the size of
+// the record.
+func (v *VM) GaveUp(reason string, n uint64) {
+	c := v.bySize
+	if reason == "age" {
+		c = v.byAge
+	}
+	c.Add(float64(n))
+}
 
 // SessionBegun counts a session and marks it live; SessionEnded unmarks it.
 func (v *VM) SessionBegun() {

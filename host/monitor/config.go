@@ -67,6 +67,8 @@ type Evidence struct {
 	Quota   Bytes         `yaml:"quota"`   // per VM; default 2GiB
 	Segment Bytes         `yaml:"segment"` // default 64MiB
 	Reserve Bytes         `yaml:"reserve"` // of the file system, left free by what guests send; default 64MiB
+
+	Retention Retention `yaml:"retention"`
 }
 
 // Orders bounds what is ordered.
@@ -194,6 +196,9 @@ func (c *Config) setDefaults() {
 	set(&c.Orders.Wait, time.Hour)
 	set(&c.Captures.Budget, 64<<30)
 	set(&c.Log.Level, "info")
+	if len(c.Evidence.Retention.VMs) == 0 {
+		c.Evidence.Retention.VMs = nil
+	}
 	if len(c.Groups) == 0 {
 		c.Groups = nil
 	}
@@ -263,6 +268,9 @@ func (c *Config) check() (string, error) {
 		return "$.captures.budget", fmt.Errorf("%d is less than 64MiB", c.Captures.Budget)
 	case c.Orders.Wait < time.Second:
 		return "$.orders.wait", fmt.Errorf("%s is less than 1s", c.Orders.Wait)
+	}
+	if path, err := c.Evidence.Retention.check(&c.Evidence); err != nil {
+		return path, err
 	}
 	if path, err := c.Policy.check(); err != nil {
 		return path, err

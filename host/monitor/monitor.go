@@ -130,7 +130,7 @@ func (m *Monitor) open() error {
 	m.store, err = evidence.Open(filepath.Join(m.cfg.StateDir, evidence.StoreDir), m.key, &evidence.Options{
 		SegmentSize: int64(m.cfg.Evidence.Segment), Quota: int64(m.cfg.Evidence.Quota),
 		Reserve: int64(m.cfg.Evidence.Reserve), Room: m.room,
-		SyncInterval: m.cfg.Evidence.Sync, SetAside: m.setAside, Keys: recordKeys(), Log: m.log,
+		SyncInterval: m.cfg.Evidence.Sync, SetAside: m.setAside, Keys: recordKeys(), Retain: m.retaining(), Log: m.log,
 	})
 	if err != nil {
 		return err

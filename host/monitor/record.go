@@ -141,15 +141,20 @@ func frameBatch(vm uuid.UUID, rec *evidence.Record) (engine.Batch, bool) {
 type again struct {
 	vm    uuid.UUID
 	next  map[uuid.UUID]uint64 // frame of each session that belongs next
+	after uint64               // index after the last record
 	event vsockproto.Event
 }
 
 func newAgain(vm uuid.UUID) *again { return &again{vm: vm, next: map[uuid.UUID]uint64{}} }
 
 // batch returns false for what held no event, or none that was judged. Of a
-// session that began before the first record its first frame here is taken to
-// be in order.
+// session that began before the first record, or before records that were given
+// up, its first frame here is taken to be in order.
 func (a *again) batch(rec *evidence.Record) (engine.Batch, bool) {
+	if rec.Index != a.after {
+		clear(a.next) // what was between has been given up
+	}
+	a.after = rec.Index + 1
 	if rec.Kind != evidence.KindFrame {
 		return engine.Batch{}, false
 	}

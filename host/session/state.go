@@ -46,6 +46,16 @@ type saved struct {
 	Unhooked uint64
 }
 
+// SavedIndex is the index of the last frame that a saved state knows; those after
+// it are asked for again. false where the state cannot be used.
+func SavedIndex(b []byte) (uint64, bool) {
+	s, _, err := parseSaved(b)
+	if err != nil {
+		return 0, false
+	}
+	return s.Index, true
+}
+
 // save stores what the next monitor needs. Called without v.mu.
 func (m *Manager) save(v *vm) {
 	if m.p.Store == nil {
