@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/outguard/outguard/host/evidence"
 )
@@ -35,6 +36,11 @@ func setup(t testing.TB) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return setupWith(t, key)
+}
+
+func setupWith(t testing.TB, key *evidence.Key) *fixture {
+	t.Helper()
 	store, err := evidence.Open(t.TempDir(), key, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -393,5 +399,58 @@ func TestManifestPaths(t *testing.T) {
 	m := Manifest{Format: Format, Parts: []Entry{{Path: "a"}, {Path: "a/b"}}}
 	if err := m.check(); !errors.Is(err, ErrManifest) {
 		t.Errorf("file and directory: %v", err)
+	}
+}
+
+// TestRotatedKey: bundles from before and after the host's key was rotated verify
+// by the key that somebody took away at the beginning, by the present one, and by
+// nobody else's; and one that names a successor which that key has not signed does not.
+func TestRotatedKey(t *testing.T) {
+	state := t.TempDir()
+	var pinned note.Verifier
+	var dirs []string
+	for i := range 3 {
+		key, err := evidence.LoadOrCreateKey(state, "test-host")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			pinned = key.Verifier()
+		}
+		f := setupWith(t, key)
+		dirs = append(dirs, f.create(t))
+		if _, err := evidence.RotateKey(state, time.Now().Add(time.Duration(i)*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	present, err := evidence.LoadVerifier(filepath.Join(state, evidence.PubFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := evidence.LoadOrCreateKey(t.TempDir(), "test-host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, dir := range dirs {
+		for name, v := range map[string]note.Verifier{"pinned": pinned, "present": present} {
+			if rep, err := Verify(dir, v); err != nil {
+				t.Errorf("bundle %d by the %s key: %+v, %v", i, name, rep.Problems, err)
+			}
+		}
+		if _, err := Verify(dir, other.Verifier()); !errors.Is(err, ErrChanged) {
+			t.Errorf("bundle %d by another host's key: %v", i, err)
+		}
+	}
+	path := filepath.Join(dirs[2], KeysPart)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(path, b, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Verify(dirs[2], pinned); !errors.Is(err, ErrChanged) {
+		t.Errorf("with another successor: %v", err)
 	}
 }

@@ -169,6 +169,9 @@ func (b *builder) evidence() error {
 
 func (b *builder) parts(key *evidence.Key) error {
 	parts := append(slices.Clone(b.spec.Parts), Part{Path: PubPart, Data: []byte(key.Public + "\n")})
+	if keys := key.Rotations(); len(keys) > 0 {
+		parts = append(parts, Part{Path: KeysPart, Data: keys})
+	}
 	if t := b.spec.Timeline; t != nil {
 		text, err := t.JSON()
 		if err != nil {

@@ -6,6 +6,7 @@
 //	manifest.json    what is here: each file's size and SHA-256, the evidence's range
 //	manifest.sig     signed note of the host's key over the manifest's exact bytes
 //	host.pub         that key, for convenience; who verifies brings his own copy
+//	host.keys        which keys it succeeded, signed by them: his copy may be one of those
 //	evidence/        a range of the VM's stream, in evidence's own format
 //	timeline.txt     what happened when, for people
 //	timeline.json    the same for programs
@@ -34,6 +35,8 @@
 // recipients: see Pack.
 package bundle
 
+import "github.com/outguard/outguard/host/evidence"
+
 // Names of the parts that are not the caller's to choose, and of those that
 // every capture calls the same.
 const (
@@ -41,6 +44,7 @@ const (
 	SigName      = "manifest.sig"
 
 	PubPart          = "host.pub"
+	KeysPart         = evidence.KeysFile
 	EvidencePart     = "evidence" // a directory
 	TimelineTextPart = "timeline.txt"
 	TimelineJSONPart = "timeline.json"

@@ -99,6 +99,7 @@ func (c *checker) run() error {
 	if !fi.IsDir() {
 		return fmt.Errorf("%s: not a directory: %w", c.dir, ErrChanged)
 	}
+	c.follow()
 	m := c.manifest()
 	if m == nil {
 		return nil
@@ -115,6 +116,20 @@ func (c *checker) run() error {
 	}
 	c.evidence(m)
 	return nil
+}
+
+// follow takes the bundle's word for what succeeded the key that was brought: it
+// is signed by that key. Who brings KeysFile along needs none.
+func (c *checker) follow() {
+	if _, known := c.v.(*evidence.Keyring); known {
+		return
+	}
+	v, err := evidence.FollowFile(c.v, filepath.Join(c.dir, KeysPart))
+	if err != nil {
+		c.problem(KeysPart, "%s", reason(err))
+		return
+	}
+	c.v = v
 }
 
 // manifest reads the manifest and its signature. It returns the manifest also
@@ -212,7 +227,7 @@ func (c *checker) part(want Entry) {
 
 func (c *checker) samePub(path string) bool {
 	v, err := evidence.LoadVerifier(path)
-	return err == nil && v.Name() == c.v.Name() && v.KeyHash() == c.v.KeyHash()
+	return err == nil && evidence.Knows(c.v, v)
 }
 
 // evidence holds the range against the manifest: the signed head is of this VM,

@@ -42,7 +42,7 @@ func signModel(file []byte, key note.Signer) ([]byte, error) {
 
 // verifyModel holds what stands behind a model file against it.
 func verifyModel(file, signature []byte, v note.Verifier) error {
-	n, err := note.Open(signature, note.VerifierList(v))
+	n, err := note.Open(signature, evidence.VerifierList(v))
 	if err != nil {
 		return fmt.Errorf("signature: %w", err)
 	}

@@ -81,7 +81,7 @@ const DefaultDir = "/var/lib/outguard"
 // Files in the state directory, DefaultDir or another.
 const (
 	KeyFile    = "host.key"
-	PubFile    = "host.pub"
+	PubFile    = "host.pub" // KeysFile beside it, once the key was rotated
 	StoreDir   = "evidence"
 	BundlesDir = "bundles"
 )

@@ -53,15 +53,24 @@ func (h Head) text() string {
 // OpenHead verifies a signed head and returns it. The note must be to the byte
 // what the signer wrote.
 func OpenHead(signed []byte, v note.Verifier) (Head, error) {
-	text, err := OpenNote(signed, v)
+	h, _, err := openHead(signed, v)
+	return h, err
+}
+
+// openHead says with which of the host's keys it was signed, too.
+func openHead(signed []byte, v note.Verifier) (Head, int, error) {
+	text, by, err := openNote(signed, v)
 	if err != nil {
-		return Head{}, fmt.Errorf("head: %w", err)
+		return Head{}, 0, fmt.Errorf("head: %w", err)
 	}
 	h, err := parseHead(text)
 	if err != nil {
-		return Head{}, fmt.Errorf("head: %w", err)
+		return Head{}, 0, fmt.Errorf("head: %w", err)
 	}
-	return h, nil
+	if end, replaced := until(v, by); replaced && h.Time.After(end) {
+		return Head{}, 0, fmt.Errorf("head: %w: of %s, by a key that was replaced at %s", ErrSignature, h.Time, end)
+	}
+	return h, by, nil
 }
 
 func parseHead(text string) (Head, error) {
@@ -111,27 +120,43 @@ func SignNote(text string, s note.Signer) ([]byte, error) {
 	return b, nil
 }
 
-// OpenNote verifies a note that has one signature, v's, and returns its text.
+// OpenNote verifies a note that has one signature, v's or, of a Keyring, one of
+// its keys', and returns its text.
 // Unlike note.Open it refuses every byte that the signer would not have
 // written: other signatures, line breaks or loose bits in the base64.
 func OpenNote(signed []byte, v note.Verifier) (string, error) {
-	n, err := note.Open(signed, note.VerifierList(v))
+	text, _, err := openNote(signed, v)
+	return text, err
+}
+
+func openNote(signed []byte, v note.Verifier) (text string, by int, err error) {
+	n, err := note.Open(signed, VerifierList(v))
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrSignature, err)
+		return "", 0, fmt.Errorf("%w: %w", ErrSignature, err)
 	}
 	if len(n.Sigs) != 1 || len(n.UnverifiedSigs) != 0 {
-		return "", fmt.Errorf("%w: %d signatures beside the host's", ErrSignature, len(n.Sigs)+len(n.UnverifiedSigs)-1)
+		return "", 0, fmt.Errorf("%w: %d signatures beside the host's", ErrSignature, len(n.Sigs)+len(n.UnverifiedSigs)-1)
 	}
 	sig := n.Sigs[0]
+	if _, err := canonicalSignature(sig); err != nil {
+		return "", 0, err
+	}
+	if want := n.Text + "\n" + signatureLine(sig); want != string(signed) {
+		return "", 0, fmt.Errorf("%w: not in its canonical form", ErrSignature)
+	}
+	return n.Text, generation(v, sig), nil
+}
+
+// canonicalSignature is the bytes of a signature, the key's hash first.
+func canonicalSignature(sig note.Signature) ([]byte, error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(sig.Base64)
+	if err == nil && base64.StdEncoding.EncodeToString(raw) != sig.Base64 || len(raw) < 4 {
+		err = errors.Join(err, errors.New("not in its canonical form"))
+	}
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrSignature, err)
+		return nil, fmt.Errorf("%w: %w", ErrSignature, err)
 	}
-	want := n.Text + "\n— " + sig.Name + " " + base64.StdEncoding.EncodeToString(raw) + "\n"
-	if want != string(signed) {
-		return "", fmt.Errorf("%w: not in its canonical form", ErrSignature)
-	}
-	return n.Text, nil
+	return raw, nil
 }
 
 // noteText is a note's text, its signature unread.

@@ -28,13 +28,19 @@ const (
 type Key struct {
 	note.Signer
 	Public string // verifier key in note's encoding, without a newline
+
+	rotations []Rotation // of the keys before it
 }
 
-// Verifier returns the verifier of what the key signs.
+// Verifier returns the verifier of what the key signs, and of what the keys before
+// it have signed.
 func (k *Key) Verifier() note.Verifier {
 	v, err := note.NewVerifier(k.Public)
 	if err != nil {
 		panic("evidence: " + err.Error()) // Public was made from the key itself
+	}
+	if len(k.rotations) > 0 {
+		return &Keyring{v, k.rotations}
 	}
 	return v
 }
@@ -42,10 +48,16 @@ func (k *Key) Verifier() note.Verifier {
 // LoadOrCreateKey loads host.key and host.pub in dir, and makes them first
 // where there are none. name is the key's name in every signature, such as the
 // host's name; it is used only where a key is made. A public key without its
-// private one is an error: a new key would orphan what the old one signed.
+// private one is an error: a new key would orphan what the old one signed. A
+// rotation that was begun is brought to its end, and the keys before are the
+// verifier's as well.
 func LoadOrCreateKey(dir, name string) (*Key, error) {
 	keyPath, pubPath := filepath.Join(dir, KeyFile), filepath.Join(dir, PubFile)
-	_, err := os.Lstat(keyPath)
+	rotations, err := loadRotations(dir)
+	if err != nil {
+		return nil, err
+	}
+	_, err = os.Lstat(keyPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(pubPath); err == nil {
 			return nil, fmt.Errorf("host key %s: missing, yet %s exists: %w", keyPath, pubPath, ErrKey)
@@ -62,7 +74,27 @@ func LoadOrCreateKey(dir, name string) (*Key, error) {
 	if err := writeNew(pubPath, []byte(key.Public+"\n"), 0o644); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("write host key: %w", err)
 	}
-	return key, matchPublic(key, pubPath)
+	if err := matchPublic(key, pubPath); err != nil {
+		return nil, err
+	}
+	if n := len(rotations); n > 0 && rotations[n-1].New != key.Public {
+		return nil, fmt.Errorf("host key %s: not the one that %s ends with: %w", keyPath, KeysFile, ErrKey)
+	}
+	key.rotations = rotations
+	return key, nil
+}
+
+// loadRotations reads what was rotated, and ends a rotation that was not ended.
+func loadRotations(dir string) ([]Rotation, error) {
+	b, err := readRotations(filepath.Join(dir, KeysFile))
+	if err != nil {
+		return nil, err
+	}
+	rotations, err := ParseRotations(b)
+	if err != nil {
+		return nil, fmt.Errorf("host keys: %w", err)
+	}
+	return rotations, finishRotation(dir, rotations)
 }
 
 func matchPublic(key *Key, path string) error {
@@ -140,7 +172,8 @@ func parseKey(b []byte) (*Key, error) {
 }
 
 // LoadVerifier reads a public key file such as host.pub: one line in note's
-// encoding, ended by a newline. Nothing is trimmed.
+// encoding, ended by a newline. Nothing is trimmed. With KeysFile beside it, it
+// verifies what the host's other keys have signed as well.
 func LoadVerifier(path string) (note.Verifier, error) {
 	b, err := readKeyFile(path)
 	if err != nil {
@@ -150,7 +183,7 @@ func LoadVerifier(path string) (note.Verifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host key %s: %w", path, err)
 	}
-	return v, nil
+	return FollowFile(v, filepath.Join(filepath.Dir(path), KeysFile))
 }
 
 // ParseVerifier reads the exact bytes of a public key file.

@@ -110,6 +110,7 @@ type walk struct {
 	patience time.Duration // with a record that is being written
 	c        cursor
 	r        Report
+	by       int      // number of the key that signed the last head
 	sealed   *trailer // of the segment that is read, if it is sealed
 }
 
@@ -119,6 +120,9 @@ func (w *walk) run() error {
 		return err
 	}
 	w.r.Cuts = l.cuts
+	if l.keys && w.whole() {
+		l.strange = append(l.strange, KeysFile)
+	}
 	if len(l.strange) > 0 {
 		return &CorruptError{Segment: l.strange[0], Reason: "a file that the record does not know"}
 	}
@@ -338,10 +342,12 @@ func (w *walk) head(rec *Record) error {
 	bad := func(reason string) error {
 		return &CorruptError{Segment: w.c.seg.name, Offset: at, Index: rec.Index, Reason: reason}
 	}
-	h, err := OpenHead(rec.Payload, w.v)
+	h, by, err := openHead(rec.Payload, w.v)
 	switch {
 	case err != nil:
 		return bad(err.Error())
+	case by < w.by:
+		return bad("head signed by a key that had been replaced before")
 	case h.Stream != w.r.Stream:
 		return bad("head of stream " + h.Stream.String())
 	case h.Records != rec.Index || h.Durable > h.Records:
@@ -352,6 +358,7 @@ func (w *walk) head(rec *Record) error {
 		return bad("head record is not as it was written")
 	}
 	w.r.Heads++
+	w.by = by
 	w.r.Head, w.r.Unsigned = &h, 0
 	return nil
 }

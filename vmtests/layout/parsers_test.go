@@ -69,6 +69,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/evidence", "parseRecordHeader parseSegmentHeader parseBlock trailer.parseBlocks", "FuzzSegment"},
 	{"host/evidence", "parseHead parseSeal parseRemainder parseTombstone parseGap Hash.UnmarshalText", "FuzzHead"},
 	{"host/evidence", "parseKey ParseVerifier", "FuzzKey"},
+	{"host/evidence", "ParseRotations parseRotation", "FuzzRotations"},
 	{"host/evidence", "parseIndex parseFilters", "FuzzIndex"},
 	{"host/monitor", "ParseConfig Bytes.UnmarshalYAML parseBytes", "FuzzParseConfig"},
 	{"host/monitor", "parseEnvelope", "FuzzFrame"},
