@@ -154,6 +154,17 @@ static __always_inline void check_committed(struct task_struct *t)
 /* Whether this kernel lets an iterator name a task's file; the agent finds out. */
 const volatile bool snapshot_paths = true;
 
+/*
+ * From where the snapshot names a task's file: the kernel does it for the agent,
+ * from the agent's root, or from the top of another namespace.
+ */
+static __always_inline __u8 agents_kind(struct task_struct *t)
+{
+	struct task_struct *agent = bpf_get_current_task_btf();
+
+	return t->nsproxy->mnt_ns == agent->nsproxy->mnt_ns ? path_kind(agent) : PATH_NAMESPACE;
+}
+
 static __always_inline __u32 put_exe(struct scratch *sc, struct file_record *r, struct file *file, struct task_struct *t)
 {
 	struct inode *inode = file->f_inode;
@@ -161,13 +172,13 @@ static __always_inline __u32 put_exe(struct scratch *sc, struct file_record *r, 
 	__u8 *known = bpf_map_lookup_elem(&running, &key);
 
 	fill_file(&r->file, file, inode);
-	r->file.path_kind = path_kind(t);
+	r->file.path_kind = agents_kind(t);
 	if (known) {
 		__builtin_memcpy(r->file.digest, known, sizeof(r->file.digest));
 		r->file.digested = DIGEST_SHA256;
 	}
 	if (snapshot_paths)
-		return put_path(sc, sizeof(*r), file, t, PATH_ROOT); /* as the agent names it */
+		return put_path(sc, sizeof(*r), file, t, PATH_ROOT);
 	return close_tail(sc, sizeof(*r), TAG_PATH, TAIL_TRUNCATED, 0);
 }
 

@@ -105,7 +105,23 @@ func hooksDocument(t *testing.T) []byte {
 			strings.Join(fieldsOf(typ), ", "), yes(p.Flags&unix.BPF_F_SLEEPABLE != 0), yes(slices.Contains(in, vsockproto.DefaultProfile)), in[0])
 	}
 	b.WriteString(hooksFoot)
+	fmt.Fprintf(&b, "\nThat these run is shown by canaries, at random times: %s.\nExecutions, starts and ends of tasks are counted by the kernel as well.\n", names(vsockproto.CanaryTypes()))
 	return b.Bytes()
+}
+
+// names lists types, in lines that are not too long.
+func names(types []vsockproto.EventType) string {
+	var b strings.Builder
+	for i, t := range types {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		if i == len(types)/2 {
+			b.WriteString("\n")
+		}
+		b.WriteString(t.String())
+	}
+	return strings.ReplaceAll(b.String(), " \n", "\n")
 }
 
 func yes(is bool) string {

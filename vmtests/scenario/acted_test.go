@@ -3,6 +3,7 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,7 +12,7 @@ import (
 )
 
 // acted holds the record against what `outguard-poke acted` printed: of each line
-// as many events as it says hold what it says.
+// as many events as it says hold what it says, or stand in that order.
 func (w *world) acted(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 2, "acted NAME FILE")
 	g := w.known(ts, args[0])
@@ -20,7 +21,7 @@ func (w *world) acted(ts *testscript.TestScript, neg bool, args []string) {
 	if !poll(60*time.Second, func() bool {
 		text, err := w.install.CLI(context.Background(), "events", "--vm", g.Name, "--json")
 		ts.Check(err)
-		wrong = miscounted(said, text)
+		wrong = append(miscounted(said, text), disordered(ts.ReadFile(args[1]), text)...)
 		return len(wrong) == 0
 	}) {
 		ts.Fatalf("%d of %d lines are not as the record has it:\n%s", len(wrong), len(said), strings.Join(wrong, "\n"))
@@ -40,7 +41,7 @@ type act struct {
 func saidActs(ts *testscript.TestScript, text string) (said []act) {
 	for line := range strings.Lines(text) {
 		f := strings.Split(strings.TrimRight(line, "\r\n"), " & ")
-		if len(f) < 3 {
+		if len(f) < 3 || f[0] == "before" {
 			continue
 		}
 		a := act{n: 1, least: f[0] == "+", event: f[1], parts: f[2:]}
@@ -55,6 +56,35 @@ func saidActs(ts *testscript.TestScript, text string) (said []act) {
 		ts.Fatalf("%d lines:\n%s", len(said), text)
 	}
 	return said
+}
+
+// disordered are the "before" lines of said of which text has it the other way, or
+// lacks one of both.
+func disordered(said, text string) (wrong []string) {
+	for line := range strings.Lines(said) {
+		f := strings.Split(strings.TrimRight(line, "\r\n"), " & ")
+		if f[0] != "before" || len(f) != 7 {
+			continue
+		}
+		first, second := lineOf(text, f[1], f[2:4]), lineOf(text, f[4], f[5:])
+		if first < 0 || second < 0 || first >= second {
+			wrong = append(wrong, fmt.Sprintf("%s: lines %d and %d", strings.TrimSpace(line), first, second))
+		}
+	}
+	return wrong
+}
+
+// lineOf is where the first event of a type stands that holds all parts, -1 if
+// there is none.
+func lineOf(text, event string, parts []string) int {
+	n := 0
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, `"type":"`+event+`"`) && !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(line, p) }) {
+			return n
+		}
+		n++
+	}
+	return -1
 }
 
 // miscounted are the lines of which text, an event a line, has another number of

@@ -19,7 +19,11 @@ import (
 //	N & TYPE & PART & PART...
 //
 // one line each: so many events of that type hold all the parts, as `outguard
-// events --json` writes them; + is at least one. What was acted on it knows from
+// events --json` writes them; + is at least one. Or
+//
+//	before & TYPE & PART & PART & TYPE & PART & PART
+//
+// where an event is to stand in the record before another one. What was acted on it knows from
 // the kernel's answers: which inode a descriptor is of, how a program that ran
 // ended, which port a socket is connected to.
 func acted(dir string) error {
@@ -35,7 +39,7 @@ func acted(dir string) error {
 		{"opens", s.racedOpens}, {"connects", s.racedConnects}, {"sends", s.racedSends}, {"execs", s.racedExecs},
 		{"names", s.racedNames}, {"io_uring", s.rings}, {"descriptors", s.descriptors}, {"scripts", s.scripts},
 		{"loaders", s.loaders}, {"links", s.links}, {"mounts", s.mounts}, {"chroot", s.chroots}, {"user namespace", s.userns},
-		{"long paths", s.deep}, {"nameless", s.nameless},
+		{"long paths", s.deep}, {"nameless", s.nameless}, {"stalls", s.stalls},
 	} {
 		if err := d.do(); err != nil {
 			all = append(all, fmt.Errorf("%s: %w", d.name, err))

@@ -6,6 +6,7 @@
 //	outguard-poke threads N           begin and end so many threads
 //	outguard-poke garbage N           connect to the host's port so often and send noise
 //	outguard-poke hold N SECONDS      so many connections at once, which say nothing
+//	outguard-poke mute MAP TYPE       have the agent's programs not report a type any more
 //	outguard-poke as USER ...         any of these, without root's rights
 //	outguard-poke acted DIR           races, detours and disguises in a new directory; see acted
 //
@@ -37,7 +38,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("want opens, execs, threads, garbage, hold or acted")
+		return fmt.Errorf("want opens, execs, threads, garbage, hold, mute or acted")
 	}
 	switch args[0] {
 	case "acted":
@@ -64,6 +65,8 @@ func run(args []string) error {
 		return times(n, thread)
 	case "garbage":
 		return times(n, garbage)
+	case "mute":
+		return mute(args[1], n)
 	case "hold":
 		count, err := strconv.Atoi(args[1])
 		if err != nil {
