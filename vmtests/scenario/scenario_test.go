@@ -83,6 +83,7 @@ func (w *world) params(script string) testscript.Params {
 			"attack":  w.attack,
 			"capture": w.capture,
 			"digests": w.digests,
+			"memory":  w.memory,
 			"hooks":   w.hooks,
 			"acted":   w.acted,
 			"until":   until,

@@ -7,6 +7,7 @@
 //	outguard-poke garbage N           connect to the host's port so often and send noise
 //	outguard-poke hold N SECONDS      so many connections at once, which say nothing
 //	outguard-poke mute MAP TYPE       have the agent's programs not report a type any more
+//	outguard-poke mark TEXT SECONDS   keep a text in memory, and say where it is there
 //	outguard-poke as USER ...         any of these, without root's rights
 //	outguard-poke acted DIR           races, detours and disguises in a new directory; see acted
 //
@@ -38,7 +39,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("want opens, execs, threads, garbage, hold, mute or acted")
+		return fmt.Errorf("want opens, execs, threads, garbage, hold, mute, mark or acted")
 	}
 	switch args[0] {
 	case "acted":
@@ -57,6 +58,8 @@ func run(args []string) error {
 		return err
 	}
 	switch args[0] {
+	case "mark":
+		return mark(args[1], time.Duration(n)*time.Second)
 	case "opens":
 		return times(n, func() error { return open(args[1]) })
 	case "execs":
