@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) evidenceCmd() *cobra.Command {
-	return group(&cobra.Command{Use: "evidence", Short: "Verify the record, and the key that signs it"}, a.evidenceVerifyCmd(), a.rotateKeyCmd())
+	return group(&cobra.Command{Use: "evidence", Short: "Verify the record, take a part of it elsewhere, rotate its key"}, a.evidenceVerifyCmd(), a.evidenceExportCmd(), a.rotateKeyCmd())
 }
 
 func (a *app) rotateKeyCmd() *cobra.Command {

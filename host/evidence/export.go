@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
@@ -47,6 +48,10 @@ type exporter struct {
 	buf  []byte
 	r    Range
 	next uint64
+
+	begun  bool   // r.First is known
+	rests  bool   // remainders are copied as they are, instead of begun after
+	copied uint64 // after the last of them: it is the segment that begins before
 }
 
 func (e *exporter) run(ctx context.Context, stream string, from, to uint64) error {
@@ -63,26 +68,72 @@ func (e *exporter) run(ctx context.Context, stream string, from, to uint64) erro
 		if rec.Index < from {
 			continue
 		}
-		if e.f != nil && rec.Index != e.next {
-			if err := e.restart(); err != nil {
-				return err
-			}
+		switch {
+		case c.jumped && e.begun && e.rests:
+			return fmt.Errorf("a part of it was given up meanwhile, up to record %d", rec.Index)
+		case c.seg.rest && e.rests:
+			err = e.copy(c, rec)
+		default:
+			err = e.take(c, rec)
 		}
-		e.next = rec.Index + 1
-		if err := e.record(c, rec); err != nil {
+		if err != nil {
 			return err
 		}
-		if rec.Kind == KindHead && rec.Index >= to {
+		if rec.Kind == KindHead && rec.Index >= to && (!c.seg.rest || !e.rests || rec.Index+1 == e.copied) {
 			return e.end(rec)
 		}
 	}
 	return ctx.Err()
 }
 
+// take writes a record. Where records before it were given up, it is the first.
+func (e *exporter) take(c *cursor, rec *Record) error {
+	if e.begun && rec.Index != e.next && !e.rests {
+		if err := e.restart(); err != nil {
+			return err
+		}
+	}
+	e.next = rec.Index + 1
+	return e.record(c, rec)
+}
+
+// copy takes a remainder over as it is, with its first record: it verifies by its
+// own signature, and whole.
+func (e *exporter) copy(c *cursor, rec *Record) error {
+	src, ok := c.src.(*sealedSource)
+	if !ok || rec.Index < e.copied {
+		return nil
+	}
+	t := src.t.seal
+	if !e.begun {
+		e.begun, e.r.First, e.r.Before = true, t.first, t.before
+	}
+	if err := e.closeFile(); err != nil {
+		return err
+	}
+	e.copied = t.next
+	f, err := os.OpenFile(filepath.Join(e.dir, c.seg.name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, io.NewSectionReader(src.f, 0, 1<<62))
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// closeFile ends the segment that is written, if there is one.
+func (e *exporter) closeFile() error {
+	if e.f == nil {
+		return nil
+	}
+	err := errors.Join(e.flush(), e.f.Sync(), e.f.Close())
+	e.f = nil
+	return err
+}
+
 // restart forgets what is before records that were given up.
 func (e *exporter) restart() error {
 	err := e.f.Close()
-	e.f, e.r, e.buf = nil, Range{}, e.buf[:0]
+	e.f, e.r, e.buf, e.begun = nil, Range{}, e.buf[:0], false
 	l, lerr := list(e.dir)
 	for _, seg := range l.segments {
 		err = errors.Join(err, os.Remove(filepath.Join(e.dir, seg.name)))
@@ -105,9 +156,10 @@ func (e *exporter) record(c *cursor, rec *Record) error {
 }
 
 func (e *exporter) start(c *cursor, rec *Record) error {
-	if e.f == nil {
-		e.r.First, e.r.Before = rec.Index, c.before
-	} else if err := errors.Join(e.flush(), e.f.Sync(), e.f.Close()); err != nil {
+	if !e.begun {
+		e.begun, e.r.First, e.r.Before = true, rec.Index, c.before
+	}
+	if err := e.closeFile(); err != nil {
 		return err
 	}
 	path := filepath.Join(e.dir, segmentName(rec.Index, false))
@@ -134,5 +186,8 @@ func (e *exporter) end(rec *Record) error {
 	}
 	e.r.Next = rec.Index + 1
 	e.r.Head = Signed{Head: h, Note: string(text)}
+	if e.f == nil {
+		return nil
+	}
 	return e.flush()
 }

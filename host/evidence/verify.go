@@ -58,10 +58,16 @@ func Verify(dir string, v note.Verifier) (Report, error) {
 // how many records and plain bytes it has verified.
 func VerifyProgress(ctx context.Context, dir string, v note.Verifier, progress func(records uint64, bytes int64)) (Report, error) {
 	patience := time.Duration(0)
-	if _, err := os.Lstat(filepath.Join(filepath.Dir(dir), lockName)); err == nil {
-		patience = time.Second // it is in a store, which a monitor may be writing
+	if inStore(dir) {
+		patience = time.Second // a monitor may be writing it
 	}
 	return verifyProgress(ctx, dir, v, patience, progress)
+}
+
+// inStore says whether a directory is a store's, which has a lock.
+func inStore(dir string) bool {
+	_, err := os.Lstat(filepath.Join(filepath.Dir(dir), lockName))
+	return err == nil
 }
 
 func verify(dir string, v note.Verifier, patience time.Duration) (Report, error) {
