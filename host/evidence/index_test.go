@@ -314,3 +314,17 @@ func FuzzIndex(f *testing.F) {
 		}
 	})
 }
+
+// TestIndexOfWhatNobodyOpens: the record of a VM that is off is indexed too.
+func TestIndexOfWhatNobodyOpens(t *testing.T) {
+	dir, key := indexedStream(t, nil)
+	s := testStore(t, filepath.Dir(dir), key, Options{Keys: wordKeys(1)})
+	s.indexOthers(t.Context())
+	if done := ask(t, dir, "word-3", &IndexReader{Scheme: 1, Verifier: key.Verifier()}); done.Unindexed != 0 || done.Skipped == 0 {
+		t.Errorf("%+v", done)
+	}
+	st := testStream(t, s)
+	if got, want := st.Stats().Used, onDisk(t, dir); got != want {
+		t.Errorf("%d bytes used, %d on disk", got, want)
+	}
+}

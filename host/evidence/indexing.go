@@ -33,6 +33,36 @@ func (s *Stream) indexMissing(ctx context.Context, l listing) error {
 	return nil
 }
 
+// indexOthers makes the indexes that are missing in streams which nobody has
+// opened: of VMs that are off, or no more.
+func (s *Store) indexOthers(ctx context.Context) {
+	ids, err := Streams(s.dir)
+	if err != nil || s.opts.Keys == nil {
+		return // without them everything is read
+	}
+	for _, id := range ids {
+		s.mu.Lock()
+		open := s.streams[id] != nil
+		s.mu.Unlock()
+		if open || ctx.Err() != nil {
+			continue
+		}
+		st := s.unopened(id)
+		l, err := list(st.dir)
+		if err == nil {
+			err = st.indexMissing(ctx, l)
+		}
+		if err != nil && ctx.Err() == nil {
+			s.opts.Log.Error("index evidence", "vm", id, "err", err)
+		}
+	}
+}
+
+// unopened is a stream of which nothing but its sealed segments is looked at.
+func (s *Store) unopened(vm uuid.UUID) *Stream {
+	return &Stream{dir: StreamDir(s.dir, vm), id: vm, signer: s.signer, opts: s.opts}
+}
+
 // index makes the index of a sealed segment out of it. One that is corrupt has
 // none: who reads it is told so.
 func (s *Stream) index(ctx context.Context, seg segmentFile) error {
@@ -106,7 +136,10 @@ func (s *Store) Reindex(vm uuid.UUID, segment string) error {
 	s.mu.Lock()
 	st := s.streams[vm]
 	s.mu.Unlock()
-	if n, err := strconv.ParseUint(first, 10, 64); st != nil && err == nil {
+	if st == nil { // then it is made anew at the next start
+		st = s.unopened(vm)
+	}
+	if n, err := strconv.ParseUint(first, 10, 64); err == nil {
 		if err := st.dropIndex(n); err != nil {
 			return err
 		}

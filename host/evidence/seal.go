@@ -26,6 +26,7 @@ func (s *Store) sealLoop(ctx context.Context) {
 	}
 	look, end := s.retentions()
 	defer end()
+	s.indexOthers(ctx)
 	for {
 		for _, st := range s.open() {
 			if err := st.sealFull(ctx); err != nil && ctx.Err() == nil {
