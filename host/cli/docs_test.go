@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -131,4 +132,28 @@ func indent(text string) string {
 		b.WriteString("    " + strings.TrimPrefix(line, "  "))
 	}
 	return b.String()
+}
+
+// TestIncidentIsRunnable: what docs/INCIDENT.md has a responder type are commands
+// that there are, with flags that they have.
+func TestIncidentIsRunnable(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "INCIDENT.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := regexp.MustCompile("(?m)^outguard (.*)$|`outguard ([a-z][^`]*)`").FindAllStringSubmatch(string(text), -1)
+	if len(said) < 20 {
+		t.Fatalf("%d commands", len(said))
+	}
+	for _, m := range said {
+		words := strings.Fields(strings.ReplaceAll(m[1]+m[2], "'", ""))
+		cmd, rest, err := (&app{}).root().Find(words)
+		if err != nil || !cmd.HasParent() {
+			t.Errorf("%s: no such command: %v", words, err)
+			continue
+		}
+		if err := cmd.ParseFlags(rest); err != nil {
+			t.Errorf("%s: %v", words, err)
+		}
+	}
 }

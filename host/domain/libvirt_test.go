@@ -195,9 +195,9 @@ func TestCapture(t *testing.T) {
 		cfg  domaintest.Config
 		left string
 	}{
-		{"raw and qcow2", domaintest.Config{Disks: []string{"raw", "qcow2"}}, "[]"},
-		{"backing file and drives", domaintest.Config{Disks: []string{"qcow2"}, Backing: true, CDROM: true}, "[{sda empty drive} {sdb read-only}]"},
-		{"no disk", domaintest.Config{}, "[]"},
+		{"raw and qcow2", domaintest.Config{Disks: []string{"raw", "qcow2"}}, "[{screen display: the domain has none}]"},
+		{"backing file and drives", domaintest.Config{Disks: []string{"qcow2"}, Backing: true, CDROM: true}, "[{sda empty drive} {sdb read-only} {screen display: the domain has none}]"},
+		{"no disk, and a display", domaintest.Config{Devices: "<video><model type='vga'/></video>"}, "[]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := domaintest.Start(t, c.cfg)
@@ -222,6 +222,7 @@ func TestCapture(t *testing.T) {
 				t.Logf("%s %s %s: %d bytes in %s", f.Kind, f.Target, f.Format, f.Size, f.Took)
 			}
 			checkPair(t, g, s, len(c.cfg.Disks))
+			checkBeside(t, g, s, c.cfg.Devices != "")
 			if p, _ := cl.Paused(t.Context(), g.UUID); !p {
 				t.Error("the domain runs")
 			}
@@ -232,6 +233,45 @@ func TestCapture(t *testing.T) {
 				t.Errorf("the domain's images changed: %v", err)
 			}
 		})
+	}
+}
+
+// checkBeside looks at the console's end, the picture and what the domain is said
+// to run on.
+func checkBeside(t *testing.T, g *domaintest.Guest, s *Snapshot, display bool) {
+	t.Helper()
+	var console, screen []byte
+	for _, f := range s.Files {
+		b, err := os.ReadFile(f.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch f.Kind {
+		case "console":
+			console = b
+		case "screen":
+			screen = b
+		}
+	}
+	if want, err := os.ReadFile(g.Log); err != nil || !bytes.Equal(console, want) || !bytes.Contains(want, []byte("count")) {
+		t.Errorf("console: %d bytes, %v, want %d", len(console), err, len(want))
+	}
+	if (screen != nil) != display {
+		t.Errorf("a picture of %d bytes", len(screen))
+	}
+	if display {
+		img, err := parsePNG(screen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if size := img.Bounds().Size(); size.X < 320 || size.Y < 200 {
+			t.Errorf("a picture of %v", size)
+		}
+	}
+	for _, name := range []string{"libvirt", "qemu", "machine", "vcpus", "memory", "emulator"} {
+		if !slices.ContainsFunc(s.Facts, func(f Fact) bool { return f.Name == name && f.Value != "" }) {
+			t.Errorf("no word of %s in %v", name, s.Facts)
+		}
 	}
 }
 

@@ -156,7 +156,7 @@ func (c *capturer) spec(o respond.Order, shot *domain.Snapshot) (*bundle.Spec, e
 		return nil, err
 	}
 	s.Page = told.page(o, c.orders(o))
-	s.Parts = append(parts(shot), bundle.Part{Path: bundle.EventsPart, Data: told.lines()})
+	s.Parts = append(parts(shot), bundle.Part{Path: bundle.EventsPart, Data: told.lines(o.Name)})
 	s.Parts = append(s.Parts, c.machine(o, shot, s.Page)...)
 	for name, v := range map[string]any{
 		bundle.FindingPart: finding, bundle.FindingsPart: told.findings, bundle.DecisionsPart: told.decided, bundle.OrdersPart: entries, "capture.json": files(shot),

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/api"
+	"github.com/outguard/outguard/host/api/safe"
 	"github.com/outguard/outguard/host/bundle"
 	"github.com/outguard/outguard/host/decide"
 	"github.com/outguard/outguard/host/evidence"
@@ -240,8 +241,8 @@ func (s *story) event(b *engine.Batch, e *vsockproto.Event, record []byte) {
 // events are those that are told, in their order.
 func (s *story) events() []kept { return append(s.before.list(), s.after...) }
 
-// lines are the events for programs.
-func (s *story) lines() []byte {
+// lines are the events for programs, of the VM of that name.
+func (s *story) lines(name string) []byte {
 	var out []byte
 	var e vsockproto.Event
 	for _, k := range s.events() {
@@ -249,7 +250,9 @@ func (s *story) lines() []byte {
 			continue // it was parsed before
 		}
 		b := engine.Batch{VM: s.vm, Session: k.session, Index: k.index, Received: k.received}
-		out = append(api.AppendJSON(out, api.EventOf(&b, &e)), '\n')
+		told := api.EventOf(&b, &e)
+		told.Vm = safe.Text(name)
+		out = append(api.AppendJSON(out, told), '\n')
 	}
 	return out
 }

@@ -178,8 +178,8 @@ func TestStory(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("events\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	lines := strings.Split(strings.TrimSuffix(string(s.lines()), "\n"), "\n")
-	if len(lines) != 8 || !strings.Contains(lines[3], `"b\\u202ec"`) || strings.Contains(lines[3], "\x1b") {
+	lines := strings.Split(strings.TrimSuffix(string(s.lines("web")), "\n"), "\n")
+	if len(lines) != 8 || !strings.HasPrefix(lines[0], `{"vm":"web",`) || !strings.Contains(lines[3], `"b\\u202ec"`) || strings.Contains(lines[3], "\x1b") {
 		t.Errorf("%d lines: %s", len(lines), lines)
 	}
 	for _, line := range lines {

@@ -316,6 +316,8 @@ func (d *Demo) end() error {
 		"bundle show " + d.bundle, "bundle verify " + d.bundle, "evidence verify", "resume " + domain} {
 		fmt.Fprintf(d.Out, "  bin/outguard %s\n", c)
 	}
+	fmt.Fprintf(d.Out, "\nAll of it on one page, for a browser: %s\n", filepath.Join(d.bundle, "report.html"))
+	fmt.Fprintln(d.Out, "docs/INCIDENT.md goes through it step by step.")
 	fmt.Fprintln(d.Out, "\nResumed, the intruder's program goes on, and its next step stops the guest again.")
 	line, err := json.Marshal(d.result)
 	if err != nil {
