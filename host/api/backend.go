@@ -116,6 +116,10 @@ type Query struct {
 	Until  time.Time // before; zero: no bound
 	Follow bool      // go on with what arrives
 
+	// GivenUp, if set, is told how many of a VM's records that may have been asked
+	// for retention has given up. Without Follow.
+	GivenUp func(vm uuid.UUID, records uint64)
+
 	// May, if set, is asked of a part of a VM's record that is indexed, in order,
 	// whether it may hold a batch that is wanted, from whether any of its events may
 	// have one of EventKeys. What it says no of may be left out. Without Follow.

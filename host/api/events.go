@@ -22,6 +22,7 @@ type events struct {
 	named  cgroups
 	mute   bool // what passes is only taken note of
 
+	givenUp     uint64 // records that are no longer there, of those that were asked for
 	limit, sent uint64
 	group       []found
 	send        func([]*apipb.Event) error
@@ -40,6 +41,9 @@ func newEvents(s *service, f *eventFilter, limit uint64, send func([]*apipb.Even
 }
 
 func (g *events) run(ctx context.Context, q Query) error {
+	if !q.Follow {
+		q.GivenUp = func(_ uuid.UUID, n uint64) { g.givenUp += n }
+	}
 	if !g.filter.all() {
 		q.May = func(vm uuid.UUID, has func(uint64) bool) bool { return g.of(vm).may(has) }
 		g.named.look = g.s.backend.CgroupPaths

@@ -504,3 +504,33 @@ func TestGRPC(t *testing.T) {
 		t.Errorf("%v, %v", r, err)
 	}
 }
+
+// lacking is a record a part of which was given up.
+type lacking struct{ *apitest.Backend }
+
+func (l lacking) Batches(ctx context.Context, q api.Query, yield func(*engine.Batch) error) error {
+	err := l.Backend.Batches(ctx, q, yield)
+	if q.GivenUp != nil {
+		q.GivenUp(web, 5)
+		q.GivenUp(db, 2)
+	}
+	return err
+}
+
+// TestEventsSayWhatIsGivenUp: once, at the end.
+func TestEventsSayWhatIsGivenUp(t *testing.T) {
+	b := apitest.New()
+	b.Add(batch(t, web, 1, open(7, "/etc/passwd")))
+	c, _ := serve(t, lacking{b}, nil)
+	s, err := c.Events(t.Context(), &apipb.EventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []uint64
+	for s.Receive() {
+		got = append(got, uint64(len(s.Msg().Events)), s.Msg().GivenUp)
+	}
+	if err := s.Err(); err != nil || !slices.Equal(got, []uint64{1, 0, 0, 7}) {
+		t.Errorf("%v, %v", got, err)
+	}
+}

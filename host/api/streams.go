@@ -31,7 +31,10 @@ func (s *service) Events(ctx context.Context, r *apipb.EventsRequest, out *conne
 		g := newEvents(s, &filter, r.Limit, func(events []*apipb.Event) error {
 			return s.send(ctx, func() error { return out.Send(&apipb.EventsResponse{Events: events}) })
 		})
-		return g.run(ctx, q)
+		if err := g.run(ctx, q); err != nil || g.givenUp == 0 {
+			return err
+		}
+		return s.send(ctx, func() error { return out.Send(&apipb.EventsResponse{GivenUp: g.givenUp}) })
 	})
 }
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"connectrpc.com/connect"
@@ -47,6 +48,9 @@ closed, so that a question about few events reads little of it.`,
 		return receive(cmd.Context(), a, s, r.Follow, func(m *apipb.EventsResponse) {
 			for _, e := range m.Events {
 				a.print(e, func() { a.printf("%s\n", eventLine(e)) })
+			}
+			if m.GivenUp > 0 {
+				fmt.Fprintf(a.err, "retention has given up %d records of what was asked for, or of the same time\n", m.GivenUp)
 			}
 		})
 	})

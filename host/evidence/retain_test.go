@@ -395,6 +395,27 @@ func TestReadersGoOnWhileItIsGivenUp(t *testing.T) {
 	}
 }
 
+// TestSelectSaysWhatIsGivenUp: of all, of a time from which nothing was, and of one
+// from which a part was.
+func TestSelectSaysWhatIsGivenUp(t *testing.T) {
+	r := newRetained(t)
+	r.now = at0.Add(1000 * time.Second)
+	r.p = Retention{BulkAge: 400 * time.Second, Age: 800 * time.Second}
+	r.store.retain(t.Context())
+	rep := r.verify()
+	x := &IndexReader{Scheme: 1, Verifier: r.key.Verifier()}
+	for since, want := range map[time.Duration]func(uint64) bool{
+		0:                 func(n uint64) bool { return n == rep.First+rep.GivenUp },
+		300 * time.Second: func(n uint64) bool { return n > 0 && n < rep.GivenUp },
+		700 * time.Second: func(n uint64) bool { return n == 0 },
+	} {
+		done, err := NewReader(r.st.Dir()).Select(&Selection{Since: at0.Add(since), Index: x}, func(*Record) error { return nil })
+		if err != nil || !want(done.GivenUp) {
+			t.Errorf("since %s: %+v, %v; %+v", since, done, err, rep)
+		}
+	}
+}
+
 // TestExportAfterAGap: a bundle's range begins after what was given up.
 func TestExportAfterAGap(t *testing.T) {
 	r := newRetained(t)

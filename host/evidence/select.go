@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -40,6 +41,10 @@ type Selected struct {
 	Blocks, Skipped int // of sealed segments
 	Unindexed       int // sealed segments without an index that can be used
 	Records         uint64
+
+	// GivenUp is how many records retention gave up, of which some may be of what
+	// was asked for by index and time.
+	GivenUp uint64
 }
 
 // Select calls fn for each record that s may mean, in order: every one that it
@@ -68,6 +73,9 @@ func (w *selecting) run() error {
 		if err != nil {
 			return err
 		}
+		if l.gone > w.next {
+			w.buried(l.gone)
+		}
 		seg, ok := w.segment(l)
 		if !ok {
 			if w.next == w.From && len(l.segments) == 0 {
@@ -91,6 +99,19 @@ func (w *selecting) run() error {
 		}
 	}
 	return nil
+}
+
+// buried counts what a tombstone stands for, if some of it is of that time.
+func (w *selecting) buried(next uint64) {
+	first := w.next
+	w.next = next
+	if w.Index == nil {
+		return // nobody says whose tombstone it has to be
+	}
+	t, err := readTombstone(w.dir, next, w.Index.Verifier)
+	if err == nil && (w.Since.IsZero() || !t.Latest.Before(w.Since)) {
+		w.done.GivenUp += min(next, w.To) - first
+	}
 }
 
 // segment is the one that holds the next record, or what comes after it.
@@ -135,6 +156,9 @@ func (w *selecting) sealed(seg segmentFile) error {
 	}
 	defer src.Close()
 	filters := w.filters(seg, src.t)
+	if g := src.t.seal.gone; g != nil && slices.ContainsFunc(src.t.blocks, w.ofTime) {
+		w.done.GivenUp += g.records
+	}
 	c := &cursor{dir: w.dir}
 	for i, b := range src.t.blocks {
 		if src.t.next(i) <= w.next || b.first >= w.To {
@@ -170,10 +194,12 @@ func (w *selecting) filters(seg segmentFile, t *trailer) []filter {
 }
 
 func (w *selecting) may(b *block, filters []filter, i int) bool {
-	if !w.Since.IsZero() && b.latest < w.Since.UnixNano() || !w.Until.IsZero() && b.earliest >= w.Until.UnixNano() {
-		return false
-	}
-	return filters == nil || w.May(filters[i].has)
+	return w.ofTime(*b) && (filters == nil || w.May(filters[i].has))
+}
+
+// ofTime says whether a block may have records of the time that is asked for.
+func (w *selecting) ofTime(b block) bool {
+	return (w.Since.IsZero() || b.latest >= w.Since.UnixNano()) && (w.Until.IsZero() || b.earliest < w.Until.UnixNano())
 }
 
 func (w *selecting) block(c *cursor, seg segmentFile, src *sealedSource, i int) error {

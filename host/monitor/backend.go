@@ -188,7 +188,10 @@ func (b backend) readOne(ctx context.Context, vm uuid.UUID, q api.Query, yield f
 	if q.May != nil {
 		s.May = func(has func(uint64) bool) bool { return q.May(vm, has) }
 	}
-	_, err := b.m.reader(vm).Select(&s, func(r *evidence.Record) error { return errors.Join(ctx.Err(), yield(vm, r)) })
+	done, err := b.m.reader(vm).Select(&s, func(r *evidence.Record) error { return errors.Join(ctx.Err(), yield(vm, r)) })
+	if q.GivenUp != nil && done.GivenUp > 0 {
+		q.GivenUp(vm, done.GivenUp)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -997,8 +997,11 @@ func (x *EventsRequest) GetContainer() string {
 }
 
 type EventsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Events        []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"` // never empty
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"` // empty only with given_up
+	// Records that retention gave up, some of which may be of what was asked for: in a
+	// message of its own, the last, of all VMs together.
+	GivenUp       uint64 `protobuf:"varint,2,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1038,6 +1041,13 @@ func (x *EventsResponse) GetEvents() []*Event {
 		return x.Events
 	}
 	return nil
+}
+
+func (x *EventsResponse) GetGivenUp() uint64 {
+	if x != nil {
+		return x.GivenUp
+	}
+	return 0
 }
 
 // Event is one hook call in a guest, as its kernel reported it.
@@ -6114,9 +6124,10 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05until\x18\t \x01(\tR\x05until\x12\x18\n" +
 	"\aprogram\x18\n" +
 	" \x01(\tR\aprogram\x12\x1c\n" +
-	"\tcontainer\x18\v \x01(\tR\tcontainer\"<\n" +
+	"\tcontainer\x18\v \x01(\tR\tcontainer\"W\n" +
 	"\x0eEventsResponse\x12*\n" +
-	"\x06events\x18\x01 \x03(\v2\x12.outguard.v1.EventR\x06events\"\xf2\x05\n" +
+	"\x06events\x18\x01 \x03(\v2\x12.outguard.v1.EventR\x06events\x12\x19\n" +
+	"\bgiven_up\x18\x02 \x01(\x04R\agivenUp\"\xf2\x05\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x18\n" +
