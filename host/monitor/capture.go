@@ -151,10 +151,7 @@ func (c *capturer) spec(o respond.Order, shot *domain.Snapshot) (*bundle.Spec, e
 		Stream: stream.Dir(), From: from, To: head.Records, Timeline: timelineOf(o, finding, after, entries, shot),
 		Progress: func(part string, done, total int64) { c.tell(o.VM, "pack "+part, uint64(done), uint64(total)) },
 	}
-	told, err := c.story(o, finding, from)
-	if err != nil {
-		return nil, err
-	}
+	told := c.story(o, finding, from)
 	s.Page = told.page(o, c.orders(o))
 	s.Parts = append(parts(shot), bundle.Part{Path: bundle.EventsPart, Data: told.lines(o.Name)})
 	s.Parts = append(s.Parts, c.machine(o, shot, s.Page)...)
@@ -171,13 +168,17 @@ func (c *capturer) spec(o respond.Order, shot *domain.Snapshot) (*bundle.Spec, e
 }
 
 // story reads what the record tells around the order's finding, or the capture.
-func (c *capturer) story(o respond.Order, f *engine.Finding, from uint64) (*story, error) {
+func (c *capturer) story(o respond.Order, f *engine.Finding, from uint64) *story {
 	st, _ := c.m.sessions.StatusOf(o.VM)
 	session, since := st.Session, st.Since
 	if f != nil && f.Ref != nil && f.Ref.Session != session {
 		session, since = f.Ref.Session, time.Time{} // when it began nobody knows here
 	}
-	return tell(c.reader(o.VM), o.VM, session, f, from, since)
+	s := tell(c.reader(o.VM), o.VM, session, f, from, since)
+	if s.broken != nil {
+		c.m.log.Error("what a bundle tells of the record", "order", o.ID, "error", s.broken)
+	}
+	return s
 }
 
 // maxOrders bounds the orders on a bundle's page.

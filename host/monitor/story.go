@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -48,7 +49,8 @@ type story struct {
 	decided  []decide.Decision
 	before   ring[kept]
 	after    []kept
-	unkept   int // events after the subject's for which there was no room
+	unkept   int   // events after the subject's for which there was no room
+	broken   error // what kept the record from being read to its end
 	passed   bool
 }
 
@@ -76,22 +78,27 @@ type ring[T any] struct {
 	dropped int
 }
 
-func (r *ring[T]) add(v T, most int) {
+// slot is the place of what is added next: a new one, or that of the oldest.
+func (r *ring[T]) slot(most int) *T {
 	if len(r.all) < most {
+		var v T
 		r.all = append(r.all, v)
-		return
+		return &r.all[len(r.all)-1]
 	}
-	r.all[r.at] = v
+	at := &r.all[r.at]
 	r.at = (r.at + 1) % most
 	r.dropped++
+	return at
 }
 
 // list returns what is kept, the oldest first.
 func (r *ring[T]) list() []T { return append(slices.Clone(r.all[r.at:]), r.all[:r.at]...) }
 
 // tell reads what the record tells. window is the first record of the bundle's
-// evidence, since when the session began, zero where that is not known.
-func tell(r *evidence.Reader, vm, session uuid.UUID, about *engine.Finding, window uint64, since time.Time) (*story, error) {
+// evidence, since when the session began, zero where that is not known. What
+// cannot be read is said on the page: memory and disks are worth a bundle
+// without it.
+func tell(r *evidence.Reader, vm, session uuid.UUID, about *engine.Finding, window uint64, since time.Time) *story {
 	s := &story{
 		vm: vm, session: session, about: about, window: window,
 		tree: lineage.New(func(*vsockproto.Event, lineage.ID) lineage.ID { return lineage.ID{} }, &lineage.Options{
@@ -100,24 +107,29 @@ func tell(r *evidence.Reader, vm, session uuid.UUID, about *engine.Finding, wind
 		findings: []engine.Finding{}, decided: []decide.Decision{}, // in JSON none is a list as well
 		seen: map[lineage.Key]sighting{}, refs: map[engine.Ref]string{}, found: map[lineage.Key][]string{},
 	}
-	if err := r.Read(window, 1<<63, s.noteFound); err != nil {
-		return nil, fmt.Errorf("read findings: %w", err)
+	s.broken = errors.Join(s.read(r, since), s.broken)
+	return s
+}
+
+func (s *story) read(r *evidence.Reader, since time.Time) error {
+	if err := r.Read(s.window, 1<<63, s.noteFound); err != nil {
+		return fmt.Errorf("read findings: %w", err)
 	}
 	_, next, err := r.Bounds()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.next = next
 	if s.from, err = s.begin(r, since); err != nil {
-		return nil, err
+		return err
 	}
 	for _, span := range s.spans() {
-		a := newAgain(vm)
+		a := newAgain(s.vm)
 		if err := r.Read(span[0], span[1], func(rec *evidence.Record) error { return s.frame(a, rec) }); err != nil {
-			return nil, fmt.Errorf("read events: %w", err)
+			return fmt.Errorf("read events: %w", err)
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // begin is where reading begins: with the session, or with the window.
@@ -150,7 +162,8 @@ func (s *story) noteFound(rec *evidence.Record) error {
 	case evidence.KindFinding:
 		f, err := unmarshal[engine.Finding](rec)
 		if err != nil {
-			return err
+			s.broken = err // what follows is told
+			return nil
 		}
 		own := s.about != nil && f.ID == s.about.ID
 		if f.Ref != nil {
@@ -164,7 +177,8 @@ func (s *story) noteFound(rec *evidence.Record) error {
 	case evidence.KindDecision:
 		d, err := unmarshal[decide.Decision](rec)
 		if err != nil {
-			return err
+			s.broken = err
+			return nil
 		}
 		if d.Rule != "" && len(s.decided) < maxDecisions || s.about != nil && d.Finding == s.about.ID {
 			s.decided = append(s.decided, d)
@@ -224,15 +238,13 @@ func (s *story) event(b *engine.Batch, e *vsockproto.Event, record []byte) {
 	if b.Index < s.window {
 		return
 	}
-	k := kept{b.Index, b.Session, b.Received, key, subject, nil}
 	switch {
 	case !s.passed:
-		k.record = slices.Clone(record)
-		s.before.add(k, maxTold)
+		k := s.before.slot(maxTold)
+		*k = kept{b.Index, b.Session, b.Received, key, subject, append(k.record[:0], record...)}
 		s.passed = subject
 	case len(s.after) < maxTold:
-		k.record = slices.Clone(record)
-		s.after = append(s.after, k)
+		s.after = append(s.after, kept{b.Index, b.Session, b.Received, key, subject, slices.Clone(record)})
 	default:
 		s.unkept++
 	}
@@ -275,6 +287,9 @@ func (s *story) page(o respond.Order, orders []respond.Entry) *bundle.Page {
 		p.Tree = nil
 	}
 	p.Events = s.rows(f.part)
+	if s.broken != nil {
+		p.Missing = append(p.Missing, fmt.Sprintf("The record was not read to its end for this page: %s.", s.broken))
+	}
 	if n := s.before.dropped; n > 0 {
 		p.Missing = append(p.Missing, fmt.Sprintf("%s lacks the first %d events of those before; evidence/ has them.", bundle.EventsPart, n))
 	}

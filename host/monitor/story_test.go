@@ -144,9 +144,9 @@ func incident(w *written) (about *engine.Finding, window uint64) {
 func TestStory(t *testing.T) {
 	w := write(t)
 	about, window := incident(w)
-	s, err := tell(evidence.NewReader(w.stream.Dir()), uuid.UUID{1}, w.session, about, window, time.Time{}.Add(time.Hour))
-	if err != nil {
-		t.Fatal(err)
+	s := tell(evidence.NewReader(w.stream.Dir()), uuid.UUID{1}, w.session, about, window, time.Time{}.Add(time.Hour))
+	if s.broken != nil {
+		t.Fatal(s.broken)
 	}
 	p := s.page(respond.Order{}, nil)
 	var got []string
@@ -196,9 +196,9 @@ func TestStory(t *testing.T) {
 func TestStoryOfACapture(t *testing.T) {
 	w := write(t)
 	_, window := incident(w)
-	s, err := tell(evidence.NewReader(w.stream.Dir()), uuid.UUID{1}, w.session, nil, window, time.Time{})
-	if err != nil {
-		t.Fatal(err)
+	s := tell(evidence.NewReader(w.stream.Dir()), uuid.UUID{1}, w.session, nil, window, time.Time{})
+	if s.broken != nil {
+		t.Fatal(s.broken)
 	}
 	p := s.page(respond.Order{}, nil)
 	if p.Tree == nil || p.Tree.From != window || len(s.events()) != 8 {
@@ -219,10 +219,23 @@ func TestStoryIsBounded(t *testing.T) {
 	}
 	var r ring[int]
 	for i := range 10 {
-		r.add(i, 4)
+		*r.slot(4) = i
 	}
 	if !slices.Equal(r.list(), []int{6, 7, 8, 9}) || r.dropped != 6 {
 		t.Errorf("%v, %d dropped", r.list(), r.dropped)
+	}
+}
+
+// TestStoryOfABrokenRecord: what is there beside what cannot be read is told, and
+// that there is more.
+func TestStoryOfABrokenRecord(t *testing.T) {
+	w := write(t)
+	about, window := incident(w)
+	w.append(evidence.KindFinding, []byte("no JSON"))
+	s := tell(evidence.NewReader(w.stream.Dir()), uuid.UUID{1}, w.session, about, window, time.Time{})
+	p := s.page(respond.Order{}, nil)
+	if s.broken == nil || len(p.Missing) != 1 || !strings.Contains(p.Missing[0], "not read to its end") || len(p.Findings) != 2 || p.Tree == nil {
+		t.Errorf("%v, missing %q, %d findings", s.broken, p.Missing, len(p.Findings))
 	}
 }
 
@@ -240,9 +253,9 @@ func TestThreadsAreTheirProcess(t *testing.T) {
 	made := inThread(fork(31, 60))
 	index := w.frame(thread, bad, made)
 	about := &engine.Finding{ID: "f-1", Engine: "tsem", Ref: refOf(bad, w.session, index)}
-	s, err := tell(evidence.NewReader(w.stream.Dir()), uuid.UUID{1}, w.session, about, 0, time.Time{})
-	if err != nil {
-		t.Fatal(err)
+	s := tell(evidence.NewReader(w.stream.Dir()), uuid.UUID{1}, w.session, about, 0, time.Time{})
+	if s.broken != nil {
+		t.Fatal(s.broken)
 	}
 	var got []string
 	for _, q := range s.family().tree.Processes {
