@@ -121,9 +121,26 @@ func TestEncryptedArchive(t *testing.T) {
 // first problem is told.
 func streamed(t testing.TB, dir string, v note.Verifier, plain io.Reader) error {
 	t.Helper()
-	u := &unpacker{checker: checker{ctx: t.Context(), dir: dir, v: v}, plain: plain, keep: func(p string) bool { return p == PubPart }}
+	u := newUnpacker(t, dir, v, plain)
 	whole, err := u.stream()
-	_ = os.Remove(filepath.Join(dir, PubPart))
+	return outcome(t, u, whole, err)
+}
+
+// following reads what comes behind a manifest that was read.
+func following(t testing.TB, dir string, v note.Verifier, m *Manifest, b []byte) error {
+	t.Helper()
+	u := newUnpacker(t, dir, v, bytes.NewReader(b))
+	whole, err := u.rest(m)
+	return outcome(t, u, whole, err)
+}
+
+func newUnpacker(t testing.TB, dir string, v note.Verifier, plain io.Reader) *unpacker {
+	return &unpacker{checker: checker{ctx: t.Context(), dir: dir, v: v}, plain: plain, keep: func(p string) bool { return p == PubPart }}
+}
+
+func outcome(t testing.TB, u *unpacker, whole bool, err error) error {
+	t.Helper()
+	_ = os.Remove(filepath.Join(u.dir, PubPart))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,10 +166,20 @@ func TestEveryByteOfTheTar(t *testing.T) {
 	if err := streamed(t, dir, v, bytes.NewReader(whole)); err != nil {
 		t.Fatal(err)
 	}
+	plain := bytes.NewReader(whole)
+	m, err := newUnpacker(t, dir, v, plain).top()
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := len(whole) - plain.Len()
 	b := bytes.Clone(whole)
 	for i := range whole {
 		b[i] ^= 1 << (i % 8)
-		try(b, "a byte changed", i)
+		if i < top {
+			try(b, "a byte changed", i)
+		} else if err := following(t, dir, v, m, b[top:]); !errors.Is(err, ErrChanged) { // the manifest is as it was
+			t.Fatalf("a byte changed at %d: %v", i, err)
+		}
 		b[i] = whole[i]
 	}
 	try(append(bytes.Clone(whole), 0), "a zero appended", len(whole))

@@ -127,6 +127,11 @@ func (u *unpacker) stream() (bool, error) {
 	if len(u.r.Problems) > 0 {
 		return false, nil // not signed: nothing that follows is read, or written
 	}
+	return u.rest(m)
+}
+
+// rest reads what comes behind the manifest and its signature.
+func (u *unpacker) rest(m *Manifest) (bool, error) {
 	for _, e := range m.Parts {
 		ok, err := u.entry(m, e)
 		if !ok || err != nil {
