@@ -23,8 +23,9 @@ func (a *app) enrollCmd() *cobra.Command {
 		Use:   "enroll DOMAIN",
 		Short: "Give a domain a channel to the monitor and a one-time key",
 		Long: `Provision a domain that is shut off: a channel for its agent, and a new one-time
-key that only root in the guest can read (through QEMU's fw_cfg, from a file).
-Then print what is left to do in the guest. It is done as root, with libvirtd
+key that only root in the guest can read (through QEMU's fw_cfg, from a file). It
+gets <vmcoreinfo state='on'/> as well, by which its kernel says where it is in
+memory: a capture of it opens in crash, drgn and Volatility. Then print what is left to do in the guest. It is done as root, with libvirtd
 running; no monitor needs to run. Done again it only renews the key; with another
 transport it takes the earlier channel out.
 
