@@ -103,7 +103,7 @@ func TestBinarySize(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const limit = 12 << 20
+	const limit = 10_000_000
 	if st.Size() > limit {
 		t.Errorf("the agent has %d bytes, limit %d", st.Size(), limit)
 	}

@@ -167,13 +167,13 @@ static __always_inline __u8 digest_for(struct file *file, struct inode *inode, b
  */
 static __always_inline __u8 path_kind(struct task_struct *t)
 {
-	struct task_struct *init = BPF_CORE_READ(t, thread_pid, numbers[0].ns, child_reaper);
+	struct task_struct *init = t->thread_pid->numbers[0].ns->child_reaper;
 	struct vfsmount *mnt = t->fs->root.mnt;
 	struct dentry *root = t->fs->root.dentry;
 
-	if (t->nsproxy->mnt_ns != BPF_CORE_READ(init, nsproxy, mnt_ns))
+	if (t->nsproxy->mnt_ns != init->nsproxy->mnt_ns)
 		return root == mnt->mnt_root ? PATH_NAMESPACE : PATH_CHROOT;
-	if (root == BPF_CORE_READ(init, fs, root.dentry) && mnt == BPF_CORE_READ(init, fs, root.mnt))
+	if (root == init->fs->root.dentry && mnt == init->fs->root.mnt)
 		return PATH_ROOT;
 	return PATH_CHROOT;
 }
@@ -187,7 +187,7 @@ static __always_inline unsigned long mount_of(unsigned long mnt)
 /* Is the mount of file in another namespace than the task's, or in none? */
 static __always_inline bool is_foreign(struct file *file, struct task_struct *t)
 {
-	struct mount *m = (void *)mount_of((unsigned long)BPF_CORE_READ(file, f_path.mnt));
+	struct mount *m = (void *)mount_of((unsigned long)file->f_path.mnt);
 
 	return BPF_CORE_READ(m, mnt_ns) != t->nsproxy->mnt_ns;
 }
@@ -266,7 +266,8 @@ static __always_inline void fill_file(struct file_body *f, struct file *file, st
 	f->links = inode->i_nlink;
 	f->size = inode->i_size;
 	bpf_probe_read_kernel_str(f->fsid, sizeof(f->fsid), sb->s_id);
-	bpf_probe_read_kernel(f->uuid, sizeof(f->uuid), &sb->s_uuid);
+	((__u64 *)f->uuid)[0] = *(__u64 *)&sb->s_uuid.b[0];
+	((__u64 *)f->uuid)[1] = *(__u64 *)&sb->s_uuid.b[8];
 }
 
 #define DELETED_SUFFIX 10		      /* strlen(" (deleted)") */

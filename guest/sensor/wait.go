@@ -13,7 +13,7 @@ import (
 // linger is how long a reader that has found the rings empty looks again by
 // itself. It is longer than BULK_WAKE_NS in guest/bpf/emit.h: the first bulk
 // record after so long a silence wakes the reader, those before it do not.
-const linger = 4 * time.Millisecond
+const linger = 20 * time.Millisecond
 
 // stall is how long a reader waits that has come to a record under way.
 const stall = time.Millisecond

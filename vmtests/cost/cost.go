@@ -1,12 +1,15 @@
 package cost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +46,9 @@ var ops = []op{
 
 const shortRounds = 60
 
+// toil begins a command in the guest. Go's runtime is not to signal itself.
+const toil = "GODEBUG=asyncpreemptoff=1 outguard-toil "
+
 // Cost is what an operation takes: instructions, and the records of one.
 type Cost struct {
 	Task   float64 // instructions of the task alone: while neither the agent nor anything else ran
@@ -58,10 +64,18 @@ type Result struct {
 	Kernel         string                     // its line
 	Release        string                     // its name
 	Costs          map[string]map[string]Cost // by operation and column
+	Programs       []Program                  // with the profile default
 	Ready          float64                    // instructions from the agent's start to its programs' being attached
 	Flood          Flood
 	Types          map[vsockproto.EventType]float64 // bytes of a record, as they came with the operations
 	Resident, Peak int                              // memory of the agent at the end, and at most: while it loaded programs; KiB
+}
+
+// Program is what one program of the agent's takes in the course of an operation.
+type Program struct {
+	Op, Name     string
+	Runs         float64 // for each operation
+	Instructions float64 // for each run
 }
 
 // Flood is an open for each record, as fast as can be, until the host has all.
@@ -73,9 +87,10 @@ type Flood struct {
 
 // Options say where things are.
 type Options struct {
-	Clone string    // the repository, whose bin/ holds the agent
-	Out   io.Writer // for a person who waits; default none
-	Quick bool      // few rounds, no compile: to see that it works
+	Clone    string    // the repository, whose bin/ holds the agent
+	Out      io.Writer // for a person who waits; default none
+	Profiles []string  // which to measure; default those of Columns
+	Quick    bool      // few rounds: to see that it works
 }
 
 // Measure boots a guest on a line of kernels and measures.
@@ -131,7 +146,7 @@ func build(ctx context.Context, line string, o Options) (*image.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	toil, err := image.Compile(ctx, o.Clone, "/usr/sbin/outguard-toil", "build", "./vmtests/cmd/outguard-toil")
+	program, err := image.Compile(ctx, o.Clone, "/usr/sbin/outguard-toil", "build", "./vmtests/cmd/outguard-toil")
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +156,7 @@ func build(ctx context.Context, line string, o Options) (*image.Image, error) {
 	}
 	key := image.File{Path: "/etc/outguard.key", Mode: 0o600, Data: prototest.Key[:]}
 	return image.Build(ctx, "/var/cache/outguard/images", &image.Options{
-		Kernel: filepath.Join("/var/cache/outguard/kernel", line), Files: append(files, toil, agent, key),
+		Kernel: filepath.Join("/var/cache/outguard/kernel", line), Files: append(files, program, agent, key),
 	})
 }
 
@@ -176,7 +191,11 @@ func (m *measurement) all(ctx context.Context) error {
 	if err := m.start(ctx); err != nil {
 		return err
 	}
-	for _, c := range Columns[1:] {
+	profiles := m.o.Profiles
+	if profiles == nil {
+		profiles = Columns[1:]
+	}
+	for _, c := range profiles {
 		if err := m.h.put(ctx, c); err != nil {
 			return err
 		}
@@ -185,6 +204,9 @@ func (m *measurement) all(ctx context.Context) error {
 		}
 	}
 	if err := m.h.put(ctx, vsockproto.DefaultProfile); err != nil {
+		return err
+	}
+	if err := m.programs(ctx); err != nil {
 		return err
 	}
 	if err := m.flood(ctx); err != nil {
@@ -224,10 +246,10 @@ func (m *measurement) root(ctx context.Context, line string) (string, error) {
 func (m *measurement) column(ctx context.Context, column string) error {
 	for _, op := range ops {
 		if m.o.Quick {
-			if op.name == "compile" {
-				continue
-			}
-			op.rounds, op.count = 3, max(1, op.count/4)
+			op.rounds, op.count = 2, max(1, op.count/2)
+		}
+		if m.h != nil {
+			m.h.forget()
 		}
 		c, err := m.one(ctx, op)
 		if err != nil {
@@ -237,10 +259,24 @@ func (m *measurement) column(ctx context.Context, column string) error {
 			m.r.Costs[op.name] = map[string]Cost{}
 		}
 		m.r.Costs[op.name][column] = c
-		fmt.Fprintf(m.o.Out, "%s %s %s: %.0f instructions, %.0f of them the agent's; %.0f the task's alone, %.2f events\n",
-			m.r.Kernel, column, op.name, c.Total, c.Agent, c.Task, c.Events)
+		fmt.Fprintf(m.o.Out, "%s %s %s: %.0f instructions, %.0f of them the agent's; %.0f the task's alone, %.2f events%s\n",
+			m.r.Kernel, column, op.name, c.Total, c.Agent, c.Task, c.Events, m.came())
 	}
 	return nil
+}
+
+// came says which records have come of an operation, the most frequent first.
+func (m *measurement) came() string {
+	if m.h == nil {
+		return ""
+	}
+	all := m.h.types()
+	types := slices.SortedFunc(maps.Keys(all), func(a, b vsockproto.EventType) int { return cmp.Compare(all[b].count, all[a].count) })
+	var b strings.Builder
+	for _, t := range types[:min(len(types), 4)] {
+		fmt.Fprintf(&b, ", %s %d", t, all[t].count)
+	}
+	return b.String()
 }
 
 func (m *measurement) one(ctx context.Context, op op) (Cost, error) {
@@ -256,7 +292,7 @@ func (m *measurement) one(ctx context.Context, op op) (Cost, error) {
 }
 
 func (m *measurement) toil(ctx context.Context, op string, rounds, count int) (Cost, error) {
-	out, err := m.root(ctx, fmt.Sprintf("outguard-toil %s %d %d", op, rounds, count))
+	out, err := m.root(ctx, fmt.Sprintf(toil+"%s %d %d", op, rounds, count))
 	if err != nil {
 		return Cost{}, err
 	}
@@ -285,6 +321,30 @@ func least(out string, rounds, count int) (best Cost, err error) {
 	}
 	best.Lost = lost
 	return best, nil
+}
+
+// programs asks the kernel what each program takes. Its own reading of the clock
+// is in it, around a hundred instructions.
+func (m *measurement) programs(ctx context.Context) error {
+	for _, op := range []string{"open", "open-tmpfs", "mmap", "connect", "exec"} {
+		const count = 100
+		out, err := m.root(ctx, fmt.Sprintf(toil+"programs %s %d", op, count))
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(out) {
+			p := Program{Op: op}
+			var ns float64
+			if _, err := fmt.Sscanf(line, "program %s %g %g", &p.Name, &p.Runs, &ns); err != nil || p.Runs < count {
+				continue
+			}
+			p.Instructions, p.Runs = ns/p.Runs, p.Runs/count
+			m.r.Programs = append(m.r.Programs, p)
+			fmt.Fprintf(m.o.Out, "%s %s: %s runs %.2g times, %.0f instructions each\n", m.r.Kernel, op, p.Name, p.Runs, p.Instructions)
+		}
+	}
+	slices.SortStableFunc(m.r.Programs, func(a, b Program) int { return cmp.Or(cmp.Compare(a.Op, b.Op), cmp.Compare(a.Name, b.Name)) })
+	return nil
 }
 
 // flood opens a file as fast as one CPU can, and waits for the host to have it.

@@ -67,6 +67,9 @@ func Lines(w io.Writer, r *Result) error {
 			}
 		}
 	}
+	for _, p := range r.Programs {
+		line("program/"+p.Op+"/"+p.Name, p.Instructions, "instructions")
+	}
 	line("wire", r.Flood.Wire, "B/event")
 	line("record", r.Types[vsockproto.FileOpen], "B/event")
 	line("deliver", perSecond/r.Flood.Instructions, "events/s")
@@ -91,6 +94,12 @@ func Table(all []*Result) string {
 			if _, ok := r.Costs[op.name]; ok {
 				b.WriteString(r.row(op))
 			}
+		}
+		if len(r.Programs) > 0 {
+			b.WriteString("\nWhat the kernel says that each program takes, its looking at the clock included:\n\n| operation | program | runs | instructions |\n|---|---|---:|---:|\n")
+		}
+		for _, p := range r.Programs {
+			fmt.Fprintf(&b, "| %s | %s | %.2g | %s |\n", p.Op, p.Name, p.Runs, thousands(p.Instructions))
 		}
 		fmt.Fprintf(&b, "\nThe agent had attached its programs after %.0f million instructions. It holds %.1f MB of memory, and held %.1f MB when it "+
 			"loaded those of `tsem-full`. A record of an open on ext4 is %.0f bytes, %.0f on the wire. One CPU of a thousand million instructions a "+

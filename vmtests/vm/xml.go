@@ -22,7 +22,11 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='{{if .
     <cmdline>{{.Cmdline}}</cmdline>
   </os>
   <features><acpi/></features>
+{{- if .Counted}}
+  <cpu mode='maximum'><feature policy='disable' name='erms'/><feature policy='disable' name='fsrm'/></cpu>
+{{- else}}
   <cpu mode='{{if .KVM}}host-passthrough{{else}}maximum{{end}}'/>
+{{- end}}
   <on_poweroff>destroy</on_poweroff>
   <on_reboot>restart</on_reboot>
   <on_crash>destroy</on_crash>

@@ -33,9 +33,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("outguard-bench-guest", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	kernels := flags.String("kernels", strings.Join(image.Kernels, ","), "which to measure on")
+	profiles := flags.String("profiles", strings.Join(cost.Columns[1:], ","), "which to measure with")
 	doc := flags.String("doc", "", "a document to write the table into")
 	clone := flags.String("clone", ".", "the repository, where make build has been")
-	quick := flags.Bool("quick", false, "few rounds and no compile, to see that it works")
+	quick := flags.Bool("quick", false, "few rounds, to see that it works")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -45,7 +46,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	var all []*cost.Result
 	for _, line := range strings.Split(*kernels, ",") {
-		r, err := cost.Measure(ctx, line, cost.Options{Clone: dir, Out: stderr, Quick: *quick})
+		r, err := cost.Measure(ctx, line, cost.Options{Clone: dir, Out: stderr, Quick: *quick, Profiles: strings.Split(*profiles, ",")})
 		if err != nil {
 			return fmt.Errorf("measure: %w", err)
 		}

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -22,7 +24,7 @@ const pins = "/sys/fs/bpf/outguard"
 // books are what the kernel counts of the agent and of its programs. Without an
 // agent they are empty.
 type books struct {
-	pid      int
+	threads  []*os.File // schedstat of each of the agent's
 	counters *ebpf.Map
 	rings    []*ring
 }
@@ -38,10 +40,21 @@ func (p page) since(q page) page {
 
 func openBooks() (*books, error) {
 	b := &books{}
-	if b.pid = find("outguard-agent"); b.pid == 0 {
+	pid := find("outguard-agent")
+	if pid == 0 {
 		return b, nil
 	}
-	var err error
+	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range all {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		b.threads = append(b.threads, f)
+	}
 	if b.counters, err = ebpf.LoadPinnedMap(filepath.Join(pins, "counters"), nil); err != nil {
 		return nil, fmt.Errorf("the programs' counters: %w", err)
 	}
@@ -84,17 +97,27 @@ func openRing(path string) (*ring, error) {
 	return &ring{(*atomic.Uint64)(unsafe.Pointer(&consumer[0])), (*atomic.Uint64)(unsafe.Pointer(&producer[0]))}, nil
 }
 
-// time reads how long the agent has run.
-func (b *books) time(p *page) (err error) {
-	if b.pid != 0 {
-		p.agent, err = ran(b.pid)
+// time reads how long the agent has run, ns. It opens nothing either.
+func (b *books) time(p *page) error {
+	var text [64]byte
+	for _, f := range b.threads {
+		n, err := f.ReadAt(text[:], 0)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		first, _, _ := strings.Cut(string(text[:n]), " ")
+		ns, err := strconv.ParseUint(first, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Name(), err)
+		}
+		p.agent += ns
 	}
-	return err
+	return nil
 }
 
 // count reads what the programs have written. It opens nothing.
 func (b *books) count(p *page) error {
-	if b.pid == 0 {
+	if b.counters == nil {
 		return nil
 	}
 	var value [5]uint64 // emitted, submitted, lost, and what is not asked for here
@@ -122,26 +145,72 @@ func (b *books) delivered() bool {
 	return true
 }
 
-// ran is how long a process's threads have run, ns.
-func ran(pid int) (ns uint64, err error) {
-	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+// ran is how often a program has run, and how long in all.
+type ran struct {
+	name string
+	runs uint64
+	took time.Duration
+}
+
+// programs says how long each program in the kernel ran, and how often, while do
+// was done so many times.
+func programs(do func() error, count int) error {
+	stop, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
-		return 0, err
+		return fmt.Errorf("count what programs take: %w", err)
 	}
-	for _, path := range all {
-		text, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	defer stop.Close()
+	if err := times(do, 3); err != nil {
+		return err
+	}
+	before, err := stats()
+	if err != nil {
+		return err
+	}
+	if err := times(do, count); err != nil {
+		return err
+	}
+	after, err := stats()
+	if err != nil {
+		return err
+	}
+	for id, now := range after {
+		if runs := now.runs - before[id].runs; runs > 0 {
+			fmt.Println("program", now.name, runs, (now.took - before[id].took).Nanoseconds())
+		}
+	}
+	return nil
+}
+
+func stats() (map[ebpf.ProgramID]ran, error) {
+	all := map[ebpf.ProgramID]ran{}
+	for id := ebpf.ProgramID(0); ; {
+		var err error
+		if id, err = ebpf.ProgramGetNextID(id); errors.Is(err, fs.ErrNotExist) {
+			return all, nil
 		}
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		first, _, _ := strings.Cut(string(text), " ")
-		n, err := strconv.ParseUint(first, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", path, err)
+		if all[id], err = statsOf(id); err != nil {
+			return nil, err
 		}
-		ns += n
 	}
-	return ns, nil
+}
+
+func statsOf(id ebpf.ProgramID) (ran, error) {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return ran{}, err
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return ran{}, err
+	}
+	s, err := p.Stats()
+	if err != nil {
+		return ran{}, err
+	}
+	return ran{info.Name, s.RunCount, s.Runtime}, nil
 }

@@ -106,7 +106,7 @@ func pipe() (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = syscall.ForkExec(self, []string{self, echo}, &syscall.ProcAttr{Files: []uintptr{uintptr(there[0]), uintptr(back[1]), uintptr(null)}})
+	_, err = syscall.ForkExec(self, []string{self, echo}, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{uintptr(there[0]), uintptr(back[1]), uintptr(null)}})
 	if err != nil {
 		return nil, fmt.Errorf("start the other end: %w", err)
 	}
