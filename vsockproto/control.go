@@ -36,7 +36,8 @@ type Heartbeat struct {
 	BootNs uint64 // CLOCK_BOOTTIME when sent, ns
 	RealNs uint64 // CLOCK_REALTIME when sent, ns since 1970
 	Totals
-	Counters []Counter
+	Filtering // as it was when sent
+	Counters  []Counter
 }
 
 // AppendHeartbeat appends h as a Heartbeat payload.
@@ -61,12 +62,16 @@ func appendAccount(b []byte, h *Heartbeat) []byte {
 	b = le.AppendUint64(b, h.Unrecorded)
 	b = le.AppendUint64(b, h.Unhooked)
 	b = le.AppendUint32(b, uint32(len(h.Counters)))
-	b = le.AppendUint32(b, 0)
+	filters := h.Filtering != Filtering{}
+	b = append(b, flag(filters), 0, 0, 0)
 	for _, c := range h.Counters {
 		b = le.AppendUint32(b, c.CPU)
 		b = append(b, byte(c.Class), 0, 0, 0)
 		b = le.AppendUint64(b, c.Watermark)
 		b = le.AppendUint64(b, c.Lost)
+	}
+	if filters {
+		b = le.AppendUint64(le.AppendUint64(b, h.Number), h.Filtered)
 	}
 	return b
 }
@@ -78,8 +83,9 @@ func (r *reader) account(h *Heartbeat) {
 		r.err = fmt.Errorf("marked at %d ns, sent at %d: %w", h.MarkedNs, h.BootNs, ErrInvalid)
 	}
 	n := r.u32()
-	r.zero(4)
-	h.Counters = h.Counters[:0]
+	filters := r.bool(r.u8())
+	r.zero(3)
+	h.Filtering, h.Counters = Filtering{}, h.Counters[:0]
 	if r.err == nil && n > MaxCounters {
 		r.err = fmt.Errorf("%d counters, limit %d: %w", n, MaxCounters, ErrTooLong)
 	}
@@ -98,6 +104,12 @@ func (r *reader) account(h *Heartbeat) {
 			r.err = fmt.Errorf("%d lost of %d: %w", c.Lost, c.Watermark, ErrInvalid)
 		}
 		h.Counters = append(h.Counters, c)
+	}
+	if filters {
+		h.Number, h.Filtered = r.u64(), r.u64()
+		if r.err == nil && h.Filtering == (Filtering{}) {
+			r.err = fmt.Errorf("filters that are none: %w", ErrInvalid)
+		}
 	}
 }
 
@@ -150,18 +162,22 @@ func ParseAck(b []byte) (Ack, error) {
 
 // Policy says what the agent reports. It replaces the one before as a whole.
 type Policy struct {
-	Number uint64      // grows with every change
-	Hooks  []EventType // those to report, ascending
+	Number  uint64      // grows with every change
+	Hooks   []EventType // those to report, ascending
+	Filters []Filter    // what of them is left out, at most MaxFilters
 }
 
 // AppendPolicy appends p as a Policy payload.
 func AppendPolicy(b []byte, p *Policy) []byte {
 	b = le.AppendUint64(b, p.Number)
 	b = le.AppendUint32(b, uint32(len(p.Hooks)))
-	b = le.AppendUint32(b, 0)
+	b = le.AppendUint32(b, uint32(len(p.Filters)))
 	for _, t := range p.Hooks {
 		b = le.AppendUint16(b, uint16(t))
 		b = append(b, 0, 0, 0, 0, 0, 0)
+	}
+	for i := range p.Filters {
+		b = p.Filters[i].append(b)
 	}
 	return b
 }
@@ -170,10 +186,12 @@ func AppendPolicy(b []byte, p *Policy) []byte {
 func ParsePolicy(b []byte) (Policy, error) {
 	r := reader{b: b}
 	p := Policy{Number: r.u64()}
-	n := r.u32()
-	r.zero(4)
+	n, filters := r.u32(), r.u32()
 	if r.err == nil && n > MaxHooks {
 		r.err = fmt.Errorf("%d hooks, limit %d: %w", n, MaxHooks, ErrTooLong)
+	}
+	if r.err == nil && filters > MaxFilters {
+		r.err = fmt.Errorf("%d filters, limit %d: %w", filters, MaxFilters, ErrTooLong)
 	}
 	for i := uint32(0); i < n && r.err == nil; i++ {
 		t := EventType(r.u16())
@@ -182,6 +200,13 @@ func ParsePolicy(b []byte) (Policy, error) {
 			r.err = fmt.Errorf("hook %d out of order: %w", t, ErrInvalid)
 		}
 		p.Hooks = append(p.Hooks, t)
+	}
+	for i := uint32(0); i < filters && r.err == nil; i++ {
+		f := r.filter()
+		if r.err != nil {
+			r.err = fmt.Errorf("filter %d: %w", i+1, r.err)
+		}
+		p.Filters = append(p.Filters, f)
 	}
 	if err := r.end(); err != nil {
 		return Policy{}, fmt.Errorf("policy: %w", err)

@@ -122,6 +122,10 @@ var (
 			{Type: vsockproto.TaskKill, Available: true},
 		},
 	}
+	filtering = vsockproto.Policy{Number: 4, Hooks: []vsockproto.EventType{vsockproto.FileOpen, vsockproto.SocketCreate}, Filters: []vsockproto.Filter{
+		{Type: vsockproto.FileOpen, Class: vsockproto.Bulk, Path: "/var/log/"},
+		{Class: vsockproto.Bulk, Conditions: vsockproto.FilterUID | vsockproto.FilterCgroup | vsockproto.FilterProgram, UID: 33, Cgroup: 4711, Program: upTo[[32]byte](32)},
+	}}
 	challenge = vsockproto.Challenge{Nonce: upTo[[32]byte](128), Session: upTo[[16]byte](64), Secret: vsockproto.SecretSession}
 	account   = vsockproto.Heartbeat{BootNs: 6_000_000_000, RealNs: 1_700_000_001_000_000_000, Counters: counters,
 		Totals: vsockproto.Totals{MarkedNs: 5_990_000_000, Starts: 1000, Unrecorded: 5, Unhooked: 2}}
@@ -151,6 +155,12 @@ func meaning(t *testing.T, name string) any {
 		return vsockproto.Ack{Sequence: 99, Credit: 8 << 20, Withheld: true}
 	case "policy":
 		return vsockproto.Policy{Number: 3, Hooks: []vsockproto.EventType{vsockproto.BprmCommittedCreds, vsockproto.TaskNewtask}}
+	case "policy-filters":
+		return filtering
+	case "heartbeat-filters":
+		h := account
+		h.Filtering = vsockproto.Filtering{Number: 4, Filtered: 1234}
+		return h
 	case "policy-ack":
 		return vsockproto.PolicyAck{Number: 3}
 	case "canary":
@@ -181,12 +191,12 @@ func meaning(t *testing.T, name string) any {
 
 func TestVectors(t *testing.T) {
 	paths, err := filepath.Glob("testdata/vectors/*.hex")
-	if err != nil || len(paths) != 40 {
+	if err != nil || len(paths) != 42 {
 		t.Fatalf("%d vectors: %v", len(paths), err)
 	}
 	for _, path := range paths {
 		name := strings.TrimSuffix(filepath.Base(path), ".hex")
-		kind := name
+		kind := strings.TrimSuffix(name, "-filters")
 		if strings.HasPrefix(name, "record-") {
 			kind = "record"
 		}
@@ -221,7 +231,7 @@ func TestEveryPrefixIsRefused(t *testing.T) {
 		paths, _ := filepath.Glob("testdata/vectors/" + kind + "*.hex")
 		for _, path := range paths {
 			name := strings.TrimSuffix(filepath.Base(path), ".hex")
-			if name != kind && kind != "record" {
+			if name != kind && name != kind+"-filters" && kind != "record" {
 				continue
 			}
 			b := vector(t, path)

@@ -13,5 +13,5 @@
 // program reports and lets the kernel go on.
 package bpf
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package bpf -cflags "-O2 -g -Wall -Werror -mcpu=v3" -type agent_config -type counter -type frame_mark Probe probe.bpf.c
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package bpf -cflags "-O2 -g -Wall -Werror -mcpu=v3" -type agent_config -type counter -type frame_mark -type filter_set -type filter_key Probe probe.bpf.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package bpf -cflags "-O2 -g -Wall -Werror -mcpu=v3" Further further.bpf.c

@@ -43,6 +43,8 @@ static __always_inline bool is_canary(const struct agent_config *c, struct task_
 	return c->canary_pid == t->pid && is_agent(c, t);
 }
 
+#include "filter.h"
+
 static __always_inline bool wants(const struct agent_config *c, __u32 type)
 {
 	return c->hooks[type / 64] & (1ULL << (type % 64));
@@ -95,11 +97,13 @@ static __always_inline __u64 critical_wakeup(__u64 now, __u16 type)
 }
 
 /*
- * Number the record and put it into its ring. The number is drawn last, and
- * nothing between it and the output can sleep, so that a number is under way
- * only for moments. Not zero: it found no room.
+ * Number the record and put it into its ring, unless it is filtered. The number is
+ * drawn last, and nothing between it and the output can sleep, so that a number is
+ * under way only for moments. Not zero: it found no room. The path of its one file
+ * stands at sc's record[at]; NULL and 0: it has none.
  */
-static __always_inline long emit(struct record_header *h, __u32 length, __u16 type, __u8 class)
+static __always_inline long emit_file(struct record_header *h, __u32 length, __u16 type, __u8 class,
+				      struct scratch *sc, __u32 at)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct agent_config *config = get_config();
@@ -109,12 +113,14 @@ static __always_inline long emit(struct record_header *h, __u32 length, __u16 ty
 
 	if (!c || !config)
 		return 0;
+	h->flags = is_canary(config, t) ? FLAG_CANARY : 0;
+	if (class == CLASS_BULK && !h->flags && is_filtered(type, (void *)(h + 1), sc, at))
+		return 0;
 	h->length = length;
 	h->type = type;
 	h->version = RECORD_VERSION;
 	h->class = class;
 	h->cpu = cpu;
-	h->flags = is_canary(config, t) ? FLAG_CANARY : 0;
 	h->boot_ns = bpf_ktime_get_boot_ns();
 	h->sequence = __sync_fetch_and_add(&c->emitted, 1) + 1;
 	if (class == CLASS_CRITICAL)
@@ -123,6 +129,11 @@ static __always_inline long emit(struct record_header *h, __u32 length, __u16 ty
 		err = bpf_ringbuf_output(&bulk, h, length, bulk_wakeup(h->boot_ns));
 	__sync_fetch_and_add(err ? &c->lost : &c->submitted, 1);
 	return err;
+}
+
+static __always_inline long emit(struct record_header *h, __u32 length, __u16 type, __u8 class)
+{
+	return emit_file(h, length, type, class, NULL, 0);
 }
 
 /* There was no room to build a record in: it has a number all the same. */

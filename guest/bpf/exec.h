@@ -95,6 +95,7 @@ static __always_inline void report_exec(struct scratch *sc, struct linux_binprm 
 	fill_file(&r->file, file, inode);
 	r->file.path_kind = path_kind(t);
 	r->file.digested = digest_for(file, inode, true, true, r->file.digest);
+	note_program(t, &r->file);
 	r->argc = bprm->argc;
 	r->envc = bprm->envc;
 	r->secure_exec = BPF_CORE_READ_BITFIELD(bprm, secureexec);
@@ -133,18 +134,18 @@ static __always_inline bool keep_running(struct file *file, struct inode *inode,
 /* The hook has seen this exec; see sched_process_exec. */
 static __always_inline void note_committed(struct task_struct *t)
 {
-	__u64 *seen = bpf_task_storage_get(&committed, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct committed_exec *e = bpf_task_storage_get(&committed, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
-	if (seen)
-		*seen = t->self_exec_id + 1;
+	if (e)
+		e->seen = t->self_exec_id + 1;
 }
 
 static __always_inline void check_committed(struct task_struct *t)
 {
-	__u64 *seen = bpf_task_storage_get(&committed, t, 0, 0);
+	struct committed_exec *e = bpf_task_storage_get(&committed, t, 0, 0);
 	struct counter *c;
 
-	if (seen && *seen == t->self_exec_id + 1)
+	if (e && e->seen == t->self_exec_id + 1)
 		return;
 	c = get_counter(bpf_get_smp_processor_id(), CLASS_CRITICAL);
 	if (c)

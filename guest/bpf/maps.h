@@ -19,7 +19,7 @@ struct agent_config {
 	__u32 agent_tgid;
 	__u32 agent_exec_id;
 	__u32 canary_pid; /* the agent's thread that does what a canary asks for; 0: none */
-	__u32 reserved;
+	__u32 generation; /* of filters, by its last bit; see filter.h */
 };
 
 /*
@@ -131,12 +131,21 @@ struct {
 	__type(value, struct scratch);
 } scratches SEC(".maps");
 
-/* The exec id, plus one, that bprm_committed_creds has seen of a task last. */
+/*
+ * Of a task: the exec id, plus one, that bprm_committed_creds has seen last, and
+ * the one whose program has this digest.
+ */
+struct committed_exec {
+	__u64 seen;
+	__u64 digested;
+	__u8 digest[32];
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, __u64);
+	__type(value, struct committed_exec);
 } committed SEC(".maps");
 
 struct {

@@ -77,7 +77,7 @@ static __always_inline void report_open(struct file *file, struct task_struct *t
 	r->file.digested = digest_for(file, inode, false, readable, r->file.digest);
 	at = put_path(sc, sizeof(*r), file, t, r->file.path_kind);
 	if (at <= RECORD_MAX)
-		emit(&r->header, at, FILE_OPEN, CLASS_BULK);
+		emit_file(&r->header, at, FILE_OPEN, CLASS_BULK, sc, sizeof(*r));
 	drop_scratch(sc);
 }
 
@@ -155,7 +155,7 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 		at = put_path(sc, at, file, t, r->file.path_kind);
 	}
 	if (at <= RECORD_MAX)
-		emit(&r->header, at, MMAP_FILE, CLASS_BULK);
+		emit_file(&r->header, at, MMAP_FILE, CLASS_BULK, sc, at > sizeof(*r) ? sizeof(*r) : 0);
 	drop_scratch(sc);
 	return ret;
 }
@@ -311,6 +311,7 @@ int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
 		return 0;
 	}
 	meet_cgroup(child->cgroups->dfl_cgrp);
+	inherit_program(c, t, child);
 	fill_subject(&r.subject, t);
 	fill_task(&r.child, child);
 	r.child_leader_start_ns = child->group_leader->start_boottime;

@@ -24,7 +24,14 @@ type ProbeAgentConfig struct {
 	AgentTgid    uint32
 	AgentExecId  uint32
 	CanaryPid    uint32
-	Reserved     uint32
+	Generation   uint32
+}
+
+type ProbeCommittedExec struct {
+	_        structs.HostLayout
+	Seen     uint64
+	Digested uint64
+	Digest   [32]uint8
 }
 
 type ProbeCounter struct {
@@ -42,6 +49,21 @@ type ProbeDigestCache struct {
 	Stored uint64
 	Guard  uint64
 	Digest [32]uint8
+}
+
+type ProbeFilterKey struct {
+	_          structs.HostLayout
+	Generation uint32
+	Kind       uint32
+	Value      [32]uint8
+}
+
+type ProbeFilterSet struct {
+	_        structs.HostLayout
+	Number   uint64
+	Programs uint64
+	Any      [4]uint64
+	Types    [256]uint64
 }
 
 type ProbeFrameMark struct {
@@ -80,6 +102,10 @@ const (
 	ProbeMapCounters            = "counters"
 	ProbeMapCritical            = "critical"
 	ProbeMapDigests             = "digests"
+	ProbeMapFilterKeys          = "filter_keys"
+	ProbeMapFilterPaths         = "filter_paths"
+	ProbeMapFilterSets          = "filter_sets"
+	ProbeMapFiltered            = "filtered"
 	ProbeMapFrames              = "frames"
 	ProbeMapLabels              = "labels"
 	ProbeMapNamed               = "named"
@@ -181,18 +207,22 @@ type ProbeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbeMapSpecs struct {
-	Bulk      *ebpf.MapSpec `ebpf:"bulk"`
-	Committed *ebpf.MapSpec `ebpf:"committed"`
-	Config    *ebpf.MapSpec `ebpf:"config"`
-	Counters  *ebpf.MapSpec `ebpf:"counters"`
-	Critical  *ebpf.MapSpec `ebpf:"critical"`
-	Digests   *ebpf.MapSpec `ebpf:"digests"`
-	Frames    *ebpf.MapSpec `ebpf:"frames"`
-	Labels    *ebpf.MapSpec `ebpf:"labels"`
-	Named     *ebpf.MapSpec `ebpf:"named"`
-	Running   *ebpf.MapSpec `ebpf:"running"`
-	Scratches *ebpf.MapSpec `ebpf:"scratches"`
-	State     *ebpf.MapSpec `ebpf:"state"`
+	Bulk        *ebpf.MapSpec `ebpf:"bulk"`
+	Committed   *ebpf.MapSpec `ebpf:"committed"`
+	Config      *ebpf.MapSpec `ebpf:"config"`
+	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	Critical    *ebpf.MapSpec `ebpf:"critical"`
+	Digests     *ebpf.MapSpec `ebpf:"digests"`
+	FilterKeys  *ebpf.MapSpec `ebpf:"filter_keys"`
+	FilterPaths *ebpf.MapSpec `ebpf:"filter_paths"`
+	FilterSets  *ebpf.MapSpec `ebpf:"filter_sets"`
+	Filtered    *ebpf.MapSpec `ebpf:"filtered"`
+	Frames      *ebpf.MapSpec `ebpf:"frames"`
+	Labels      *ebpf.MapSpec `ebpf:"labels"`
+	Named       *ebpf.MapSpec `ebpf:"named"`
+	Running     *ebpf.MapSpec `ebpf:"running"`
+	Scratches   *ebpf.MapSpec `ebpf:"scratches"`
+	State       *ebpf.MapSpec `ebpf:"state"`
 }
 
 // ProbeVariableSpecs contains global variables before they are loaded into the kernel.
@@ -224,18 +254,22 @@ func (o *ProbeObjects) Close() error {
 //
 // It can be passed to LoadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbeMaps struct {
-	Bulk      *ebpf.Map `ebpf:"bulk"`
-	Committed *ebpf.Map `ebpf:"committed"`
-	Config    *ebpf.Map `ebpf:"config"`
-	Counters  *ebpf.Map `ebpf:"counters"`
-	Critical  *ebpf.Map `ebpf:"critical"`
-	Digests   *ebpf.Map `ebpf:"digests"`
-	Frames    *ebpf.Map `ebpf:"frames"`
-	Labels    *ebpf.Map `ebpf:"labels"`
-	Named     *ebpf.Map `ebpf:"named"`
-	Running   *ebpf.Map `ebpf:"running"`
-	Scratches *ebpf.Map `ebpf:"scratches"`
-	State     *ebpf.Map `ebpf:"state"`
+	Bulk        *ebpf.Map `ebpf:"bulk"`
+	Committed   *ebpf.Map `ebpf:"committed"`
+	Config      *ebpf.Map `ebpf:"config"`
+	Counters    *ebpf.Map `ebpf:"counters"`
+	Critical    *ebpf.Map `ebpf:"critical"`
+	Digests     *ebpf.Map `ebpf:"digests"`
+	FilterKeys  *ebpf.Map `ebpf:"filter_keys"`
+	FilterPaths *ebpf.Map `ebpf:"filter_paths"`
+	FilterSets  *ebpf.Map `ebpf:"filter_sets"`
+	Filtered    *ebpf.Map `ebpf:"filtered"`
+	Frames      *ebpf.Map `ebpf:"frames"`
+	Labels      *ebpf.Map `ebpf:"labels"`
+	Named       *ebpf.Map `ebpf:"named"`
+	Running     *ebpf.Map `ebpf:"running"`
+	Scratches   *ebpf.Map `ebpf:"scratches"`
+	State       *ebpf.Map `ebpf:"state"`
 }
 
 func (m *ProbeMaps) Close() error {
@@ -246,6 +280,10 @@ func (m *ProbeMaps) Close() error {
 		m.Counters,
 		m.Critical,
 		m.Digests,
+		m.FilterKeys,
+		m.FilterPaths,
+		m.FilterSets,
+		m.Filtered,
 		m.Frames,
 		m.Labels,
 		m.Named,

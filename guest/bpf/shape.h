@@ -52,7 +52,8 @@ static __noinline int finish(struct scratch *sc, __u32 at, __u16 type, __u8 clas
 		if (class == CLASS_CRITICAL)
 			emit((void *)sc->record, at, type, CLASS_CRITICAL);
 		else
-			emit((void *)sc->record, at, type, CLASS_BULK);
+			emit_file((void *)sc->record, at, type, CLASS_BULK, sc,
+				  at > sizeof(struct object_record) ? sizeof(struct object_record) : 0);
 	}
 	drop_scratch(sc);
 	return 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package control does what the host sends down: it puts policies into force,
-// which say what event types are reported, answers canaries, and does what
+// which say what event types are reported and what of them is left out, answers canaries, and does what
 // commands ask for.
 package control
 
@@ -14,7 +14,7 @@ import (
 
 // programs is what control steers.
 type programs interface {
-	SetHooks([]vsockproto.EventType) error
+	SetPolicy(vsockproto.Policy) error
 	SetCanary(tid uint32) error
 }
 
@@ -59,7 +59,7 @@ func (c *Control) apply(p vsockproto.Policy) error {
 			return fmt.Errorf("this agent does not know %s", t)
 		}
 	}
-	return c.programs.SetHooks(p.Hooks)
+	return c.programs.SetPolicy(p)
 }
 
 func clip(s string) string { return s[:min(len(s), vsockproto.MaxText)] }

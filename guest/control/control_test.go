@@ -22,9 +22,9 @@ func (r *recorder) SetCanary(tid uint32) error {
 	return r.err
 }
 
-func (r *recorder) SetHooks(t []vsockproto.EventType) error {
+func (r *recorder) SetPolicy(p vsockproto.Policy) error {
 	if r.err == nil {
-		r.hooks = t
+		r.hooks = p.Hooks
 	}
 	return r.err
 }

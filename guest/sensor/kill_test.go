@@ -158,6 +158,7 @@ func (v *victim) Counters(to []vsockproto.Counter) []vsockproto.Counter { return
 func (v *victim) Withhold(withheld bool)                                { v.b.withheld = withheld }
 func (v *victim) Snapshot() error                                       { return nil }
 func (v *victim) Totals() vsockproto.Totals                             { return v.a.totals }
+func (v *victim) Filtering() (vsockproto.Filtering, error)              { return vsockproto.Filtering{}, nil }
 
 func (v *victim) save(s link.State) error {
 	return v.step(func() {

@@ -24,7 +24,7 @@ import (
 // snapshot of an agent that took over would not find what the attached programs
 // have put there.
 // Frames come behind the rings that they are about.
-var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state", "frames", "running"}
+var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state", "frames", "running", "filter_sets", "filter_keys", "filter_paths", "filtered"}
 
 // loader brings the programs into the kernel.
 type loader struct {
@@ -181,6 +181,7 @@ func (l *loader) fitMaps(spec *ebpf.CollectionSpec) error {
 		m.Pinning = ebpf.PinByName
 	}
 	spec.Maps["counters"].MaxEntries = uint32(2 * l.cpus)
+	spec.Maps["filtered"].MaxEntries = uint32(l.cpus)
 	return nil
 }
 

@@ -18,22 +18,29 @@ import (
 	"github.com/outguard/outguard/vsockproto"
 )
 
-// SetHooks makes these types reported and no others, and attaches their hooks
-// and no others, but for what the books need. Those that both the old and the
-// new policy ask for stay attached throughout, so that nothing is lost. A hook
+// SetPolicy makes the types of a policy reported and no others, but what its
+// filters leave out, and attaches their hooks and no others, but for what the books
+// need. Those that both the old and the new policy ask for stay attached throughout,
+// so that nothing is lost; from one write on the new types and filters count. A hook
 // that the kernel does not have is left out; Hooks says so. On an error all is as it was.
-func (s *Sensor) SetHooks(types []vsockproto.EventType) error {
-	for _, t := range types {
+func (s *Sensor) SetPolicy(p vsockproto.Policy) error {
+	for _, t := range p.Hooks {
 		if !t.Known() {
 			return fmt.Errorf("report %s: %w", t, vsockproto.ErrInvalid)
 		}
 	}
-	want := setOf(types...)
+	want := setOf(p.Hooks...)
 	s.steer.Lock()
 	defer s.steer.Unlock()
 	fresh, err := s.add(want)
+	var generation uint32
 	if err == nil {
-		err = s.configure(func(c *bpf.ProbeAgentConfig) { c.Hooks, c.Further = want, bpf.FurtherBuild() })
+		generation, err = s.prepare(p)
+	}
+	if err == nil {
+		err = s.configure(func(c *bpf.ProbeAgentConfig) {
+			c.Hooks, c.Further, c.Generation = want, bpf.FurtherBuild(), generation
+		})
 	}
 	if err != nil {
 		return errors.Join(err, s.drop(fresh))

@@ -83,7 +83,11 @@ func (u *Uplink) pulse() error {
 	if !settled && now.Sub(u.marked) < u.interval() {
 		return nil
 	}
-	err := u.Link.SendHeartbeat(u.account())
+	beat, err := u.account()
+	if err != nil {
+		return err
+	}
+	err = u.Link.SendHeartbeat(beat)
 	if errors.Is(err, link.ErrNoRoom) {
 		return nil
 	}
@@ -118,8 +122,12 @@ func (u *Uplink) beaten(now time.Time) {
 	u.lastBeat, u.fresh = now, false
 }
 
-func (u *Uplink) account() *vsockproto.Heartbeat {
+func (u *Uplink) account() (*vsockproto.Heartbeat, error) {
+	filtering, err := u.Source.Filtering()
+	if err != nil {
+		return nil, err
+	}
 	u.counters = u.Source.Counters(u.counters[:0])
 	boot, real := u.Clock()
-	return &vsockproto.Heartbeat{BootNs: boot, RealNs: real, Totals: u.Source.Totals(), Counters: u.counters}
+	return &vsockproto.Heartbeat{BootNs: boot, RealNs: real, Totals: u.Source.Totals(), Filtering: filtering, Counters: u.counters}, nil
 }

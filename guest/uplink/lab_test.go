@@ -121,6 +121,8 @@ func (s *source) Counters(to []vsockproto.Counter) []vsockproto.Counter {
 	return append(to, vsockproto.Counter{Class: vsockproto.Bulk, Watermark: s.settled})
 }
 
+func (s *source) Filtering() (vsockproto.Filtering, error) { return vsockproto.Filtering{}, nil }
+
 func (s *source) Totals() vsockproto.Totals {
 	s.mu.Lock()
 	defer s.mu.Unlock()

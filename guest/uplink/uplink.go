@@ -36,6 +36,8 @@ type Source interface {
 	Counters(to []vsockproto.Counter) []vsockproto.Counter
 	// Totals are the kernel's own counts that belong to Counters.
 	Totals() vsockproto.Totals
+	// Filtering tells of the filters in force.
+	Filtering() (vsockproto.Filtering, error)
 	// Snapshot writes a record for every running task.
 	Snapshot() error
 }
@@ -294,7 +296,11 @@ func (u *Uplink) finish(ctx context.Context) error {
 			return nil
 		}
 	}
-	if err := u.Link.SendBye(&vsockproto.Bye{Heartbeat: *u.account(), Reason: "stopped"}); err != nil {
+	last, err := u.account()
+	if err != nil {
+		return err
+	}
+	if err := u.Link.SendBye(&vsockproto.Bye{Heartbeat: *last, Reason: "stopped"}); err != nil {
 		u.log.Warn("no bye", "error", err)
 		return nil
 	}

@@ -35,6 +35,7 @@ func (a *app) policyShowCmd() *cobra.Command {
 
 func (a *app) showPolicy(s *apipb.Session) {
 	a.fact("hooks", policyState(s))
+	a.showFilters(s)
 	t := a.table("HOOK", "AVAILABLE", "ATTACHED")
 	for _, h := range s.Hooks {
 		if h.Wanted {
@@ -42,6 +43,28 @@ func (a *app) showPolicy(s *apipb.Session) {
 		}
 	}
 	t.flush()
+}
+
+// showFilters says what the guest's kernel leaves out, if it was asked to or does.
+func (a *app) showFilters(s *apipb.Session) {
+	if len(s.Filters) == 0 && s.Filtered == 0 && s.FiltersPolicy == 0 {
+		return
+	}
+	a.fact("filtered", filterState(s))
+	for _, f := range s.Filters {
+		a.fact("filter", f)
+	}
+}
+
+func filterState(s *apipb.Session) string {
+	text := fmt.Sprintf("%d records since the boot, by %d filters", s.Filtered, len(s.Filters))
+	switch {
+	case s.FiltersPolicy != 0:
+		return fmt.Sprintf("%s of policy %d, in force", text, s.FiltersPolicy)
+	case len(s.Filters) > 0:
+		return text + ", not in force yet"
+	}
+	return text
 }
 
 // sessionOf is what is known of a domain's agent.

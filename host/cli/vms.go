@@ -198,6 +198,7 @@ func (a *app) describeVM(v *apipb.VM) {
 		a.fact("boot id", s.BootId)
 		a.fact("cpus", fmt.Sprint(s.Cpus))
 		a.fact("hooks", policyState(s))
+		a.showFilters(s)
 	}
 	a.fact("evidence", fmt.Sprintf("%s, next index %d", size(v.EvidenceBytes), v.EvidenceNext))
 	a.fact("findings", fmt.Sprint(v.Findings))

@@ -131,6 +131,10 @@ func sessionStatus(s *session.Status) *apipb.Session {
 		out.Hooks = append(out.Hooks, hook)
 	}
 	out.Policy, out.PolicyAcked, out.PolicyReason = s.Policy, s.PolicyAcked, safe.Text(s.PolicyReason)
+	out.Filtered, out.FiltersPolicy = s.Filtering.Filtered, s.Filtering.Number
+	for _, f := range s.Filters {
+		out.Filters = append(out.Filters, f.String())
+	}
 	return out
 }
 

@@ -68,6 +68,30 @@ policy:
 	}
 }
 
+// TestPolicyFilters: those of a profile, as a guest is sent them.
+func TestPolicyFilters(t *testing.T) {
+	c, err := ParseConfig([]byte(`
+policy:
+  profiles:
+    web: [bprm_committed_creds, task_newtask, sched_process_exit, task_snapshot, file_open, socket_create]
+  filters:
+    web:
+      - {hook: file_open, path: /var/log/, uid: 0}
+      - {class: bulk, cgroup: 4711, program: ` + strings.Repeat("ab", 32) + `}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	filters, err := c.Policy.filters("web")
+	want := "[file_open path=/var/log/ uid=0 bulk cgroup=4711 program=" + strings.Repeat("ab", 32) + "]"
+	if got := fmt.Sprint(filters); err != nil || got != want {
+		t.Errorf("%s, %v, want %s", got, err, want)
+	}
+	if other, err := c.Policy.filters("default"); err != nil || len(other) != 0 {
+		t.Errorf("another profile's: %v, %v", other, err)
+	}
+}
+
 // Each broken configuration is refused with its line and what is wrong.
 func TestConfigErrors(t *testing.T) {
 	for name, tc := range map[string]struct{ text, want string }{
@@ -91,6 +115,13 @@ func TestConfigErrors(t *testing.T) {
 		"bad hook":       {"policy:\n  profiles:\n    web: [file_opened]\n", "\"file_opened\" is no hook"},
 		"blind profile":  {"policy:\n  profiles:\n    web: [file_open]\n", "it lacks bprm_committed_creds"},
 		"taken profile":  {"policy:\n  profiles:\n    minimal: [file_open]\n", "has a meaning already"},
+		"critical":       {"policy:\n  filters:\n    default: [{hook: bprm_committed_creds, uid: 3}]\n", "filter 1: bprm_committed_creds is critical"},
+		"critical class": {"policy:\n  filters:\n    default: [{class: critical, uid: 3}]\n", "\"critical\" cannot be filtered, bulk alone can"},
+		"filter of all":  {"policy:\n  filters:\n    default: [{hook: file_open}]\n", "without a condition it leaves out every record"},
+		"foreign hook":   {"policy:\n  filters:\n    minimal: [{hook: file_open, uid: 3}]\n", "file_open is not one of the profile's hooks"},
+		"which filter":   {"policy:\n  filters:\n    default: [{uid: 3}]\n", "name a hook, or a class"},
+		"filters of":     {"policy:\n  filters:\n    web: [{class: bulk, uid: 3}]\n", "\"web\" is none of minimal, default"},
+		"bad program":    {"policy:\n  filters:\n    default: [{class: bulk, program: ab}]\n", "no SHA-256 in hex"},
 		"bad pattern":    {"policy:\n  vms:\n    - {match: \"[\", profile: minimal}\n", "matches no name"},
 		"VM's profile":   {"policy:\n  vms:\n    - match: web-*\n      profile: all\n", "line 4, column 16: policy.vms[0].profile"},
 		"young bulk":     {"evidence:\n  retention:\n    bulk_age: 1m\n", "line 3, column 15: evidence.retention.bulk_age: 1m0s is less than 1h0m0s"},

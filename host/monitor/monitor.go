@@ -252,7 +252,7 @@ func (m *Monitor) wire() error {
 	}
 	m.sessions = session.New(parts, &session.Options{
 		Heartbeat: m.cfg.Session.Heartbeat, Credit: int(m.cfg.Session.Credit), Grace: m.cfg.Session.Grace,
-		Flood: m.cfg.Session.Flood, Canary: m.cfg.Session.Canary, PolicyOf: m.policyOf,
+		Flood: m.cfg.Session.Flood, Canary: m.cfg.Session.Canary, PolicyOf: m.policyOf, FiltersOf: m.filtersOf,
 	})
 	m.doors = newDoors(m)
 	return nil

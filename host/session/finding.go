@@ -38,6 +38,7 @@ const (
 	RuleHooks        = "session/hooks"         // hooks that the kernel has are not attached
 	RuleLacking      = "session/lacking"       // the guest's kernel does not have a hook that the policy asks for
 	RulePolicy       = "session/policy"        // the agent refuses the policy
+	RuleFilters      = "session/filters"       // the guest leaves out what it was not asked to
 	RuleQuota        = "session/quota"         // frames were judged and not kept
 	RuleFull         = "session/full"          // there is no room on the host to record what the guest sends
 	RuleRoom         = "session/room"          // and there is again
@@ -55,7 +56,7 @@ var severities = map[string]engine.Severity{
 	RuleMalformed: engine.Severest, RuleOrder: engine.Severest, RuleCredit: engine.High, RuleWindow: engine.High,
 	RuleProof: engine.High, RuleImpostor: engine.High, RuleRestarted: engine.Medium, RuleUnenrolled: engine.Medium,
 	RuleSilent: engine.High, RuleAbsent: engine.Medium, RuleBye: engine.Low, RuleUnknownEvent: engine.Low,
-	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleLacking: engine.Low, RuleQuota: engine.Medium, RuleRestless: engine.Medium,
+	RuleHooks: engine.Medium, RulePolicy: engine.Medium, RuleLacking: engine.Low, RuleFilters: engine.High, RuleQuota: engine.Medium, RuleRestless: engine.Medium,
 	RuleNoise: engine.Medium, RuleFlood: engine.Medium, RuleSlow: engine.Medium, RuleMisplaced: engine.High, RuleDeaf: engine.Medium,
 	RuleFull: engine.High, RuleRoom: engine.Info,
 	RuleUnsettled: engine.High, RuleVersion: engine.Medium, RuleLoss: engine.Low, RuleStarts: engine.Severest,
@@ -65,7 +66,7 @@ var severities = map[string]engine.Severity{
 // techniques are the ATT&CK ids of what an attacker would be doing.
 var techniques = map[string]string{
 	RuleGap: "T1562.006", RuleDuplicate: "T1562.006", RuleAccount: "T1562.006",
-	RuleUnsettled: "T1562.006", RuleSilent: "T1562.001", RuleBye: "T1562.001", RuleHooks: "T1562.001",
+	RuleUnsettled: "T1562.006", RuleSilent: "T1562.001", RuleBye: "T1562.001", RuleHooks: "T1562.001", RuleFilters: "T1562.006",
 	RuleLoss: "T1562.006", RuleStarts: "T1562.006", RuleUnhooked: "T1562.001", RuleCanary: "T1562.001", RuleDrowned: "T1562.006",
 }
 

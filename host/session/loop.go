@@ -223,6 +223,9 @@ func (c *conn) settle(h *vsockproto.Heartbeat) error {
 	if f := v.unmarked(v.starts.Marked > marked, c.at, overdueBeats*c.m.o.Heartbeat); f != nil {
 		found = append(found, *f)
 	}
+	if f := v.filtered(h.Filtering); f != nil {
+		found = append(found, *f)
+	}
 	save := c.at.Sub(v.savedAt) >= c.m.o.Save
 	cpu, class, overdue := v.ledger.Overdue(overdueBeats, v.withheld)
 	v.mu.Unlock()

@@ -56,7 +56,9 @@ type vm struct {
 	index     uint64
 	clock     clock
 	policy    vsockproto.Policy
-	chosen    bool // policy is one that SetPolicy was given
+	chosen    bool                 // policy is one that SetPolicy was given
+	filtering vsockproto.Filtering // as the last heartbeat said
+	misfits   int                  // heartbeats in a row whose filters are not the policy's
 	repeats   map[string]*repeat
 	savedAt   time.Time
 	penalty   time.Time                             // no new session before
@@ -168,15 +170,16 @@ func (m *Manager) Forget(id uuid.UUID) {
 	delete(m.vms, id)
 }
 
-// SetPolicy replaces the record types that the VM's agent reports, and sends
-// them to it if it is connected. It returns the policy's number.
-func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType) (uint64, error) {
+// SetPolicy replaces the record types that the VM's agent reports, and what of them
+// its kernel leaves out, and sends that to it if it is connected. It returns the
+// policy's number.
+func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType, filters ...vsockproto.Filter) (uint64, error) {
 	types = slices.Compact(slices.Sorted(slices.Values(types)))
 	v := m.vm(id)
 	m.loadOnce(v)
 	v.mu.Lock()
 	number := v.policy.Number + 1
-	v.policy = vsockproto.Policy{Number: number, Hooks: types}
+	v.policy = vsockproto.Policy{Number: number, Hooks: types, Filters: filters}
 	v.chosen = true
 	live := v.live
 	in := live != nil && live.in
@@ -197,10 +200,14 @@ func (m *Manager) decide(v *vm) {
 	if types == nil {
 		types = m.o.Policy
 	}
+	var filters []vsockproto.Filter
+	if m.o.FiltersOf != nil {
+		filters = m.o.FiltersOf(v.id)
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.chosen && !slices.Equal(types, v.policy.Hooks) {
-		v.policy = vsockproto.Policy{Number: v.policy.Number + 1, Hooks: types}
+	if !v.chosen && (!slices.Equal(types, v.policy.Hooks) || !slices.Equal(filters, v.policy.Filters)) {
+		v.policy = vsockproto.Policy{Number: v.policy.Number + 1, Hooks: types, Filters: filters}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/plugins/engine"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/prototest"
 )
@@ -70,4 +71,43 @@ func attachedOf(hooks []vsockproto.Hook) (types []vsockproto.EventType) {
 		}
 	}
 	return types
+}
+
+// TestFiltersAreHeld: a guest says of which policy its filters are, and how many
+// records they left out. Nobody's filters are a finding.
+func TestFiltersAreHeld(t *testing.T) {
+	none, some := vsockproto.Policy{Number: 3}, vsockproto.Policy{Number: 4, Filters: []vsockproto.Filter{
+		{Type: vsockproto.FileOpen, Class: vsockproto.Bulk, Path: "/var/log/"},
+	}}
+	for name, tc := range map[string]struct {
+		policy vsockproto.Policy
+		acked  uint64
+		beats  []vsockproto.Filtering
+		found  bool
+	}{
+		"no filters":                {none, 3, []vsockproto.Filtering{{}, {}, {}}, false},
+		"those that were asked for": {some, 4, []vsockproto.Filtering{{Number: 4}, {Number: 4, Filtered: 9}, {Number: 4, Filtered: 12}}, false},
+		"the last ones' last":       {none, 3, []vsockproto.Filtering{{Number: 2, Filtered: 7}, {Filtered: 8}, {Filtered: 8}}, false},
+		"not answered yet":          {some, 3, []vsockproto.Filtering{{}, {}, {}}, false},
+		"its own":                   {none, 3, []vsockproto.Filtering{{Number: 3}, {Number: 3, Filtered: 5}}, true},
+		"others than those":         {some, 4, []vsockproto.Filtering{{Number: 5}, {Number: 5}}, true},
+		"not those":                 {some, 4, []vsockproto.Filtering{{}, {}}, true},
+		"without a name":            {none, 3, []vsockproto.Filtering{{}, {Filtered: 5}, {Filtered: 9}}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := &vm{policy: tc.policy, sess: &kept{PolicyAcked: tc.acked}}
+			found := false
+			for _, b := range tc.beats {
+				if f := v.filtered(b); f != nil {
+					found = true
+					if f.Rule != RuleFilters || f.Severity != engine.High {
+						t.Errorf("%+v", f)
+					}
+				}
+			}
+			if found != tc.found {
+				t.Errorf("found: %v", found)
+			}
+		})
+	}
 }

@@ -152,6 +152,10 @@ type Options struct {
 	// PolicyOf is what the agent of one VM reports, ascending; nil: Policy. It is
 	// asked whenever an agent connects, and not to call back.
 	PolicyOf func(vm uuid.UUID) []vsockproto.EventType
+
+	// FiltersOf is what of that its kernel leaves out; nil: nothing. It is asked
+	// when PolicyOf is.
+	FiltersOf func(vm uuid.UUID) []vsockproto.Filter
 }
 
 func (o *Options) defaults() Options {

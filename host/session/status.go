@@ -48,6 +48,8 @@ type Status struct {
 	Policy       uint64                 // sent
 	PolicyAcked  uint64                 // in force in the guest
 	PolicyReason string                 // why the last one is not; guest text
+	Filters      []vsockproto.Filter    // of the policy
+	Filtering    vsockproto.Filtering   // what the guest's kernel left out, as it says
 
 	Clock Clock
 }
@@ -79,6 +81,7 @@ func (v *vm) status() Status {
 	s.Frames, s.Bytes = k.Next-1, k.Bytes
 	s.Wanted = v.policy.Hooks
 	s.Policy, s.PolicyAcked, s.PolicyReason = v.policy.Number, k.PolicyAcked, k.PolicyReason
+	s.Filters, s.Filtering = v.policy.Filters, v.filtering
 	s.Unsettled = v.ledger.Unsettled()
 	for _, a := range v.ledger.Accounts() {
 		s.Received.add(a.Class, a.Received)

@@ -582,10 +582,13 @@ type Session struct {
 	Cpus          uint32                 `protobuf:"varint,9,opt,name=cpus,proto3" json:"cpus,omitempty"`
 	Version       uint32                 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"` // of the protocol
 	Hooks         []*Hook                `protobuf:"bytes,11,rep,name=hooks,proto3" json:"hooks,omitempty"`
-	Profile       string                 `protobuf:"bytes,12,opt,name=profile,proto3" json:"profile,omitempty"`                               // of hooks
-	Policy        uint64                 `protobuf:"varint,13,opt,name=policy,proto3" json:"policy,omitempty"`                                // number of the policy that was sent last
-	PolicyAcked   uint64                 `protobuf:"varint,14,opt,name=policy_acked,json=policyAcked,proto3" json:"policy_acked,omitempty"`   // and of the one that is in force in the guest
-	PolicyReason  string                 `protobuf:"bytes,15,opt,name=policy_reason,json=policyReason,proto3" json:"policy_reason,omitempty"` // why the last one is not; guest text
+	Profile       string                 `protobuf:"bytes,12,opt,name=profile,proto3" json:"profile,omitempty"`                                   // of hooks
+	Policy        uint64                 `protobuf:"varint,13,opt,name=policy,proto3" json:"policy,omitempty"`                                    // number of the policy that was sent last
+	PolicyAcked   uint64                 `protobuf:"varint,14,opt,name=policy_acked,json=policyAcked,proto3" json:"policy_acked,omitempty"`       // and of the one that is in force in the guest
+	PolicyReason  string                 `protobuf:"bytes,15,opt,name=policy_reason,json=policyReason,proto3" json:"policy_reason,omitempty"`     // why the last one is not; guest text
+	Filters       []string               `protobuf:"bytes,16,rep,name=filters,proto3" json:"filters,omitempty"`                                   // what of the profile the guest's kernel is to leave out
+	Filtered      uint64                 `protobuf:"varint,17,opt,name=filtered,proto3" json:"filtered,omitempty"`                                // records that it left out since it booted, as it says
+	FiltersPolicy uint64                 `protobuf:"varint,18,opt,name=filters_policy,json=filtersPolicy,proto3" json:"filters_policy,omitempty"` // number of the policy whose filters are in force, as it says; 0: none are
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -723,6 +726,27 @@ func (x *Session) GetPolicyReason() string {
 		return x.PolicyReason
 	}
 	return ""
+}
+
+func (x *Session) GetFilters() []string {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+func (x *Session) GetFiltered() uint64 {
+	if x != nil {
+		return x.Filtered
+	}
+	return 0
+}
+
+func (x *Session) GetFiltersPolicy() uint64 {
+	if x != nil {
+		return x.FiltersPolicy
+	}
+	return 0
 }
 
 type Hook struct {
@@ -6082,7 +6106,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\x10containers_error\x18\r \x01(\tR\x0fcontainersError\x12\x1a\n" +
 	"\bisolated\x18\x0e \x01(\bR\bisolated\x12)\n" +
 	"\x10cgroups_nameless\x18\x0f \x01(\x04R\x0fcgroupsNameless\x12%\n" +
-	"\x0etasks_unplaced\x18\x10 \x01(\x04R\rtasksUnplaced\"\x96\x03\n" +
+	"\x0etasks_unplaced\x18\x10 \x01(\x04R\rtasksUnplaced\"\xf3\x03\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
@@ -6099,7 +6123,10 @@ const file_outguard_proto_rawDesc = "" +
 	"\aprofile\x18\f \x01(\tR\aprofile\x12\x16\n" +
 	"\x06policy\x18\r \x01(\x04R\x06policy\x12!\n" +
 	"\fpolicy_acked\x18\x0e \x01(\x04R\vpolicyAcked\x12#\n" +
-	"\rpolicy_reason\x18\x0f \x01(\tR\fpolicyReason\"~\n" +
+	"\rpolicy_reason\x18\x0f \x01(\tR\fpolicyReason\x12\x18\n" +
+	"\afilters\x18\x10 \x03(\tR\afilters\x12\x1a\n" +
+	"\bfiltered\x18\x11 \x01(\x04R\bfiltered\x12%\n" +
+	"\x0efilters_policy\x18\x12 \x01(\x04R\rfiltersPolicy\"~\n" +
 	"\x04Hook\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x1a\n" +
