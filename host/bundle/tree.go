@@ -29,7 +29,7 @@ type Process struct {
 	Parent   int      `json:"parent"`   // its place among Processes, -1: not known
 	Depth    int      `json:"depth"`
 	Skipped  uint32   `json:"skipped,omitempty"` // ancestors between it and Parent that are forgotten
-	Origin   string   `json:"origin"`            // "exec", "snapshot": it ran before the agent did, or "unknown"
+	Origin   string   `json:"origin"`            // "exec", "fork": it runs its parent's program, "snapshot": it ran before the agent did, or "unknown"
 	Path     string   `json:"path"`
 	Argv     []string `json:"argv"`
 	SHA256   string   `json:"sha256,omitempty"`

@@ -165,6 +165,9 @@ func (f *family) told(t *lineage.Task) bundle.Process {
 		PID: t.PID, TGID: t.TGID, StartNs: t.StartNs, ExitNs: t.ExitNs, Skipped: t.Skipped, Origin: prog.Origin.String(),
 		Path: prog.Path, Argv: argvOf(prog.Argv), Findings: f.s.found[t.Key], Subject: f.own(t),
 	}
+	if prog.Origin != lineage.Unknown && prog.BootNs < t.StartNs {
+		p.Origin = "fork" // the program was there before the task was
+	}
 	if prog.Digest != ([32]byte{}) {
 		p.SHA256 = hex.EncodeToString(prog.Digest[:])
 	}

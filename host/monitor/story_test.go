@@ -86,6 +86,7 @@ func (w *written) json(k evidence.Kind, v any) {
 func of(kind vsockproto.EventType, pid uint32, set func(*vsockproto.Event)) *vsockproto.Event {
 	e := prototest.Sample(kind)
 	e.Task = vsockproto.Task{PID: pid, TGID: pid, StartNs: uint64(pid) * 1e9}
+	e.BootNs = e.StartNs + 1e6
 	e.LeaderStartNs, e.ParentTGID, e.ParentStartNs, e.ExecID, e.KernelThread = e.StartNs, 0, 0, 1, false
 	copy(e.Comm[:], fmt.Sprintf("comm%d\x00\x00\x00\x00\x00\x00\x00\x00", pid))
 	if set != nil {
@@ -151,15 +152,15 @@ func TestStory(t *testing.T) {
 	p := s.page(respond.Order{}, nil)
 	var got []string
 	for _, q := range p.Tree.Processes {
-		got = append(got, fmt.Sprintf("%d %d %s part=%t subject=%t %v", q.Depth, q.PID, q.Path, q.Part, q.Subject, q.Findings))
+		got = append(got, fmt.Sprintf("%d %d %s %s part=%t subject=%t %v", q.Depth, q.PID, q.Path, q.Origin, q.Part, q.Subject, q.Findings))
 	}
 	want := []string{
-		"0 1 /sbin/init part=true subject=false []",
-		"1 20 /usr/sbin/cron part=false subject=false []",
-		"1 30 /usr/sbin/httpd part=true subject=false []",
-		"2 40 /tmp/x part=true subject=true [f-1]",
-		"3 50 /tmp/y part=true subject=false [f-2]",
-		"2 41 /usr/sbin/httpd part=false subject=false []",
+		"0 1 /sbin/init snapshot part=true subject=false []",
+		"1 20 /usr/sbin/cron snapshot part=false subject=false []",
+		"1 30 /usr/sbin/httpd snapshot part=true subject=false []",
+		"2 40 /tmp/x exec part=true subject=true [f-1]",
+		"3 50 /tmp/y exec part=true subject=false [f-2]",
+		"2 41 /usr/sbin/httpd fork part=false subject=false []",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("tree\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
