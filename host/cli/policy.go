@@ -21,7 +21,7 @@ func (a *app) policyCmd() *cobra.Command {
 
 func (a *app) policyShowCmd() *cobra.Command {
 	return a.command(&cobra.Command{
-		Use: "show DOMAIN", Short: "The domain's profile, whether it is in force, and its hooks",
+		Use: "show DOMAIN", Short: "The domain's profile, whether it is in force, its filters and its hooks",
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVM,
 	}, func(cmd *cobra.Command, args []string) error {
 		s, err := a.sessionOf(cmd.Context(), args[0])
