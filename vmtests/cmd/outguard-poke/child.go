@@ -91,7 +91,9 @@ func runMoved(kind, path string) error {
 		if err = os.Link(path, path+".new"); err == nil {
 			err = os.Remove(path)
 		}
-		fd, err = unix.Open(path+".new", unix.O_RDONLY, 0)
+		if err == nil {
+			fd, err = unix.Open(path+".new", unix.O_RDONLY, 0)
+		}
 	case "procfd":
 		return unix.Exec(fmt.Sprintf("/proc/self/fd/%d", fd), []string{kind, "a"}, nil)
 	default:
