@@ -65,6 +65,7 @@ var (
 const configText = "state_dir: %[1]s/state\nrun_dir: %[1]s/run\nlibvirt: %[1]s/run/libvirt-sock\n"
 
 func setup(env *testscript.Env) error {
+	env.Setenv("GORACE", os.Getenv("GORACE")) // with -race each process sleeps a second when it ends
 	work := env.WorkDir
 	env.Setenv("TZ", "UTC")
 	for _, dir := range []string{"state", "run", "policy"} {
