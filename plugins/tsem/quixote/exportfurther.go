@@ -3,6 +3,7 @@ package quixote
 import (
 	"encoding/base64"
 
+	"github.com/outguard/outguard/plugins/lineage"
 	"github.com/outguard/outguard/plugins/tsem"
 	"github.com/outguard/outguard/vsockproto"
 )
@@ -153,6 +154,7 @@ func (w *writer) ipc(r *vsockproto.Event) {
 	w.number("cuid", uint64(p.CUID))
 	w.number("cgid", uint64(p.CGID))
 	w.based("mode", "0", uint64(p.Mode), 8)
+	w.hex("owner", lineage.UnknownID[:]) // who made it is not on the wire
 	w.close()
 	w.args(r)
 }
