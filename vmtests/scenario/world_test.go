@@ -133,7 +133,7 @@ func (w *world) ensureInstalled(ctx context.Context) error {
 // within half of the grace, and is not always heard every second on a machine
 // that has other things to do.
 func (w *world) config() string {
-	return fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  grace: 60s\n  heartbeat: 2s\n", w.layout.State, w.layout.Run, filepath.Join(w.layout.Config, "playbook.yaml"))
+	return fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  grace: 120s\n  heartbeat: 2s\n", w.layout.State, w.layout.Run, filepath.Join(w.layout.Config, "playbook.yaml"))
 }
 
 // playbook is the built-in one, but for guests called ...-watched, which go on
