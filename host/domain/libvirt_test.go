@@ -426,7 +426,8 @@ func captureInterrupted(t *testing.T, g *domaintest.Guest) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		dir := filepath.Join(g.Dir, fmt.Sprint("c", i))
-		go func() {
+		var interrupting sync.WaitGroup
+		interrupting.Go(func() {
 			for ctx.Err() == nil {
 				if _, err := os.Stat(filepath.Join(dir, "memory.elf")); err == nil {
 					interrupt(cancel)
@@ -434,10 +435,11 @@ func captureInterrupted(t *testing.T, g *domaintest.Guest) {
 				}
 				time.Sleep(time.Millisecond)
 			}
-		}()
+		})
 		began := time.Now()
 		_, err := c.Capture(ctx, g.UUID, dir, nil)
 		cancel()
+		interrupting.Wait() // QEMU's answer may come when the dump has ended
 		t.Logf("interrupted after %s: %v", time.Since(began), err)
 		want := []error{context.Canceled, ErrResumed}[i]
 		if !errors.Is(err, want) {
