@@ -121,6 +121,19 @@ func (k *taking) screen(ctx context.Context) (File, error) {
 	if k.def.Devices == nil || len(k.def.Devices.Videos) == 0 || k.def.Devices.Videos[0].Model.Type == "none" {
 		return File{}, fmt.Errorf("display: %w", errNone)
 	}
+	b, err := k.draw(ctx) // asked again, it comes
+	for again := 0; err != nil && ctx.Err() == nil && again < 4; again++ {
+		b, err = k.draw(ctx)
+	}
+	if err != nil {
+		return File{}, fmt.Errorf("draw the display: %w", err)
+	}
+	path, err := k.put("screen.png", b)
+	return File{Kind: "screen", Path: path, Format: "png", Size: int64(len(b))}, err
+}
+
+// draw asks for the picture once. Now and then what comes is empty.
+func (k *taking) draw(ctx context.Context) ([]byte, error) {
 	w := &bounded{left: maxPicture}
 	err := k.c.call(ctx, k.c.of(k.vm), func(l *libvirt.Libvirt) error {
 		_, err := l.DomainScreenshot(k.c.handle(k.vm), w, 0, 0)
@@ -133,14 +146,9 @@ func (k *taking) screen(ctx context.Context) (File, error) {
 		err = w.err
 	}
 	if err != nil {
-		return File{}, fmt.Errorf("draw the display: %w", err)
+		return nil, err
 	}
-	b, err := png(w.Bytes())
-	if err != nil {
-		return File{}, fmt.Errorf("draw the display: %w", err)
-	}
-	path, err := k.put("screen.png", b)
-	return File{Kind: "screen", Path: path, Format: "png", Size: int64(len(b))}, err
+	return png(w.Bytes())
 }
 
 // bounded keeps so many bytes; what comes after them is an error, of which its
