@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -221,7 +222,7 @@ func (r *run) note(ctx context.Context, f *fault) error {
 		}
 		r.seen[x.ID] = true
 		r.report.rules[x.Rule]++
-		if x.Rule == f.want {
+		if slices.Contains(strings.Fields(f.want), x.Rule) {
 			t.found++
 		}
 		if !f.expects(x.Rule) && x.Engine == "monitor" {
