@@ -70,7 +70,7 @@ func pack(ctx context.Context, dir string, w io.Writer, opts *PackOptions) (err 
 	if err != nil {
 		return err
 	}
-	p := &packer{ctx: ctx, dir: dir, name: m.Name(), created: m.Created, tar: tar.NewWriter(z), progress: opts.Progress}
+	p := &packer{ctx: ctx, dir: dir, tar: tar.NewWriter(z), progress: opts.Progress}
 	ends = append(ends, z, p.tar)
 	if err := p.all(m, text, sig); err != nil {
 		_ = z.Close() // ends its goroutines
@@ -89,8 +89,6 @@ func pack(ctx context.Context, dir string, w io.Writer, opts *PackOptions) (err 
 type packer struct {
 	ctx      context.Context
 	dir      string
-	name     string
-	created  time.Time
 	tar      *tar.Writer
 	progress func(string, int64, int64)
 }

@@ -4,15 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+
+	"github.com/outguard/outguard/vmtests/tiny"
 )
 
 // greeting is what the program says when it has reached the attacker.
 const greeting = "in\n"
-
-const (
-	loadAddress = 0x400000
-	headerSize  = 64 + 56 // ELF header, one program header
-)
 
 // Program returns a static ELF for x86-64 Linux that connects to an IPv4
 // address, says greeting, waits for one read and ends. The salt, never
@@ -21,27 +18,7 @@ func Program(to netip.AddrPort, salt []byte) ([]byte, error) {
 	if !to.Addr().Is4() {
 		return nil, errors.New("program: the attacker's address is not IPv4")
 	}
-	code := assemble(to)
-	size := uint64(headerSize + len(code) + len(salt))
-	b := []byte("\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
-	le := binary.LittleEndian
-	b = le.AppendUint16(b, 2)    // ET_EXEC
-	b = le.AppendUint16(b, 0x3e) // EM_X86_64
-	b = le.AppendUint32(b, 1)
-	b = le.AppendUint64(b, loadAddress+headerSize) // entry
-	b = le.AppendUint64(b, 64)                     // program headers
-	b = le.AppendUint64(b, 0)                      // no sections
-	b = le.AppendUint32(b, 0)
-	for _, v := range []uint16{64, 56, 1, 0, 0, 0} {
-		b = le.AppendUint16(b, v)
-	}
-	b = le.AppendUint32(b, 1) // PT_LOAD
-	b = le.AppendUint32(b, 5) // readable, executable
-	for _, v := range []uint64{0, loadAddress, loadAddress, size, size, 0x1000} {
-		b = le.AppendUint64(b, v)
-	}
-	b = append(b, code...)
-	return append(b, salt...), nil
+	return tiny.ELF(append(assemble(to), salt...)), nil
 }
 
 // assemble returns the program's code and data.

@@ -7,12 +7,11 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/vmtests/tiny"
 )
 
 const fionread = 0x541b
-
-// int80 is a system call as a program of 32 bits makes it.
-func int80(trap, a, b, c uint32) uint32
 
 func here(name string) string {
 	dir, _ := os.Getwd()
@@ -35,7 +34,7 @@ func files() error {
 		return err
 	}
 	const ioctl32, enosys = 54, 38
-	if got := int80(ioctl32, uint32(fd), fionread, 0); int32(got) == -enosys {
+	if got := tiny.Int80(ioctl32, uint32(fd), fionread, 0); int32(got) == -enosys {
 		skip("file_ioctl_compat", "no system calls of 32 bits")
 	} else {
 		ran("file_ioctl_compat", path(here("file")), arg("cmd", fionread))

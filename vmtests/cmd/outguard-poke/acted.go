@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/vmtests/tiny"
 )
 
 // acted does what would tell a record that believes user memory, or a name,
@@ -138,7 +139,6 @@ func inodePart(n uint64) string { return fmt.Sprintf(`"inode":%d,`, n) }
 // program is a static ELF for x86-64 that ends with the first byte of its first
 // argument, plus add. What follows it in the file tells it from others.
 func program(add byte, mark string) []byte {
-	const base, header = 0x400000, 64 + 56
 	code := []byte{
 		0x48, 0x8b, 0x44, 0x24, 0x10, // mov rax, [rsp+16]
 		0x0f, 0xb6, 0x38, // movzx edi, byte [rax]
@@ -146,25 +146,7 @@ func program(add byte, mark string) []byte {
 		0xb8, 60, 0, 0, 0, // mov eax, SYS_exit
 		0x0f, 0x05, // syscall
 	}
-	le := binary.LittleEndian
-	b := []byte("\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
-	b = le.AppendUint16(b, 2)    // ET_EXEC
-	b = le.AppendUint16(b, 0x3e) // EM_X86_64
-	b = le.AppendUint32(b, 1)
-	b = le.AppendUint64(b, base+header) // entry
-	b = le.AppendUint64(b, 64)          // program headers
-	b = le.AppendUint64(b, 0)           // no sections
-	b = le.AppendUint32(b, 0)
-	for _, v := range []uint16{64, 56, 1, 0, 0, 0} {
-		b = le.AppendUint16(b, v)
-	}
-	b = le.AppendUint32(b, 1) // PT_LOAD
-	b = le.AppendUint32(b, 5) // readable, executable
-	size := uint64(header + len(code))
-	for _, v := range []uint64{0, base, base, size, size, 0x1000} {
-		b = le.AppendUint64(b, v)
-	}
-	return append(append(b, code...), mark...)
+	return append(tiny.ELF(code), mark...)
 }
 
 // ran runs a program and returns how it ended.

@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/vmtests/tiny"
 )
 
 // becomes is what a child does before it becomes another program; it returns
@@ -128,7 +130,7 @@ func runRaced(way, dir string) error {
 		if err != nil {
 			return err
 		}
-		return errno32(int80(execve32, uint32(path.addr), uint32(argv.addr), uint32(argv.addr)+8))
+		return errno32(tiny.Int80(execve32, uint32(path.addr), uint32(argv.addr), uint32(argv.addr)+8))
 	}
 	argv := [3]uintptr{name.addr, arg.addr, 0}
 	_, _, e := unix.RawSyscall(unix.SYS_EXECVE, path.addr, uintptr(unsafe.Pointer(&argv)), uintptr(unsafe.Pointer(&argv[2])))

@@ -11,11 +11,9 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-)
 
-// int80 is a system call as a program of 32 bits makes it: what it points at lies
-// below 4 GiB.
-func int80(trap, a, b, c uint32) uint32
+	"github.com/outguard/outguard/vmtests/tiny"
+)
 
 // The numbers of the 32-bit interface.
 const (
@@ -126,11 +124,11 @@ var direct = entry{
 var compat = entry{
 	"32",
 	func(path uintptr) (int, error) {
-		fd := int80(open32, uint32(path), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd := tiny.Int80(open32, uint32(path), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		return int(int32(fd)), errno32(fd)
 	},
 	func(fd int, sockaddr uintptr) error {
-		return errno32(int80(connect32, uint32(fd), uint32(sockaddr), sockaddrSize))
+		return errno32(tiny.Int80(connect32, uint32(fd), uint32(sockaddr), sockaddrSize))
 	},
 }
 

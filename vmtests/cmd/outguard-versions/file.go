@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/vmtests/tiny"
 )
 
 // file is one that is changed and used. Its content is a program that ends at
@@ -22,29 +23,7 @@ type file struct {
 }
 
 // program is exit(0) as a static ELF for x86-64 Linux.
-var program = func() []byte {
-	const base, header = 0x400000, 64 + 56
-	code := []byte{0x31, 0xff, 0xb8, 60, 0, 0, 0, 0x0f, 0x05} // xor edi, edi; mov eax, SYS_exit; syscall
-	le := binary.LittleEndian
-	b := []byte("\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
-	b = le.AppendUint16(b, 2)    // ET_EXEC
-	b = le.AppendUint16(b, 0x3e) // EM_X86_64
-	b = le.AppendUint32(b, 1)
-	b = le.AppendUint64(b, base+header) // entry
-	b = le.AppendUint64(b, 64)          // program headers
-	b = le.AppendUint64(b, 0)           // no sections
-	b = le.AppendUint32(b, 0)
-	for _, v := range []uint16{64, 56, 1, 0, 0, 0} {
-		b = le.AppendUint16(b, v)
-	}
-	b = le.AppendUint32(b, 1) // PT_LOAD
-	b = le.AppendUint32(b, 5) // readable, executable
-	size := uint64(header + len(code))
-	for _, v := range []uint64{0, base, base, size, size, 0x1000} {
-		b = le.AppendUint64(b, v)
-	}
-	return append(b, code...)
-}()
+var program = tiny.ELF([]byte{0x31, 0xff, 0xb8, 60, 0, 0, 0, 0x0f, 0x05}) // xor edi, edi; mov eax, SYS_exit; syscall
 
 // tail is how much follows the program: the mark of the version, and something
 // to cut off.

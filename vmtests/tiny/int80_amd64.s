@@ -1,7 +1,7 @@
 #include "textflag.h"
 
-// func int80(trap, a, b, c uint32) uint32
-TEXT ·int80(SB), NOSPLIT, $0-20
+// func Int80(trap, a, b, c uint32) uint32
+TEXT ·Int80(SB), NOSPLIT, $0-20
 	MOVL trap+0(FP), AX
 	MOVL a+4(FP), BX
 	MOVL b+8(FP), CX
