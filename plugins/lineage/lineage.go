@@ -1,5 +1,5 @@
-// Package lineage keeps a VM's tasks, the programs they run and who made them,
-// from events alone: pure, without I/O, in bounded memory.
+// Package lineage keeps a VM's tasks, the programs they run and who made them, and
+// for who asks which files they made, from events alone: pure, without I/O, in bounded memory.
 //
 // A task is named by pid and start time, a program in it by the exec
 // generation (exec_id), so that a record from before an exec that arrives
@@ -179,7 +179,9 @@ type Tree struct {
 	machine  Namespaces // of its first process
 	cgroups  cgroups
 	makers   makers
-	stats    Stats
+
+	keepsMade bool
+	stats     Stats
 }
 
 // New makes an empty tree.

@@ -66,10 +66,18 @@ func (r *recent[K, V]) each(do func(K, V)) {
 	}
 }
 
+// KeepMade has the tree keep who made which file, or forget it: nobody who does
+// not ask pays for it, and a VM makes files without end.
+func (t *Tree) KeepMade(keep bool) {
+	if t.keepsMade = keep; !keep {
+		t.makers = makers{}
+	}
+}
+
 // made takes a record of a file that its open made.
 func (t *Tree) made(e *vsockproto.Event, owner ID) {
 	const kind, regular = 0o170000, 0o100000
-	if e.Path.Flags&vsockproto.TailMade == 0 || e.File.Mode&kind != regular {
+	if !t.keepsMade || e.Path.Flags&vsockproto.TailMade == 0 || e.File.Mode&kind != regular {
 		return
 	}
 	slash := bytes.LastIndexByte(e.Path.Data, '/')
@@ -82,8 +90,8 @@ func (t *Tree) made(e *vsockproto.Event, owner ID) {
 	t.makers.files.set(keyOfFile(&e.File), Made{owner, n})
 }
 
-// Made says who made a file, false of one that was not made in this session, or
-// so long ago that it is forgotten.
+// Made says who made a file, false of one that was not made in this session and
+// since KeepMade, or so long ago that it is forgotten.
 func (t *Tree) Made(f *vsockproto.File) (Made, bool) {
 	m, is := t.makers.files.values[keyOfFile(f)]
 	return m, is

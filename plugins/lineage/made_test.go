@@ -19,6 +19,8 @@ func (g *guest) makes(k Key, execID uint32, path string, inode uint64) *vsockpro
 
 func TestMade(t *testing.T) {
 	tree, g, sh, child := shell()
+	tree.Apply(g.makes(sh, 0, "/tmp/before", 7)) // nobody has asked
+	tree.KeepMade(true)
 	cat := tree.Apply(g.exec(child, 1, "/cat")).ID()
 	shell := tree.Lookup(sh).Program().ID
 	for _, e := range []*vsockproto.Event{
@@ -54,15 +56,19 @@ func TestMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	holds(again, want)
+	again.KeepMade(true)
 	again.Apply(g.makes(sh, 0, "/tmp/e", 7))
 	want[7] = Made{shell, 3}
 	holds(again, want)
 	again.SetSession([16]byte{1})
 	holds(again, nil)
+	tree.KeepMade(false)
+	holds(tree, nil)
 }
 
 func TestMadeIsBounded(t *testing.T) {
 	tree, g, sh, _ := shell()
+	tree.KeepMade(true)
 	for i := range uint64(maxMade + 10) {
 		tree.Apply(g.makes(sh, 0, fmt.Sprintf("/tmp/%d/x", i), i))
 	}
@@ -84,6 +90,7 @@ func TestMadeIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	again.KeepMade(true)
 	more := g.makes(sh, 0, "/tmp/last", maxMade+10)
 	tree.Apply(more)
 	again.Apply(more)
@@ -96,6 +103,7 @@ func TestMadeIsBounded(t *testing.T) {
 
 func TestMadeTwiceInACheckpoint(t *testing.T) {
 	tree, g, sh, _ := shell()
+	tree.KeepMade(true)
 	tree.Apply(g.makes(sh, 0, "/tmp/a", 1))
 	tree.Apply(g.makes(sh, 0, "/tmp/b", 2))
 	saved, err := tree.AppendBinary(nil)

@@ -130,6 +130,7 @@ func (e *Engine) Judge(b *engine.Batch, report func(engine.Finding)) error {
 	v := e.vm(b.VM)
 	v.begin(b, report)
 	v.tree.SetSession(b.Session)
+	v.tree.KeepMade(v.maps(Quixote))
 	rest, n := b.Records, 0
 	for ; len(rest) > 0; n++ {
 		next, err := e.record.Parse(rest)
@@ -147,6 +148,19 @@ func (e *Engine) Judge(b *engine.Batch, report func(engine.Finding)) error {
 		report(miscounted(b, n))
 	}
 	return nil
+}
+
+// maps reports whether a model of the VM's is of that mapping.
+func (v *vm) maps(m Mapping) bool {
+	if v.model.Mapping() == m {
+		return true
+	}
+	for _, w := range v.workloads {
+		if w.model.Mapping() == m {
+			return true
+		}
+	}
+	return false
 }
 
 // afterBad skips a record whose header is sound, nil where it is not.

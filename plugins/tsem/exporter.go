@@ -29,7 +29,11 @@ type Exported struct {
 }
 
 // NewExporter makes an Exporter that has seen nothing.
-func NewExporter() *Exporter { return &Exporter{tree: lineage.New(identify, nil)} }
+func NewExporter() *Exporter {
+	x := &Exporter{tree: lineage.New(identify, nil)}
+	x.tree.KeepMade(true)
+	return x
+}
 
 // Only leaves out what is not of that workload, "" being the VM's own: a replay of
 // what is left measures to what the engine has of the workload's model.
