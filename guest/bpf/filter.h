@@ -134,7 +134,7 @@ static __always_inline __u64 naming_path(__u32 generation, struct scratch *sc, _
 	if (at > sizeof(struct object_record))
 		return 0;
 	path = (void *)&sc->record[at];
-	if (f->path_kind != PATH_ROOT || path->tag != TAG_PATH || path->flags || !path->length)
+	if (f->path_kind != PATH_ROOT || path->tag != TAG_PATH || (path->flags & ~TAIL_MADE) || !path->length)
 		return 0;
 	trie = bpf_map_lookup_elem(&filter_paths, &generation);
 	if (!trie || bpf_probe_read_kernel(key->path, PREFIX_SIZE, path + 1))
