@@ -121,7 +121,8 @@ static __always_inline __u64 naming_program(struct filter_key *key, struct task_
 
 /*
  * The path counts only where it is the machine's own: what a task calls a file in
- * a root or a mount namespace of its own is its own affair.
+ * a root or a mount namespace of its own is its own affair. That its open made it
+ * leaves a path as it is.
  */
 static __always_inline __u64 naming_path(__u32 generation, struct scratch *sc, __u32 at)
 {
