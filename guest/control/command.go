@@ -21,8 +21,9 @@ import (
 
 // Bounds of a command's work.
 const (
-	maxTree      = 4096 // processes that one kill-tree ends
-	treePasses   = 16   // looks for children that were made meanwhile
+	maxTree      = 4096        // processes that one kill-tree ends
+	treePasses   = 16          // looks for children that were made meanwhile
+	stillWithin  = time.Second // for all of a tree to stand; one in an uninterruptible wait may not
 	freezeWithin = 500 * time.Millisecond
 )
 
@@ -89,18 +90,27 @@ func hold(pid int) (victim, error) {
 }
 
 // stopTree stops victims and what descends from them until nothing is added. A
-// process in it that is the agent or init is left out, with its children.
+// process in it that is the agent or init is left out, with its children. A fork
+// that is under way when its signal comes ends first, and its child is there only
+// then: so the last look is one that begins when all of them stand still.
 func stopTree(victims []victim) ([]victim, error) {
 	in := map[int]bool{}
 	for _, v := range victims {
 		in[v.pid] = true
 		_ = unix.PidfdSendSignal(v.fd, unix.SIGSTOP, nil, 0) // one that has ended has no children
 	}
-	for range treePasses {
+	still := time.Now().Add(stillWithin)
+	for pass := 0; pass < treePasses; {
+		quiet := stand(victims) || time.Now().After(still)
 		more, err := children(in)
-		if err != nil || len(more) == 0 {
+		if err != nil || (quiet && len(more) == 0) {
 			return victims, err
 		}
+		if len(more) == 0 {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		pass++
 		for _, pid := range more {
 			if len(victims) == maxTree {
 				return victims, fmt.Errorf("more than %d processes", maxTree)
@@ -119,6 +129,21 @@ func stopTree(victims []victim) ([]victim, error) {
 		}
 	}
 	return victims, errors.New("it makes children faster than they can be stopped")
+}
+
+// stand reports whether every thread of the victims is stopped or has ended.
+func stand(victims []victim) bool {
+	for _, v := range victims {
+		dir := "/proc/" + strconv.Itoa(v.pid) + "/task"
+		threads, _ := os.ReadDir(dir) // none: it has ended
+		for _, t := range threads {
+			b, err := os.ReadFile(dir + "/" + t.Name() + "/stat")
+			if s, bad := parseStat(b); err == nil && bad == nil && !strings.ContainsRune("TtZX", rune(s.state)) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // children lists the processes whose parent is in a set and that are not.
@@ -144,6 +169,7 @@ const nsPerTick = 10_000_000
 
 // status is what of /proc/PID/stat is needed.
 type status struct {
+	state      byte // R, S, D, T …
 	ppid       int
 	startTicks uint64
 }
@@ -159,7 +185,7 @@ func stat(pid int) (status, error) {
 // parseStat reads behind the last parenthesis: a name may hold any.
 func parseStat(b []byte) (status, error) {
 	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) < 20 {
+	if len(fields) < 20 || len(fields[0]) != 1 {
 		return status{}, errors.New("no stat of a process")
 	}
 	ppid, err1 := strconv.Atoi(string(fields[1]))
@@ -167,7 +193,7 @@ func parseStat(b []byte) (status, error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return status{}, err
 	}
-	return status{ppid, start}, nil
+	return status{fields[0][0], ppid, start}, nil
 }
 
 // cgroupRoot is where version 2 is mounted.
