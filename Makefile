@@ -146,7 +146,7 @@ packages: build ## the guest's .deb and .rpm, into bin/packages/, with their dig
 	@cd bin/packages && sha256sum *
 
 .PHONY: test-deploy
-test-deploy: install-deploy packages ## the .deb in a Debian that boots with systemd, on 6.1
+test-deploy: install-deploy packages ## the .deb in a Debian that boots with systemd, on 6.1, and the .rpm in a root
 	@OUTGUARD_KERNEL=6.1 OUTGUARD_REQUIRE=$(PROMISED),deploy $(VMTEST) -v ./vmtests/deploy
 
 .PHONY: test-page

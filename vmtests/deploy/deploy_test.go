@@ -20,9 +20,7 @@ const cache = "/var/cache/outguard"
 
 // TestPackage is the package's life in a Debian guest.
 func TestPackage(t *testing.T) {
-	if !slices.Contains(strings.Split(os.Getenv("OUTGUARD_REQUIRE"), ","), "deploy") {
-		t.Skip("boots Debian with systemd: set OUTGUARD_REQUIRE=deploy (make test-deploy does)")
-	}
+	required(t)
 	s := newSite(t)
 	s.await("comes up with the system", 6*time.Minute, s.live)
 	s.root("test \"$(systemctl is-active outguard-agent)\" = active")
@@ -42,6 +40,23 @@ func TestPackage(t *testing.T) {
 	}
 	s.root("dpkg -r outguard-agent >/root/log 2>&1 || { cat /root/log; false; }")
 	s.root("! pidof outguard-agent && test ! -e /sys/fs/bpf/outguard && ! systemctl is-enabled outguard-agent")
+}
+
+func required(t *testing.T) {
+	t.Helper()
+	if !slices.Contains(strings.Split(os.Getenv("OUTGUARD_REQUIRE"), ","), "deploy") {
+		t.Skip("needs a root of Debian with systemd: set OUTGUARD_REQUIRE=deploy (make test-deploy does)")
+	}
+}
+
+// packed is the one package of a kind that make packages made.
+func packed(t *testing.T, clone, kind string) string {
+	t.Helper()
+	all, err := filepath.Glob(filepath.Join(clone, "bin", "packages", "*."+kind))
+	if err != nil || len(all) != 1 {
+		t.Fatalf("packages: %v, %v (make packages makes one)", all, err)
+	}
+	return all[0]
 }
 
 // site is the installed product and one guest with the package in it.
@@ -94,10 +109,7 @@ func newSite(t *testing.T) *site {
 // root is Debian's with the package in it.
 func debian(t *testing.T, clone string) *image.Image {
 	t.Helper()
-	debs, err := filepath.Glob(filepath.Join(clone, "bin", "packages", "*.deb"))
-	if err != nil || len(debs) != 1 {
-		t.Fatalf("packages: %v, %v (make packages makes one)", debs, err)
-	}
+	deb := packed(t, clone, "deb")
 	_, kernel, err := image.Kernel(cache)
 	check(t, err)
 	base, err := image.Build(t.Context(), filepath.Join(cache, "images"), &image.Options{Kernel: kernel})
@@ -106,7 +118,7 @@ func debian(t *testing.T, clone string) *image.Image {
 	tree := filepath.Join(dir, "root")
 	check(t, os.Mkdir(tree, 0o755))
 	do(t, "tar", "-C", tree, "--numeric-owner", "--exclude=./dev/*", "-xf", filepath.Join(cache, "debian", "bookworm.tar"))
-	do(t, "install", "-m", "0644", debs[0], filepath.Join(tree, "root", "outguard-agent.deb"))
+	do(t, "install", "-m", "0644", deb, filepath.Join(tree, "root", "outguard-agent.deb"))
 	do(t, "chroot", tree, "dpkg", "-i", "/root/outguard-agent.deb")
 	modules(t, tree, kernel, base.Release)
 	hand(t, tree, clone)
