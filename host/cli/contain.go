@@ -13,7 +13,8 @@ func (a *app) isolateCmd() *cobra.Command {
 of its lasting description, so that one that is started again is isolated as
 well. The agent's channel is none of them: events go on. A device that libvirt
 does not know, of QEMU's own command line, is an error, after the others are
-down. A passed-through PCI device is not seen.`,
+down, and so is a device of the host's that is passed through, where it is a
+network adapter or nobody can tell.`,
 	})
 }
 

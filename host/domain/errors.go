@@ -26,9 +26,9 @@ var (
 	ErrPermission error = permanent("permission denied")
 	// ErrNoSpace: a capture would not fit where it is to go.
 	ErrNoSpace = errors.New("not enough space")
-	// ErrOtherNetwork: QEMU's command line gives the domain a network device that
-	// libvirt does not know, and so nobody takes down.
-	ErrOtherNetwork error = permanent("a network device of QEMU's command line is not libvirt's to take down")
+	// ErrOtherNetwork: QEMU's command line, or the host's own devices, give the
+	// domain a network device whose link libvirt cannot take down.
+	ErrOtherNetwork error = permanent("a network device has no link that libvirt could take down (pause the domain instead)")
 	// ErrResumed: the domain ran while it was captured.
 	ErrResumed = errors.New("the domain was resumed during the capture")
 )

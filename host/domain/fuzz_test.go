@@ -33,5 +33,10 @@ func FuzzXML(f *testing.F) {
 				l.with(false)
 			}
 		}
+		if all, err := parsePassed(text); err == nil {
+			for i := range all {
+				all[i].network("/nonexistent")
+			}
+		}
 	})
 }

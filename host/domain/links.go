@@ -26,7 +26,7 @@ type Link struct {
 // network is what a description says of a domain's network.
 type network struct {
 	links []Link
-	other string // a network device that libvirt does not know, "" where there is none
+	other string // a network device whose link libvirt cannot take down, "" where there is none
 }
 
 // Links lists the network interfaces of a domain that libvirt knows: of an
@@ -44,7 +44,17 @@ func (c *Client) network(ctx context.Context, vm uuid.UUID, flags libvirt.Domain
 	if err != nil {
 		return network{}, err
 	}
-	return parseNetwork(text)
+	n, err := parseNetwork(text)
+	if err != nil || n.other != "" {
+		return n, err
+	}
+	devices, err := parsePassed(text)
+	for i := range devices {
+		if n.other == "" {
+			n.other = devices[i].network(pciDevices)
+		}
+	}
+	return n, err
 }
 
 // LinksUp returns the MAC addresses of the links that are up.
@@ -65,8 +75,9 @@ func (c *Client) LinksUp(ctx context.Context, vm uuid.UUID) ([]string, error) {
 // so already, or are no more, are no error. Every link is tried, whatever comes
 // of the others.
 //
-// Taking links down is an error, when it is done, if QEMU's command line gives
-// the domain a network device that libvirt does not know.
+// Taking links down is an error, when it is done, if the domain has a network
+// device whose link libvirt cannot take down: one of QEMU's command line, or one
+// of the host's that is passed through and is, or may be, a network adapter.
 func (c *Client) SetLinks(ctx context.Context, vm uuid.UUID, macs []string, up bool) error {
 	live, lasting, err := c.lives(ctx, vm)
 	var errs []error

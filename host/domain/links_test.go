@@ -2,6 +2,8 @@ package domain
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -33,6 +35,42 @@ func TestParseNetwork(t *testing.T) {
 		n, err := parseNetwork(`<domain xmlns:qemu='x'><qemu:commandline>` + args + `</qemu:commandline></domain>`)
 		if err != nil || n.other != want {
 			t.Errorf("%s: %q, %v", args, n.other, err)
+		}
+	}
+}
+
+// TestPassedThrough: of the host's own devices that a domain has, a network
+// adapter is told from the rest by what the host's kernel says of it.
+func TestPassedThrough(t *testing.T) {
+	devices := t.TempDir()
+	for at, class := range map[string]string{"0000:3b:10.2": "0x020000\n", "0000:01:00.0": "0x030000\n"} {
+		if err := os.MkdirAll(filepath.Join(devices, at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(devices, at, "class"), []byte(class), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pci := func(bus, slot, function string) string {
+		return "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0x0000' bus='" + bus + "' slot='" + slot + "' function='" + function + "'/></source></hostdev>"
+	}
+	for device, want := range map[string]string{
+		"":                         "",
+		pci("0x3b", "0x10", "0x2"): "PCI device 0000:3b:10.2",
+		pci("0x01", "0x00", "0x0"): "",                        // a display
+		pci("0x02", "0x00", "0x0"): "PCI device 0000:02:00.0", // nobody can tell
+		"<hostdev type='usb'/>":    "a USB device",
+		"<hostdev type='scsi'/>":   "",
+		"<hostdev type='mdev'/>":   "",
+		"<interface type='user'/>": "",
+	} {
+		all, err := parsePassed("<domain><devices>" + device + "</devices></domain>")
+		got := ""
+		for i := range all {
+			got += all[i].network(devices)
+		}
+		if err != nil || got != want {
+			t.Errorf("%s: %q, %v", device, got, err)
 		}
 	}
 }

@@ -63,7 +63,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/cli", "parseDigest", "FuzzDigest"},
 	{"host/cli", "app.paths", "FuzzPaths"},
 	{"host/decide", "Parse parsePlain", "FuzzParse"},
-	{"host/domain", "parseCID parsePort parseSaved parseCapabilities parseQEMUIDs parseNetwork", "FuzzXML"},
+	{"host/domain", "parseCID parsePort parseSaved parseCapabilities parseQEMUIDs parseNetwork parsePassed", "FuzzXML"},
 	{"host/domain", "parseEnrolment Key.UnmarshalText", "FuzzParseEnrolment"},
 	{"host/engines", "parseSaved", "FuzzParseSaved"},
 	{"host/evidence", "parseRecordHeader parseSegmentHeader parseBlock trailer.parseBlocks", "FuzzSegment"},
