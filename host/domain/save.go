@@ -12,6 +12,8 @@ import (
 	libvirt "github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirtxml"
+
+	"github.com/outguard/outguard/host/failpoint"
 )
 
 // ErrNotRevertible: the domain cannot be saved so that it can be brought back.
@@ -72,7 +74,9 @@ func (c *Client) save(ctx context.Context, vm uuid.UUID, name string) error {
 	return c.long(func(own *Client) error {
 		// libvirt undoes nothing half-way: the call is not given up.
 		return own.call(context.WithoutCancel(ctx), own.of(vm), func(l *libvirt.Libvirt) error {
+			failpoint.At(failpoint.Asking)
 			_, err := l.DomainSnapshotCreateXML(own.handle(vm), string(request), 0)
+			failpoint.At(failpoint.Asked)
 			return unsavable(err)
 		})
 	})
@@ -127,7 +131,10 @@ func (c *Client) Revert(ctx context.Context, vm uuid.UUID, name string, paused b
 	}
 	err := c.long(func(own *Client) error {
 		err := own.onSaved(context.WithoutCancel(ctx), vm, name, func(l *libvirt.Libvirt, s libvirt.DomainSnapshot) error {
-			return l.DomainRevertToSnapshot(s, flags)
+			failpoint.At(failpoint.Asking)
+			err := l.DomainRevertToSnapshot(s, flags)
+			failpoint.At(failpoint.Asked)
+			return err
 		})
 		if err != nil {
 			return err
@@ -148,7 +155,10 @@ func (c *Client) Revert(ctx context.Context, vm uuid.UUID, name string, paused b
 func (c *Client) Unsave(ctx context.Context, vm uuid.UUID, name string) error {
 	err := c.long(func(own *Client) error {
 		return own.onSaved(context.WithoutCancel(ctx), vm, name, func(l *libvirt.Libvirt, s libvirt.DomainSnapshot) error {
-			return l.DomainSnapshotDelete(s, 0)
+			failpoint.At(failpoint.Asking)
+			err := l.DomainSnapshotDelete(s, 0)
+			failpoint.At(failpoint.Asked)
+			return err
 		})
 	})
 	if err != nil {

@@ -133,6 +133,20 @@ func (p *Private) Run(vm uuid.UUID, name string) {
 	p.Virsh("create", path)
 }
 
+// RunWithDisk starts a domain like Run's that has a disk, qcow2 and empty, so that
+// it can be saved with its memory. It ends with the test.
+func (p *Private) RunWithDisk(vm uuid.UUID, name string) {
+	p.t.Helper()
+	image, path := filepath.Join(p.dir, name+".qcow2"), filepath.Join(p.dir, name+".xml")
+	run(p.t, "qemu-img", "create", "-q", "-f", "qcow2", image, "16M")
+	disk := "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='" + image + "'/><target dev='vda' bus='virtio'/></disk></devices>"
+	write(p.t, path, strings.NewReplacer("NAME", name, "UUID", vm.String(), "</devices>", disk).Replace(bare))
+	p.Virsh("define", path)
+	p.t.Cleanup(func() { p.Virsh("undefine", name, "--snapshots-metadata") })
+	p.Virsh("start", name)
+	p.t.Cleanup(func() { p.Virsh("destroy", name) })
+}
+
 const bare = `<domain type='qemu'><name>NAME</name><uuid>UUID</uuid><memory unit='MiB'>32</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type></os>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator><memballoon model='none'/>

@@ -1,0 +1,78 @@
+package monitor_test
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/outguard/outguard/host/api/apipb"
+	"github.com/outguard/outguard/host/domain/domaintest"
+	"github.com/outguard/outguard/host/failpoint"
+)
+
+// TestKilledAroundSaved kills the monitor around the libvirt calls that keep a
+// VM's memory and disks, bring it back to them, and give them up. A save whose
+// moment has passed is not made up for, a revert is not done a second time, and
+// what was to be given up is.
+func TestKilledAroundSaved(t *testing.T) {
+	l := domaintest.NewPrivate(t)
+	before := []failpoint.Point{failpoint.Ordered, failpoint.Asking} // libvirt's call
+	after := []failpoint.Point{failpoint.Asked, failpoint.Settling}
+	for _, tc := range []struct {
+		step    string
+		at      []failpoint.Point
+		state   string // of the order
+		already bool   // the next monitor found it done
+		kept    string // what is saved then
+	}{
+		{"save", before, "failed", false, ""},
+		{"save", after, "done", true, "outguard-first"},
+		{"save", []failpoint.Point{failpoint.Settled}, "done", false, "outguard-first"},
+		{"revert", before, "skipped", false, "outguard-first"},
+		{"revert", after, "skipped", false, "outguard-first"},
+		{"revert", []failpoint.Point{failpoint.Settled}, "done", false, "outguard-first"},
+		{"unsave", before, "done", false, ""},
+		{"unsave", after, "done", true, ""},
+		{"unsave", []failpoint.Point{failpoint.Settled}, "done", false, ""},
+	} {
+		for _, p := range tc.at {
+			t.Run(tc.step+"/"+string(p), func(t *testing.T) {
+				h := newMortal(t)
+				l.RunWithDisk(h.vm, h.vm.String())
+				(&counter{}).between(t, h.root+"/no-libvirt", l.Socket)
+				h.start()
+				ask := func(step string) error {
+					_, err := h.api.Contain(t.Context(), &apipb.ContainRequest{Vm: h.vm.String(), Step: step, State: "first"})
+					return err
+				}
+				if tc.step != "save" {
+					if err := ask("save"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				h.arm(p)
+				answer := make(chan error, 1)
+				go func() { answer <- ask(tc.step) }()
+				h.died(p)
+				if err := <-answer; err == nil {
+					t.Error("an answer of a monitor that was killed")
+				}
+				h.start()
+				o := h.order(tc.step, tc.state)
+				if o.Already != tc.already || o.Recovered != (p != failpoint.Settled) {
+					t.Errorf("order: %v", o)
+				}
+				if kept := strings.TrimSpace(l.Virsh("snapshot-list", h.vm.String(), "--name")); kept != tc.kept {
+					t.Errorf("kept: %q", kept)
+				}
+				if state := strings.TrimSpace(l.Virsh("domstate", h.vm.String())); state != "running" {
+					t.Errorf("the domain is %s", state)
+				}
+				if err := h.end(syscall.SIGTERM); err != nil {
+					t.Error(err)
+				}
+				h.verify()
+			})
+		}
+	}
+}
