@@ -16,6 +16,7 @@ import (
 
 	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/host/decide"
+	"github.com/outguard/outguard/host/failpoint"
 	"github.com/outguard/outguard/vsockproto"
 	"github.com/outguard/outguard/vsockproto/prototest"
 )
@@ -250,5 +251,43 @@ rules: [{name: host, match: {host: true, severity: high}, steps: [log, alert]}]
 	})
 	if err := h.end(syscall.SIGTERM); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestHostsOwnFindingIsGoneOnWith: one that the monitor was killed over is decided
+// by the next, once.
+func TestHostsOwnFindingIsGoneOnWith(t *testing.T) {
+	t.Parallel()
+	web := newHook(t)
+	h := newMortal(t)
+	file := h.root + "/playbook.yaml"
+	text := fmt.Sprintf(`
+version: 1
+alerts: [{name: web, webhook: "%s", gather: 0s}]
+rules: [{name: host, match: {host: true, severity: high}, steps: [log, alert]}]
+`, web.URL)
+	h.write(file, text)
+	h.start()
+	h.write(file, "rules: [")
+	h.arm(failpoint.Found)
+	if err := h.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	h.died(failpoint.Found)
+	h.write(file, text)
+	for range 2 { // the second time there is nothing to go on with
+		h.start()
+		h.eventually("an alert", func() error {
+			if len(web.notices(t)) == 0 {
+				return fmt.Errorf("none")
+			}
+			return nil
+		})
+		if err := h.end(syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+	}
+	if all := web.notices(t); len(all) != 1 || all[0].Finding.Rule != "monitor/playbook" {
+		t.Errorf("%+v", all)
 	}
 }

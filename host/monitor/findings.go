@@ -70,15 +70,13 @@ func (j *judge) again(f *engine.Finding) bool {
 	return known
 }
 
-// decide asks the playbook. That nothing is to be done about a VM is a decision
-// too; of the host's own findings most are there for the record.
+// decide asks the playbook. That nothing is to be done is a decision too: by it a
+// later process knows that this one came so far.
 func (j *judge) decide(f *engine.Finding) {
 	name := j.m.domains.name(f.VM)
 	d := decide.Decide(j.playbook.Playbook, j.input(f, name), &j.history)
 	j.history.Note(d)
-	if f.VM != uuid.Nil || d.Rule != "" || len(d.Dry) > 0 {
-		j.m.keep(f.VM, evidence.KindDecision, d.At, &d)
-	}
+	j.m.keep(f.VM, evidence.KindDecision, d.At, &d)
 	for _, t := range d.Dry {
 		j.m.metrics.Decision(t.Rule, "dry run: "+outcome(t.Steps, t.Held, t.Dropped))
 	}

@@ -133,7 +133,7 @@ func (j *judge) remember(r *evidence.Reader, from uint64) error {
 	byID := map[string]*earlier{}
 	err := r.Read(from, 1<<63, func(rec *evidence.Record) error { return j.note(rec, byID) })
 	for _, e := range byID {
-		if !e.settled() && e.finding.VM != uuid.Nil {
+		if !e.settled() {
 			j.open = append(j.open, e)
 		}
 	}
