@@ -2,7 +2,6 @@ package monitor_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -113,9 +112,12 @@ func (f *fleet) rules() map[string][]string {
 // has sent, and misses nothing.
 func (f *fleet) whole(first int, sent []uint64) {
 	f.h.t.Helper()
-	for i := first; i < len(f.Agents); i++ {
-		if err := errors.Join(f.Agents[i].Drained(f.h.t.Context()), f.Agents[i].Heartbeat(), f.Agents[i].Drained(f.h.t.Context())); err != nil {
-			f.h.t.Fatalf("%s: %v", f.name(i), err)
+	drained := func(a *prototest.Agent) error { return a.Drained(f.h.t.Context()) }
+	for _, do := range []func(*prototest.Agent) error{drained, (*prototest.Agent).Heartbeat, drained} { // acks wait side by side
+		for i := first; i < len(f.Agents); i++ {
+			if err := do(f.Agents[i]); err != nil {
+				f.h.t.Fatalf("%s: %v", f.name(i), err)
+			}
 		}
 	}
 	r, err := f.h.api.ListVMs(f.h.t.Context(), &apipb.ListVMsRequest{})

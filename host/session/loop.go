@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -14,14 +15,22 @@ import (
 	"github.com/outguard/outguard/vsockproto/link"
 )
 
-// ackFrames is how many frames are taken at most before an ack is sent, while
-// more are waiting.
-const ackFrames = 32
+// How long an ack may wait for others, and how many frames, and bytes of them,
+// may come meanwhile. Each ack wakes the guest, and until it comes the records
+// stay in the kernel's rings, the smaller of which holds 2 MiB.
+const (
+	ackWithin = 100 * time.Millisecond
+	ackFrames = 32
+	ackBytes  = 256 << 10
+)
 
 // loop takes frames until the connection ends: nil after a Bye.
 func (c *conn) loop() error {
 	for {
 		f, err := c.link.Read()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return c.deaf(err) // reading has none
+		}
 		if err != nil {
 			return c.judge(err)
 		}
@@ -30,10 +39,8 @@ func (c *conn) loop() error {
 			return c.judge(err)
 		}
 		c.frames++
-		if bye || !c.link.Waiting() || c.frames >= ackFrames || c.link.Taken()-c.acked > uint64(c.m.o.Credit/4) {
-			if err := c.ack(f.Sequence); err != nil {
-				return c.deaf(err)
-			}
+		if err := c.ack(f.Sequence, bye); err != nil {
+			return c.deaf(err)
 		}
 		if bye {
 			return nil
@@ -41,15 +48,26 @@ func (c *conn) loop() error {
 	}
 }
 
-func (c *conn) ack(seq uint64) error {
-	c.acked, c.frames = c.link.Taken(), 0
-	return c.link.Ack(seq, c.acked+uint64(c.m.o.Credit), c.withholds())
+// ack acks what was taken, now or soon.
+func (c *conn) ack(seq uint64, now bool) error {
+	taken := c.link.Taken()
+	now = now || c.frames >= ackFrames || taken-c.acked > uint64(min(ackBytes, c.m.o.Credit/4))
+	if !now && c.link.Waiting() {
+		return nil // the next will be
+	}
+	withheld, changed := c.withholds()
+	if !now && !changed {
+		c.link.AckSoon(ackWithin, seq, taken+uint64(c.m.o.Credit), withheld)
+		return nil
+	}
+	c.acked, c.frames = taken, 0
+	return c.link.Ack(seq, taken+uint64(c.m.o.Credit), withheld)
 }
 
 // withholds decides whether bulk is wanted. It is not when what may be under way
 // already would use up the VM's quota: what is asked for can be kept.
-func (c *conn) withholds() bool {
-	withheld := !c.m.p.Recorder.Room(c.v.id, 2*c.m.o.Credit)
+func (c *conn) withholds() (withheld, changed bool) {
+	withheld = !c.m.p.Recorder.Room(c.v.id, 2*c.m.o.Credit)
 	c.v.mu.Lock()
 	was := c.v.withheld
 	c.v.withheld = withheld
@@ -58,7 +76,7 @@ func (c *conn) withholds() bool {
 		c.canary = nil // its records may not come
 		c.report(finding(RuleQuota, "The VM's evidence quota is used up: its agent is asked for no more bulk, and the guest declares what it loses of it."))
 	}
-	return withheld
+	return withheld, withheld != was
 }
 
 // take checks one frame and hands on what it holds. It is on record already.
@@ -377,7 +395,7 @@ func (c *conn) judge(err error) error {
 	c.v.due = latest(c.v.due, c.v.penalty)
 	c.v.mu.Unlock()
 	c.report(f)
-	_ = c.ack(c.link.Next() - 1)
+	_ = c.ack(c.link.Next()-1, true)
 	_ = c.link.Reject(vsockproto.RejectProtocol, err.Error())
 	return err
 }

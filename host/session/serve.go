@@ -369,7 +369,7 @@ func (c *conn) welcome() error {
 		return fmt.Errorf("record: %w: %w", errOurs, err)
 	}
 	c.m.save(v)
-	withheld := c.withholds()
+	withheld, _ := c.withholds()
 	err := c.link.Accept(&vsockproto.HelloAck{
 		HeartbeatMs: uint32(c.m.o.Heartbeat.Milliseconds()), Next: next,
 		Credit: uint64(c.m.o.Credit), PolicyNumber: number, Withheld: withheld,

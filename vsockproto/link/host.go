@@ -25,8 +25,8 @@ type HostOptions struct {
 
 // Host is the host's end of one connection: ReadHello, Challenge, Accept, and
 // then Read until it fails. The agent's bytes are bounded by MaxHello until it
-// has proven a key, by MaxFrame and its credit afterwards. Ack, Policy, Reject
-// and Close may be called from other goroutines.
+// has proven a key, by MaxFrame and its credit afterwards. Ack, AckSoon, Policy,
+// Reject and Close may be called from other goroutines.
 type Host struct {
 	conn   net.Conn
 	r      frameReader
@@ -36,6 +36,11 @@ type Host struct {
 	next   uint64 // sequence of the agent's next frame
 	taken  uint64 // bytes of frames since Accept
 	proven bool
+
+	omu   sync.Mutex     // one ack at a time, so that none goes back; taken before wmu; guards what follows
+	owed  vsockproto.Ack // not yet sent; Sequence 0: none
+	later *time.Timer    // sends it; nil before there was any
+	deaf  error          // why it could not be sent
 
 	wmu      sync.Mutex // one writer at a time; guards what follows
 	accepted bool
@@ -141,7 +146,7 @@ func (h *Host) handshake(want vsockproto.FrameType) (Frame, error) {
 func (h *Host) Read() (Frame, error) {
 	f, err := h.r.next(vsockproto.MaxFrame)
 	if err != nil {
-		return Frame{}, err
+		return Frame{}, h.because(err)
 	}
 	switch f.Type {
 	case vsockproto.FrameEvents, vsockproto.FrameHeartbeat, vsockproto.FramePolicyAck, vsockproto.FrameCanaryAck, vsockproto.FrameCommandAck, vsockproto.FrameBye:
@@ -184,9 +189,57 @@ func (h *Host) Taken() uint64 { return h.taken }
 // all may have been sent on this connection. A credit below the one before is
 // raised to it. Withheld: no bulk is wanted for now.
 func (h *Host) Ack(seq, credit uint64, withheld bool) error {
+	h.omu.Lock()
+	defer h.omu.Unlock()
+	h.owed.Sequence = 0 // what it would say this one says
+	return h.ack(vsockproto.Ack{Sequence: seq, Credit: credit, Withheld: withheld})
+}
+
+// AckSoon is Ack at the latest when d has passed since the first that is owed: an
+// agent that is waked for each of its frames by an ack has as much work with
+// these as with what it sends. One that cannot be sent closes the connection, and
+// Read says why.
+func (h *Host) AckSoon(d time.Duration, seq, credit uint64, withheld bool) {
+	h.omu.Lock()
+	defer h.omu.Unlock()
+	first := h.owed.Sequence == 0
+	h.owed = vsockproto.Ack{Sequence: seq, Credit: credit, Withheld: withheld}
+	switch {
+	case !first:
+	case h.later == nil:
+		h.later = time.AfterFunc(d, h.ackOwed)
+	default:
+		h.later.Reset(d)
+	}
+}
+
+func (h *Host) ackOwed() {
+	h.omu.Lock()
+	defer h.omu.Unlock()
+	if h.owed.Sequence == 0 {
+		return
+	}
+	a := h.owed
+	h.owed.Sequence = 0
+	if h.deaf = h.ack(a); h.deaf != nil {
+		_ = h.Close() // its reader sees to it
+	}
+}
+
+// because is why reading failed: an ack that could not be sent, if there is one.
+func (h *Host) because(err error) error {
+	h.omu.Lock()
+	defer h.omu.Unlock()
+	if h.deaf != nil {
+		return h.deaf
+	}
+	return err
+}
+
+func (h *Host) ack(a vsockproto.Ack) error {
 	h.wmu.Lock()
-	h.credit = max(h.credit, credit)
-	a := vsockproto.Ack{Sequence: seq, Credit: h.credit, Withheld: withheld}
+	h.credit = max(h.credit, a.Credit)
+	a.Credit = h.credit
 	h.wmu.Unlock()
 	var b [24]byte
 	return h.send(vsockproto.FrameAck, vsockproto.AppendAck(b[:0], &a))

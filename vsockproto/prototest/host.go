@@ -19,6 +19,7 @@ type HostOptions struct {
 	Credit    uint64                   // bytes in flight; default 4 MiB
 	Heartbeat time.Duration            // default 1 s
 	Policy    *vsockproto.Policy       // sent after the HelloAck; default none
+	AckWithin time.Duration            // how long an ack may wait for others; default: each frame has its own
 
 	OnHello     func(h *vsockproto.Hello)
 	OnEvent     func(e *vsockproto.Event)
@@ -96,6 +97,10 @@ func (h *Host) Serve(conn net.Conn) error {
 			return err
 		}
 		h.next, h.over = l.Next(), bye
+		if h.o.AckWithin > 0 && !bye {
+			l.AckSoon(h.o.AckWithin, f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load())
+			continue
+		}
 		if err := l.Ack(f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load()); err != nil || bye {
 			return err
 		}
