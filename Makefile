@@ -27,7 +27,7 @@ PART        := TestScenarios/(10|15|20|30|60)-
 # record lie, make test leaves to make test-kernels.
 
 # Go's own cache of test results would answer for a guest that never booted.
-VMTEST      := $(GO) test -buildvcs=false -count=1 -timeout 30m
+VMTEST      := $(GO) test -buildvcs=false -count=1 -timeout 40m
 
 .PHONY: help
 help: ## print the targets
@@ -67,7 +67,7 @@ generated: install-check ## fail if generating the BPF objects and the rest anew
 
 .PHONY: unit
 unit: install-check ## unit tests with -race, the fuzz targets' seeds among them
-	@echo "== go test -race"; GORACE=atexit_sleep_ms=0 $(GO) test -buildvcs=false -race -timeout 5m ./...
+	@echo "== go test -race"; GORACE=atexit_sleep_ms=0 $(GO) test -buildvcs=false -race -timeout 10m ./...
 
 .PHONY: check
 check: install-check lint generated unit ## everything that needs no VM
