@@ -90,7 +90,16 @@ type Options struct {
 	Clone    string    // the repository, whose bin/ holds the agent
 	Out      io.Writer // for a person who waits; default none
 	Profiles []string  // which to measure; default those of Columns
+	Only     []string  // operations to measure, and nothing beside them; default all
 	Quick    bool      // few rounds: to see that it works
+}
+
+// Operations names what can be measured.
+func Operations() (names []string) {
+	for _, op := range ops {
+		names = append(names, op.name)
+	}
+	return names
 }
 
 // Measure boots a guest on a line of kernels and measures.
@@ -203,6 +212,9 @@ func (m *measurement) all(ctx context.Context) error {
 			return err
 		}
 	}
+	if len(m.o.Only) > 0 {
+		return nil
+	}
 	if err := m.h.put(ctx, vsockproto.DefaultProfile); err != nil {
 		return err
 	}
@@ -245,6 +257,9 @@ func (m *measurement) root(ctx context.Context, line string) (string, error) {
 // column measures every operation as things are.
 func (m *measurement) column(ctx context.Context, column string) error {
 	for _, op := range ops {
+		if len(m.o.Only) > 0 && !slices.Contains(m.o.Only, op.name) {
+			continue
+		}
 		if m.o.Quick {
 			op.rounds, op.count = 2, max(1, op.count/2)
 		}

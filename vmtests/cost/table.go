@@ -70,13 +70,15 @@ func Lines(w io.Writer, r *Result) error {
 	for _, p := range r.Programs {
 		line("program/"+p.Op+"/"+p.Name, p.Instructions, "instructions")
 	}
-	line("wire", r.Flood.Wire, "B/event")
-	line("record", r.Types[vsockproto.FileOpen], "B/event")
-	line("deliver", perSecond/r.Flood.Instructions, "events/s")
-	line("flood-lost", float64(r.Flood.Lost), "events")
 	line("ready", r.Ready/1e6, "Minstructions")
-	line("resident", megabytes(r.Resident), "MB")
-	line("resident-peak", megabytes(r.Peak), "MB")
+	if r.Resident > 0 { // else it was some operations alone
+		line("wire", r.Flood.Wire, "B/event")
+		line("record", r.Types[vsockproto.FileOpen], "B/event")
+		line("deliver", perSecond/r.Flood.Instructions, "events/s")
+		line("flood-lost", float64(r.Flood.Lost), "events")
+		line("resident", megabytes(r.Resident), "MB")
+		line("resident-peak", megabytes(r.Peak), "MB")
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/outguard/outguard/vmtests/cost"
@@ -34,6 +35,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	kernels := flags.String("kernels", strings.Join(image.Kernels, ","), "which to measure on")
 	profiles := flags.String("profiles", strings.Join(cost.Columns[1:], ","), "which to measure with")
+	operations := flags.String("operations", "", "which to measure, and nothing else: of "+strings.Join(cost.Operations(), ","))
 	doc := flags.String("doc", "", "a document to write the table into")
 	clone := flags.String("clone", ".", "the repository, where make build has been")
 	quick := flags.Bool("quick", false, "few rounds, to see that it works")
@@ -44,9 +46,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	var only []string
+	if *operations != "" {
+		only = strings.Split(*operations, ",")
+	}
+	for _, o := range only {
+		if !slices.Contains(cost.Operations(), o) {
+			return fmt.Errorf("operation %q: want some of %s", o, strings.Join(cost.Operations(), ","))
+		}
+	}
+	if *doc != "" && len(only) > 0 {
+		return errors.New("-doc takes all operations: leave -operations out")
+	}
 	var all []*cost.Result
 	for _, line := range strings.Split(*kernels, ",") {
-		r, err := cost.Measure(ctx, line, cost.Options{Clone: dir, Out: stderr, Quick: *quick, Profiles: strings.Split(*profiles, ",")})
+		r, err := cost.Measure(ctx, line, cost.Options{Clone: dir, Out: stderr, Quick: *quick, Profiles: strings.Split(*profiles, ","), Only: only})
 		if err != nil {
 			return fmt.Errorf("measure: %w", err)
 		}
