@@ -5,6 +5,8 @@ package sensor
 import (
 	"errors"
 	"fmt"
+	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,8 +22,20 @@ const stall = time.Millisecond
 
 // bell waits for records in any ring. It hears what wakes, not what is there:
 // what was read and is not released is in the rings as well.
+//
+// The runtime's poller watches the epoll that watches the rings. A thread that
+// waited in epoll_wait itself would keep its processor, and the runtime would
+// wake another to take it away and once more when the wait is over: that is more
+// than what there is to do for a record.
 type bell struct {
-	epoll, event int
+	epoll *os.File
+	event int
+
+	raw    syscall.RawConn
+	look   func(fd uintptr) bool
+	events [4]unix.EpollEvent
+	n      int
+	err    error
 }
 
 func newBell(fds ...int) (*bell, error) {
@@ -30,16 +44,26 @@ func newBell(fds ...int) (*bell, error) {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err == nil {
+		err = unix.SetNonblock(epoll, true) // os.NewFile gives to the poller what does not block
+	}
 	if err != nil {
 		unix.Close(event)
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	b := &bell{epoll: epoll, event: event}
+	b := &bell{epoll: os.NewFile(uintptr(epoll), "rings"), event: event}
 	for _, fd := range append(fds, event) {
 		e := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}
 		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &e); err != nil {
 			return nil, errors.Join(fmt.Errorf("epoll: %w", err), b.close())
 		}
+	}
+	if b.raw, err = b.epoll.SyscallConn(); err != nil {
+		return nil, errors.Join(fmt.Errorf("epoll: %w", err), b.close())
+	}
+	b.look = func(fd uintptr) bool {
+		b.n, b.err = unix.EpollWait(int(fd), b.events[:], 0)
+		return b.n != 0 || b.err != nil
 	}
 	return b, nil
 }
@@ -70,22 +94,29 @@ func (b *bell) pause(d time.Duration) error {
 	return err
 }
 
+// poll waits for d, or only looks if that is nothing.
 func (b *bell) poll(d time.Duration) (ready bool, err error) {
-	var events [4]unix.EpollEvent
-	ms := int((max(d, 0) + time.Millisecond - 1) / time.Millisecond)
-	n, err := unix.EpollWait(b.epoll, events[:], ms)
+	b.n, b.err = 0, nil
+	if d <= 0 {
+		err = b.raw.Control(func(fd uintptr) { b.look(fd) })
+	} else if err = b.epoll.SetReadDeadline(time.Now().Add(d)); err == nil {
+		err = b.raw.Read(b.look)
+	}
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		err = b.err
+	}
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		return false, fmt.Errorf("epoll: %w", err)
 	}
-	for i := range max(n, 0) {
-		if events[i].Fd == int32(b.event) {
+	for i := range max(b.n, 0) {
+		if b.events[i].Fd == int32(b.event) {
 			var drop [8]byte
 			unix.Read(b.event, drop[:])
 		}
 	}
-	return n > 0, nil
+	return b.n > 0, nil
 }
 
 func (b *bell) close() error {
-	return errors.Join(unix.Close(b.epoll), unix.Close(b.event))
+	return errors.Join(unix.Close(b.event), b.epoll.Close())
 }

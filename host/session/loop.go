@@ -15,14 +15,8 @@ import (
 	"github.com/outguard/outguard/vsockproto/link"
 )
 
-// How long an ack may wait for others, and how many frames, and bytes of them,
-// may come meanwhile. Each ack wakes the guest, and until it comes the records
-// stay in the kernel's rings, the smaller of which holds 2 MiB.
-const (
-	ackWithin = 100 * time.Millisecond
-	ackFrames = 32
-	ackBytes  = 256 << 10
-)
+// ackWithin is how long an ack may wait for others: each wakes the guest.
+const ackWithin = 100 * time.Millisecond
 
 // loop takes frames until the connection ends: nil after a Bye.
 func (c *conn) loop() error {
@@ -38,7 +32,6 @@ func (c *conn) loop() error {
 		if err != nil {
 			return c.judge(err)
 		}
-		c.frames++
 		if err := c.ack(f.Sequence, bye); err != nil {
 			return c.deaf(err)
 		}
@@ -50,18 +43,12 @@ func (c *conn) loop() error {
 
 // ack acks what was taken, now or soon.
 func (c *conn) ack(seq uint64, now bool) error {
-	taken := c.link.Taken()
-	now = now || c.frames >= ackFrames || taken-c.acked > uint64(min(ackBytes, c.m.o.Credit/4))
-	if !now && c.link.Waiting() {
-		return nil // the next will be
-	}
 	withheld, changed := c.withholds()
-	if !now && !changed {
-		c.link.AckSoon(ackWithin, seq, taken+uint64(c.m.o.Credit), withheld)
-		return nil
+	credit := c.link.Taken() + uint64(c.m.o.Credit)
+	if now || changed {
+		return c.link.Ack(seq, credit, withheld)
 	}
-	c.acked, c.frames = taken, 0
-	return c.link.Ack(seq, taken+uint64(c.m.o.Credit), withheld)
+	return c.link.AckSoon(ackWithin, seq, credit, withheld)
 }
 
 // withholds decides whether bulk is wanted. It is not when what may be under way

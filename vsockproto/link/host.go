@@ -38,6 +38,7 @@ type Host struct {
 	proven bool
 
 	omu   sync.Mutex     // one ack at a time, so that none goes back; taken before wmu; guards what follows
+	sent  vsockproto.Ack // the last one
 	owed  vsockproto.Ack // not yet sent; Sequence 0: none
 	later *time.Timer    // sends it; nil before there was any
 	deaf  error          // why it could not be sent
@@ -117,6 +118,9 @@ func (h *Host) Accept(a *vsockproto.HelloAck) error {
 	}
 	a.Version, a.MAC = vsockproto.Version, h.mac
 	h.next = a.Next
+	h.omu.Lock()
+	h.sent = vsockproto.Ack{Sequence: a.Next - 1, Credit: a.Credit} // it says as much
+	h.omu.Unlock()
 	h.wmu.Lock()
 	h.credit = a.Credit
 	h.wmu.Unlock()
@@ -167,9 +171,6 @@ func (h *Host) Read() (Frame, error) {
 	return f, nil
 }
 
-// Waiting reports whether a whole frame is there already, so that Read does not block.
-func (h *Host) Waiting() bool { return h.r.waiting() }
-
 // Arrived is when the last byte arrived that the tap was given, or at the
 // latest then: a frame that waited for Read had arrived before it.
 func (h *Host) Arrived() time.Time { return h.r.at }
@@ -195,33 +196,48 @@ func (h *Host) Ack(seq, credit uint64, withheld bool) error {
 	return h.ack(vsockproto.Ack{Sequence: seq, Credit: credit, Withheld: withheld})
 }
 
-// AckSoon is Ack at the latest when d has passed since the first that is owed: an
-// agent that is waked for each of its frames by an ack has as much work with
-// these as with what it sends. One that cannot be sent closes the connection, and
-// Read says why.
-func (h *Host) AckSoon(d time.Duration, seq, credit uint64, withheld bool) {
+// How many frames, and bytes of credit for more, may wait for an ack. Until it
+// comes what is in them stays in the agent's rings.
+const (
+	ackFrames = 32
+	ackBytes  = 256 << 10
+)
+
+// AckSoon is Ack when d has passed since the first that is owed, or at once where
+// that is many frames or bytes ago: an agent that is woken for each of its frames
+// by an ack has as much work with these as with what it sends. One that cannot be
+// sent later closes the connection, and Read says why.
+func (h *Host) AckSoon(d time.Duration, seq, credit uint64, withheld bool) error {
 	h.omu.Lock()
 	defer h.omu.Unlock()
 	first := h.owed.Sequence == 0
 	h.owed = vsockproto.Ack{Sequence: seq, Credit: credit, Withheld: withheld}
 	switch {
+	case seq-h.sent.Sequence >= ackFrames || credit-h.sent.Credit >= ackBytes:
+		return h.ackOwed()
 	case !first:
 	case h.later == nil:
-		h.later = time.AfterFunc(d, h.ackOwed)
+		h.later = time.AfterFunc(d, h.ackLater)
 	default:
 		h.later.Reset(d)
 	}
+	return nil
 }
 
-func (h *Host) ackOwed() {
+// ackOwed sends what is owed. Called with omu held.
+func (h *Host) ackOwed() error {
+	a := h.owed
+	if a.Sequence == 0 {
+		return nil
+	}
+	h.owed.Sequence = 0
+	return h.ack(a)
+}
+
+func (h *Host) ackLater() {
 	h.omu.Lock()
 	defer h.omu.Unlock()
-	if h.owed.Sequence == 0 {
-		return
-	}
-	a := h.owed
-	h.owed.Sequence = 0
-	if h.deaf = h.ack(a); h.deaf != nil {
+	if h.deaf = h.ackOwed(); h.deaf != nil {
 		_ = h.Close() // its reader sees to it
 	}
 }
@@ -241,6 +257,7 @@ func (h *Host) ack(a vsockproto.Ack) error {
 	h.credit = max(h.credit, a.Credit)
 	a.Credit = h.credit
 	h.wmu.Unlock()
+	h.sent = a
 	var b [24]byte
 	return h.send(vsockproto.FrameAck, vsockproto.AppendAck(b[:0], &a))
 }

@@ -315,7 +315,9 @@ func TestAckThatNobodyTakes(t *testing.T) {
 		ac, hc := net.Pipe() // holds nothing: a write waits to be read
 		defer ac.Close()
 		l := link.NewHost(hc, &link.HostOptions{Handshake: time.Hour, Write: time.Second})
-		l.AckSoon(100*time.Millisecond, 1, 1<<20, false)
+		if err := l.AckSoon(100*time.Millisecond, 1, 1<<10, false); err != nil {
+			t.Fatal(err)
+		}
 		began := time.Now()
 		if _, err := l.Read(); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) != 1100*time.Millisecond {
 			t.Errorf("after %s: %v", time.Since(began), err)

@@ -98,7 +98,9 @@ func (h *Host) Serve(conn net.Conn) error {
 		}
 		h.next, h.over = l.Next(), bye
 		if h.o.AckWithin > 0 && !bye {
-			l.AckSoon(h.o.AckWithin, f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load())
+			if err := l.AckSoon(h.o.AckWithin, f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load()); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := l.Ack(f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load()); err != nil || bye {
