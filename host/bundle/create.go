@@ -109,7 +109,7 @@ func (b *builder) build(dir string, key *evidence.Key) (string, error) {
 			return "", err
 		}
 	}
-	final, err := place(b.dir, filepath.Join(dir, b.manifest.Name()))
+	final, err := place(b.dir, filepath.Join(dir, b.manifest.Name()), taken)
 	if err != nil {
 		return "", err
 	}
@@ -117,11 +117,14 @@ func (b *builder) build(dir string, key *evidence.Key) (string, error) {
 }
 
 // place gives the finished directory its name, with a number behind it where a
-// bundle has that name.
-func place(from, name string) (string, error) {
+// bundle has that name. taken, where it is not nil, knows of others that have.
+func place(from, name string, taken func(string) bool) (string, error) {
 	to := name
 	for n := 2; ; n++ {
-		err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		err := error(unix.EEXIST)
+		if taken == nil || !taken(to) {
+			err = unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		}
 		if err == nil {
 			return to, nil
 		}

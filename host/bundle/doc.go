@@ -32,7 +32,8 @@
 // dot, in ascending order.
 //
 // In one file it is a tar, compressed by zstd, and encrypted by age where it has
-// recipients: see Pack.
+// recipients: see Pack. The host keeps one with a label, which says what is in it:
+// see Archive and LabelSuffix.
 package bundle
 
 import "github.com/outguard/outguard/host/evidence"

@@ -65,7 +65,7 @@ func extract(ctx context.Context, path, temp, into string, v note.Verifier, opts
 	if err := errors.Join(os.Chmod(temp, 0o750), syncTree(temp)); err != nil {
 		return "", r, fmt.Errorf("extract bundle: %w", err)
 	}
-	dir, err := place(temp, filepath.Join(into, r.Manifest.Name()))
+	dir, err := place(temp, filepath.Join(into, r.Manifest.Name()), nil)
 	if err != nil {
 		return "", r, fmt.Errorf("extract bundle: %w", err)
 	}

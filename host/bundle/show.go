@@ -68,7 +68,8 @@ func showJSON(dir, part string, to any) error {
 	return nil
 }
 
-// List names the bundles in a directory, oldest first.
+// List names the bundles in a directory, oldest first: directories, and archives
+// of which it does not say whether they are any.
 func List(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -79,7 +80,8 @@ func List(dir string) ([]string, error) {
 	}
 	var paths []string
 	for _, e := range entries {
-		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+		archive := e.Type().IsRegular() && BundleName(e.Name()) != e.Name()
+		if (e.IsDir() || archive) && !strings.HasPrefix(e.Name(), ".") {
 			paths = append(paths, filepath.Join(dir, e.Name()))
 		}
 	}

@@ -157,7 +157,8 @@ func (a *app) printBundleReport(r *bundle.Report, verified error) error {
 	return nil
 }
 
-// bundleDir takes a directory, or the name of one of this host's bundles.
+// bundleDir takes a directory or an archive, or the name of one of this host's
+// bundles, in whatever form.
 func (a *app) bundleDir(arg string) (string, error) {
 	_, err := os.Lstat(arg)
 	if err == nil || strings.ContainsRune(arg, filepath.Separator) {
@@ -167,9 +168,11 @@ func (a *app) bundleDir(arg string) (string, error) {
 	if perr != nil {
 		return "", perr
 	}
-	dir := filepath.Join(p.State, evidence.BundlesDir, arg)
-	if _, err := os.Lstat(dir); err == nil {
-		return dir, nil
+	for _, suffix := range []string{"", bundle.ArchiveSuffix, bundle.ArchiveSuffix + bundle.EncryptedSuffix} {
+		path := filepath.Join(p.State, evidence.BundlesDir, arg+suffix)
+		if _, err := os.Lstat(path); err == nil {
+			return path, nil
+		}
 	}
 	return "", readable(err)
 }

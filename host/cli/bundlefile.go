@@ -34,6 +34,9 @@ directory of it again; so does tar, of one that is not encrypted.`,
 		if err != nil {
 			return err
 		}
+		if bundle.IsArchive(dir) {
+			return fmt.Errorf("%s is one file already: copy it, or extract it and pack that for others", dir)
+		}
 		to, err := recipientsOf(recipients, recipientsFile)
 		if err != nil {
 			return err

@@ -19,7 +19,8 @@ func (a *app) capturesCmd() *cobra.Command {
 	r := &apipb.ListBundlesRequest{}
 	cmd := a.command(&cobra.Command{
 		Use: "captures", Short: "List the captures on this host, what they take, and which are pinned",
-		Long: `List the captures, oldest first. DISK is what they take of it, holes not counted.
+		Long: `List the captures, oldest first: directories or, with bundles.form: archive in the
+configuration, files. DISK is what they take of it, holes not counted.
 Before another capture is made the oldest that are not pinned are given up, until
 all of them fit in captures.budget; each is a finding, capture/given-up.`,
 		Args: cobra.NoArgs, Annotations: map[string]string{runs: ""},

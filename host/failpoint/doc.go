@@ -45,6 +45,10 @@ const (
 	Buried     Point = "buried"     // a tombstone has its name, and what it stands for is still there
 	Forgotten  Point = "forgotten"  // that is gone, and the tombstone before is still there
 
+	Packing  Point = "packing"  // a bundle's archive is whole, under its temporary name, and has no label
+	Labelled Point = "labelled" // it has its label, and not its name
+	Packed   Point = "packed"   // it has its name, and the bundle's directory is still beside it
+
 	Shutdown Point = "shutdown" // the monitor stops in order, and the record is not closed
 )
 
@@ -53,6 +57,6 @@ func All() []Point {
 	return []Point{
 		Received, Appended, Unjudged, Unacked, Verdict, Found, Decided, Checkpoint, Stored, Saving,
 		Journaled, Ordered, Asking, Asked, Settling, Settled,
-		Closing, Begun, Sealing, Sealed, Tombstoned, Thinned, Buried, Forgotten, Shutdown,
+		Closing, Begun, Sealing, Sealed, Tombstoned, Thinned, Buried, Forgotten, Packing, Labelled, Packed, Shutdown,
 	}
 }

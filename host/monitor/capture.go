@@ -63,14 +63,6 @@ func (c *capturer) tell(vm uuid.UUID, step string, done, total uint64) {
 	}
 }
 
-// subject is what a capture is about: its finding, or the order itself.
-func subject(o respond.Order) string {
-	if o.Finding != "" {
-		return o.Finding
-	}
-	return o.ID.String()
-}
-
 // Capture takes memory and disks, and packs them with the record.
 func (c *capturer) Capture(ctx context.Context, o respond.Order) (string, error) {
 	need, err := c.m.libvirt.CaptureBytes(ctx, o.VM)
@@ -104,22 +96,23 @@ func (c *capturer) pack(ctx context.Context, o respond.Order, shot *domain.Snaps
 	if err != nil {
 		return "", err
 	}
-	return bundle.Create(ctx, c.m.bundleDir(), spec, c.m.key)
+	dir, err := bundle.Create(ctx, c.m.bundleDir(), spec, c.m.key)
+	if err != nil {
+		return "", err
+	}
+	return c.inForm(ctx, o, dir), nil
 }
 
 // Captured finds the bundle that an earlier process finished for the order.
-func (c *capturer) Captured(_ context.Context, o respond.Order) (string, error) {
-	dirs, err := filepath.Glob(filepath.Join(c.m.bundleDir(), "*-"+subject(o)))
-	for _, dir := range dirs {
-		text, err := os.ReadFile(filepath.Join(dir, bundle.ManifestName))
-		if err != nil {
-			continue
-		}
-		if man, err := bundle.ParseManifest(text); err == nil && man.VM == o.VM && !man.Created.Before(o.Given) {
-			return dir, nil
-		}
+func (c *capturer) Captured(ctx context.Context, o respond.Order) (string, error) {
+	path, err := c.m.shelf.of(o.ID)
+	if err != nil || path == "" {
+		return "", err
 	}
-	return "", err
+	if err := os.RemoveAll(filepath.Join(c.m.bundleDir(), capturing+o.ID.String())); err != nil { // its parts are in the bundle
+		c.m.log.Warn("what is left of a capture", "order", o.ID, "error", err)
+	}
+	return c.inForm(ctx, o, path), nil
 }
 
 // spec says what the bundle of an order holds.

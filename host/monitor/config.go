@@ -39,6 +39,7 @@ type Config struct {
 	Evidence Evidence `yaml:"evidence"`
 	Orders   Orders   `yaml:"orders"`
 	Captures Captures `yaml:"captures"`
+	Bundles  Bundles  `yaml:"bundles"`
 	Engines  []Engine `yaml:"engines"` // default: tsem, beside outguardd
 	Groups   []Group  `yaml:"groups"`  // default: none
 	Metrics  Metrics  `yaml:"metrics"`
@@ -79,6 +80,13 @@ type Orders struct {
 // Captures bounds what captures take.
 type Captures struct {
 	Budget Bytes `yaml:"budget"` // of disk, of all together; default 64GiB
+}
+
+// Bundles says what form captures are kept in.
+type Bundles struct {
+	Form           string   `yaml:"form"`            // directory, or archive: one .tar.zst; default directory
+	Recipients     []string `yaml:"recipients"`      // who alone can read archives, as age1...; default: everybody who may read the file
+	RecipientsFile string   `yaml:"recipients_file"` // more of them, one a line; default: none
 }
 
 // Engine is one model engine's process.
@@ -195,6 +203,10 @@ func (c *Config) setDefaults() {
 	set(&c.Evidence.Reserve, 64<<20)
 	set(&c.Orders.Wait, time.Hour)
 	set(&c.Captures.Budget, 64<<30)
+	set(&c.Bundles.Form, formDirectory)
+	if len(c.Bundles.Recipients) == 0 {
+		c.Bundles.Recipients = nil
+	}
 	set(&c.Log.Level, "info")
 	if len(c.Evidence.Retention.VMs) == 0 {
 		c.Evidence.Retention.VMs = nil
@@ -273,6 +285,9 @@ func (c *Config) check() (string, error) {
 		return path, err
 	}
 	if path, err := c.Policy.check(); err != nil {
+		return path, err
+	}
+	if path, err := c.Bundles.check(); err != nil {
 		return path, err
 	}
 	seen := map[string]bool{}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -110,6 +111,11 @@ func TestConfigErrors(t *testing.T) {
 		"second engine":  {"engines:\n  - {name: a, path: /x}\n  - {name: a, path: /y}\n", "line 3, column "},
 		"small engine":   {"engines:\n  - name: a\n    path: /x\n    memory: 1MiB\n", "line 4, column 13: engines[0].memory"},
 		"small budget":   {"captures:\n  budget: 1MiB\n", "line 2, column 11: captures.budget"},
+		"bad form":       {"bundles:\n  form: tar\n", "line 2, column 9: bundles.form: \"tar\" is none of directory, archive"},
+		"bad recipient":  {"bundles:\n  form: archive\n  recipients: [age1x]\n", "line 3, column 16: bundles.recipients[0]"},
+		"open directory": {"bundles:\n  recipients: [" + recipient + "]\n", "line 2, column 15: bundles.recipients: a directory cannot be encrypted: say form: archive"},
+		"file for none":  {"bundles:\n  recipients_file: /etc/outguard/team\n", "line 2, column 20: bundles.recipients_file: a directory cannot be encrypted"},
+		"relative team":  {"bundles:\n  form: archive\n  recipients_file: team\n", "line 3, column 20: bundles.recipients_file"},
 		"short wait":     {"orders:\n  wait: 1ms\n", "line 2, column 9: orders.wait"},
 		"bad profile":    {"policy:\n  profile: all\n", "line 2, column 12: policy.profile: \"all\" is none of minimal, default"},
 		"bad hook":       {"policy:\n  profiles:\n    web: [file_opened]\n", "\"file_opened\" is no hook"},
@@ -140,6 +146,35 @@ func TestConfigErrors(t *testing.T) {
 				t.Errorf("got %v, %v; want an error with %q", c, err, tc.want)
 			}
 		})
+	}
+}
+
+// recipient is anybody's.
+const recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+
+// Recipients of both places, and a file that cannot stand is an error before
+// anything starts.
+func TestRecipients(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "team")
+	c, err := ParseConfig([]byte("bundles: {form: archive, recipients: [" + recipient + "], recipients_file: " + file + "}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Playbook = filepath.Join(t.TempDir(), "playbook.yaml")
+	if err := os.WriteFile(c.Playbook, []byte("version: 1\nrules: []\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(c); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "bundles.recipients_file") {
+		t.Errorf("no file: %v", err)
+	}
+	for text, n := range map[string]int{"": 0, "# nobody\n": 0, "age1x\n": 0, "# a team\n" + recipient + "\n" + recipient + "\n": 3} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		all, err := c.Bundles.recipients()
+		if len(all) != n || (err == nil) != (n > 0) || (Check(c) == nil) != (n > 0) {
+			t.Errorf("%q: %d recipients, %v", text, len(all), err)
+		}
 	}
 }
 

@@ -243,10 +243,11 @@ func (h *host) journal() []respond.Entry {
 var long = "/srv/" + strings.Repeat("x", 3000)
 
 // TestKilledAtEveryStep kills the monitor at each step but those around a call
-// of libvirt, which needs one: see TestKilledAroundLibvirt.
+// of libvirt, which needs one: see TestKilledAroundLibvirt and
+// TestKilledWhilePacking.
 func TestKilledAtEveryStep(t *testing.T) {
 	for _, p := range failpoint.All() {
-		if slices.Contains(aroundLibvirt, p) {
+		if slices.Contains(aroundLibvirt, p) || slices.Contains(packing, p) {
 			continue
 		}
 		t.Run(string(p), func(t *testing.T) {
@@ -259,6 +260,9 @@ func TestKilledAtEveryStep(t *testing.T) {
 		})
 	}
 }
+
+// packing are the steps that a capture comes to where it is made an archive.
+var packing = []failpoint.Point{failpoint.Packing, failpoint.Labelled, failpoint.Packed}
 
 // givingUp are the steps that a record comes to only where there is retention.
 var givingUp = []failpoint.Point{failpoint.Tombstoned, failpoint.Thinned, failpoint.Buried, failpoint.Forgotten}

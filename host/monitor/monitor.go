@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"filippo.io/age"
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/bolt"
@@ -60,6 +61,8 @@ type Monitor struct {
 	enrolled   *domain.Enrolled
 	enrolError string // what is wrong with the enrolments, as last logged
 
+	recipients []age.Recipient // of captures, where they are archives; nil: everybody
+
 	observe func(b *engine.Batch, verdict time.Time) // each verdict; benchmarks set it
 	watch   func(*session.Parts)                     // a watch around what sessions stand on; benchmarks set it
 }
@@ -72,7 +75,8 @@ func New(cfg *Config, version string, log *slog.Logger) *Monitor {
 // Check validates what Run would read besides the configuration.
 func Check(cfg *Config) error {
 	_, err := loadPlaybook(cfg)
-	return err
+	_, rerr := cfg.Bundles.recipients()
+	return errors.Join(err, rerr)
 }
 
 func (m *Monitor) bundleDir() string { return filepath.Join(m.cfg.StateDir, evidence.BundlesDir) }
@@ -109,6 +113,9 @@ func (m *Monitor) checkpoints() engines.Dir {
 func (m *Monitor) open() error {
 	playbook, err := loadPlaybook(m.cfg)
 	if err != nil {
+		return err
+	}
+	if m.recipients, err = m.cfg.Bundles.recipients(); err != nil {
 		return err
 	}
 	m.judge = &judge{m: m, playbook: playbook, undone: map[uuid.UUID]time.Time{}, known: map[place]*earlier{}, ordered: map[string]bool{}, kept: map[keptID]bool{}, orders: map[uuid.UUID]respond.Entry{}}
@@ -229,9 +236,9 @@ func (m *Monitor) wire() error {
 	m.domains, m.enrolled = newDomains(), domain.NewEnrolled(m.enrolDir())
 	m.libvirt = domain.New(&domain.Options{Socket: m.cfg.Libvirt, Log: m.log})
 	m.captures = newCapturer(m)
-	m.shelf = newShelf(m.bundleDir(), int64(m.cfg.Captures.Budget), m.judge.found)
+	m.shelf = newShelf(m.bundleDir(), int64(m.cfg.Captures.Budget), m.key, m.judge.found)
 	if err := m.shelf.sweep(); err != nil {
-		m.log.Warn("what is left of captures that were given up", "error", err)
+		m.log.Warn("what is left of captures that were given up or packed", "error", err)
 	}
 	m.lives = newLives()
 	m.responder = respond.New(m.journal, hands{m.libvirt, m.lives}, m.captures, m, &respond.Options{

@@ -185,13 +185,10 @@ func bundleOf(c *capture) *apipb.Bundle {
 	man := c.manifest
 	b := &apipb.Bundle{
 		Id: c.name(), Dir: c.dir, Vm: man.VMName, Uuid: man.VM.String(), Created: api.FormatTime(man.Created), Order: man.Order,
-		Disk: c.disk, Pinned: c.pinned,
+		Disk: c.disk, Pinned: c.pinned, Bytes: c.bytes,
 	}
 	if man.Finding != "" {
 		b.Findings = []string{man.Finding}
-	}
-	for _, p := range man.Parts {
-		b.Bytes += uint64(p.Size)
 	}
 	return b
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/bundle"
+	"github.com/outguard/outguard/host/evidence"
 	"github.com/outguard/outguard/plugins/engine"
 )
 
@@ -24,10 +25,12 @@ import (
 type shelf struct {
 	dir    string
 	budget uint64
+	key    *evidence.Key // labels of archives are signed by it
 	found  func(engine.Finding)
 
 	mu       sync.Mutex
 	promised map[uuid.UUID]uint64 // bytes that captures under way may take, by order
+	packing  map[string]bool      // directories of which an archive is made
 }
 
 const (
@@ -38,19 +41,25 @@ const (
 	givenUp = ".given-up-"
 )
 
-func newShelf(dir string, budget int64, found func(engine.Finding)) *shelf {
-	return &shelf{dir: dir, budget: uint64(budget), found: found, promised: map[uuid.UUID]uint64{}}
+func newShelf(dir string, budget int64, key *evidence.Key, found func(engine.Finding)) *shelf {
+	return &shelf{dir: dir, budget: uint64(budget), key: key, found: found, promised: map[uuid.UUID]uint64{}, packing: map[string]bool{}}
 }
 
-// capture is one bundle on the shelf.
+// capture is one bundle on the shelf: a directory, or an archive.
 type capture struct {
-	dir      string
-	manifest *bundle.Manifest
-	disk     uint64 // bytes that it takes, holes not counted
+	dir      string           // or the archive's path
+	manifest *bundle.Manifest // of an archive without evidence and parts: what its label says
+	bytes    uint64           // of its parts
+	disk     uint64           // bytes that it takes, holes not counted
 	pinned   bool
+	packing  bool // an archive is made of it, and it stays until then
 }
 
-func (c *capture) name() string { return filepath.Base(c.dir) }
+// name is the same whatever form the bundle has, so that a pin holds while it is
+// packed.
+func (c *capture) name() string { return bundle.BundleName(filepath.Base(c.dir)) }
+
+func (c *capture) stays() bool { return c.pinned || c.packing }
 
 // list returns the captures, oldest first. What is no bundle, or not one yet, is
 // none.
@@ -61,17 +70,13 @@ func (s *shelf) list() ([]*capture, error) {
 	}
 	var out []*capture
 	for _, dir := range dirs {
-		text, err := os.ReadFile(filepath.Join(dir, bundle.ManifestName))
-		if err != nil {
-			continue
+		c, err := s.read(dir)
+		if err != nil || !bundle.IsArchive(dir) && bundle.Archived(dir, s.key.Verifier()) != "" {
+			continue // what there is an archive of is about to go
 		}
-		man, err := bundle.ParseManifest(text)
-		if err != nil {
-			continue
-		}
-		c := &capture{dir: dir, manifest: man, disk: onDisk(dir)}
 		_, err = os.Lstat(s.pin(c.name()))
 		c.pinned = !errors.Is(err, fs.ErrNotExist) // in doubt it is
+		c.packing = s.packing[dir]
 		out = append(out, c)
 	}
 	slices.SortStableFunc(out, func(a, b *capture) int {
@@ -80,7 +85,33 @@ func (s *shelf) list() ([]*capture, error) {
 	return out, nil
 }
 
-// onDisk adds up the blocks of every file under dir, as far as they can be seen.
+// read says what a bundle is, by its manifest or its label.
+func (s *shelf) read(path string) (*capture, error) {
+	c := &capture{dir: path, disk: onDisk(path)}
+	if bundle.IsArchive(path) {
+		l, err := bundle.ReadLabel(path, s.key.Verifier())
+		if err != nil {
+			return nil, err
+		}
+		c.bytes = uint64(l.Bytes)
+		c.manifest = &bundle.Manifest{VM: l.VM, VMName: l.VMName, Finding: l.Finding, Order: l.Order, Created: l.Created}
+		return c, nil
+	}
+	text, err := os.ReadFile(filepath.Join(path, bundle.ManifestName))
+	if err != nil {
+		return nil, err
+	}
+	if c.manifest, err = bundle.ParseManifest(text); err != nil {
+		return nil, err
+	}
+	for _, p := range c.manifest.Parts {
+		c.bytes += uint64(p.Size)
+	}
+	return c, nil
+}
+
+// onDisk adds up the blocks of a file, or of every one under a directory, as far
+// as they can be seen.
 func onDisk(dir string) (sum uint64) {
 	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -98,14 +129,27 @@ func onDisk(dir string) (sum uint64) {
 
 func (s *shelf) pin(name string) string { return filepath.Join(s.dir, pinDir, name) }
 
-// find returns one capture by its name.
+// of returns the path of an order's capture, "" where there is none.
+func (s *shelf) of(order uuid.UUID) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all, err := s.list()
+	for _, c := range all {
+		if c.manifest.Order == order.String() {
+			return c.dir, nil
+		}
+	}
+	return "", err
+}
+
+// find returns one capture by its name, or by its archive's.
 func (s *shelf) find(name string) (*capture, error) {
 	all, err := s.list()
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range all {
-		if c.name() == name {
+		if c.name() == bundle.BundleName(name) {
 			return c, nil
 		}
 	}
@@ -126,8 +170,8 @@ func (s *shelf) setPinned(name string, pinned bool) (*capture, error) {
 		return nil, err
 	}
 	if pinned {
-		err = os.WriteFile(s.pin(name), nil, 0o600)
-	} else if err = os.Remove(s.pin(name)); errors.Is(err, fs.ErrNotExist) {
+		err = os.WriteFile(s.pin(c.name()), nil, 0o600)
+	} else if err = os.Remove(s.pin(c.name())); errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
 	if err == nil {
@@ -158,34 +202,8 @@ func (overBudget) Permanent() bool { return true }
 func (s *shelf) promise(order uuid.UUID, need uint64) (done func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all, err := s.list()
-	if err != nil {
+	if err := s.makeRoom(need); err != nil {
 		return nil, err
-	}
-	used, kept := need, need // kept: what nobody may give up
-	for _, n := range s.promised {
-		used, kept = used+n, kept+n
-	}
-	for _, c := range all {
-		used += c.disk
-		if c.pinned {
-			kept += c.disk
-		}
-	}
-	if kept > s.budget {
-		return nil, overBudget{fmt.Errorf("captures.budget is %d MiB; this one may take %d MiB, and %d MiB are pinned or under way: unpin one (outguard captures), or raise the budget", s.budget>>20, need>>20, (kept-need)>>20)}
-	}
-	for _, c := range all {
-		if used <= s.budget {
-			break
-		}
-		if c.pinned {
-			continue
-		}
-		if err := s.giveUp(c, fmt.Sprintf("for the budget of %d MiB", s.budget>>20)); err != nil {
-			return nil, err
-		}
-		used -= c.disk
 	}
 	s.promised[order] = need
 	return func() {
@@ -195,12 +213,76 @@ func (s *shelf) promise(order uuid.UUID, need uint64) (done func(), err error) {
 	}, nil
 }
 
+// beside makes room for what is as large as a capture that was just made, beside
+// it, and keeps both until done is called. The order's promise was for the capture:
+// it is on disk now.
+func (s *shelf) beside(order uuid.UUID, dir string) (done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before, had := s.promised[order]
+	delete(s.promised, order)
+	s.packing[dir] = true
+	need := onDisk(dir)
+	if err := s.makeRoom(need); err != nil {
+		delete(s.packing, dir)
+		if had {
+			s.promised[order] = before
+		}
+		return nil, err
+	}
+	s.promised[order] = need
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.packing, dir)
+		delete(s.promised, order)
+	}, nil
+}
+
+// makeRoom gives up the oldest captures until there is room for need bytes. Where
+// those that may go are not enough none does.
+func (s *shelf) makeRoom(need uint64) error {
+	all, err := s.list()
+	if err != nil {
+		return err
+	}
+	used, kept := need, need // kept: what nobody may give up
+	for _, n := range s.promised {
+		used, kept = used+n, kept+n
+	}
+	for _, c := range all {
+		used += c.disk
+		if c.stays() {
+			kept += c.disk
+		}
+	}
+	if kept > s.budget {
+		return overBudget{fmt.Errorf("captures.budget is %d MiB; this one may take %d MiB, and %d MiB are pinned or under way: unpin one (outguard captures), or raise the budget", s.budget>>20, need>>20, (kept-need)>>20)}
+	}
+	for _, c := range all {
+		if used <= s.budget {
+			break
+		}
+		if c.stays() {
+			continue
+		}
+		if err := s.giveUp(c, fmt.Sprintf("for the budget of %d MiB", s.budget>>20)); err != nil {
+			return err
+		}
+		used -= c.disk
+	}
+	return nil
+}
+
 // giveUp removes a capture, with a finding of its VM's.
 func (s *shelf) giveUp(c *capture, why string) error {
-	aside := filepath.Join(s.dir, givenUp+c.name())
+	aside := filepath.Join(s.dir, givenUp+filepath.Base(c.dir))
 	err := os.Rename(c.dir, aside)
 	if err == nil {
 		err = errors.Join(syncDir(s.dir), os.RemoveAll(aside))
+	}
+	if bundle.BundleName(c.dir) != c.dir && err == nil {
+		err = os.Remove(c.dir + bundle.LabelSuffix) // after what it tells of
 	}
 	if err != nil {
 		return fmt.Errorf("give up capture %s: %w", c.name(), err)
@@ -239,12 +321,12 @@ func (s *shelf) prune(w wish) (gone []*capture, err error) {
 	var used, unpinned uint64
 	for _, c := range all {
 		used += c.disk
-		if !c.pinned {
+		if !c.stays() {
 			unpinned++
 		}
 	}
 	for _, c := range all {
-		if c.pinned {
+		if c.stays() {
 			continue
 		}
 		if (!w.before.IsZero() && !c.manifest.Created.Before(w.before)) ||
@@ -262,11 +344,11 @@ func (s *shelf) prune(w wish) (gone []*capture, err error) {
 	return gone, nil
 }
 
-// sweep removes what a crash left of captures that were given up.
+// sweep removes what a crash left of captures that were given up, or packed.
 func (s *shelf) sweep() error {
 	dirs, err := filepath.Glob(filepath.Join(s.dir, givenUp+"*"))
 	for _, dir := range dirs {
 		err = errors.Join(err, os.RemoveAll(dir))
 	}
-	return err
+	return errors.Join(err, bundle.Tidy(s.dir, s.key.Verifier()))
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/bundle"
@@ -52,7 +53,7 @@ func shelved(t *testing.T, budget int64, sizes ...int) (s *shelf, found *[]engin
 		}
 	}
 	found = &[]engine.Finding{}
-	return newShelf(filepath.Join(root, "bundles"), budget, func(f engine.Finding) { *found = append(*found, f) }), found
+	return newShelf(filepath.Join(root, "bundles"), budget, key, func(f engine.Finding) { *found = append(*found, f) }), found
 }
 
 func names(t *testing.T, s *shelf) string {
@@ -140,7 +141,7 @@ func TestPinnedLeavesTheBundleWhole(t *testing.T) {
 	if _, err := bundle.VerifyProgress(t.Context(), filepath.Join(s.dir, name), v, nil); err != nil {
 		t.Error(err)
 	}
-	again := newShelf(s.dir, 10*mib, nil) // another process
+	again := newShelf(s.dir, 10*mib, s.key, nil) // another process
 	if names(t, again) != "f0*" {
 		t.Errorf("%s", names(t, again))
 	}
@@ -177,6 +178,111 @@ func TestPrune(t *testing.T) {
 				t.Errorf("%d gone, %d findings", len(gone), len(*found))
 			}
 		})
+	}
+}
+
+// archive makes one of a capture, encrypted, and returns its path.
+func archive(t *testing.T, s *shelf, finding string) string {
+	t.Helper()
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := bundle.Archive(t.Context(), filepath.Join(s.dir, nameOf(t, s, finding)), s.key, &bundle.PackOptions{Recipients: []age.Recipient{id.Recipient()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestArchivesOnTheShelf: an archive that the host cannot read is a capture as the
+// directory was, with the same name and pin, and is given up with its label.
+func TestArchivesOnTheShelf(t *testing.T) {
+	s, found := shelved(t, 100*mib, 2, 2, 2)
+	name := nameOf(t, s, "f0")
+	if _, err := s.setPinned(name, true); err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.find(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := archive(t, s, "f0")
+	archive(t, s, "f1")
+	if names(t, s) != "f0* f1 f2" || nameOf(t, s, "f0") != name {
+		t.Errorf("%s", names(t, s))
+	}
+	c, err := s.find(filepath.Base(path))
+	if err != nil || c.dir != path || c.bytes != before.bytes || c.disk == 0 || c.disk > mib || c.manifest.VM != before.manifest.VM {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := s.setPinned(filepath.Base(path), false); err != nil || names(t, s) != "f0 f1 f2" {
+		t.Errorf("%s, %v", names(t, s), err)
+	}
+	one := uint64(1)
+	if _, err := s.prune(wish{keep: &one}); err != nil || names(t, s) != "f2" || len(*found) != 2 {
+		t.Errorf("%s, %v, %v", names(t, s), err, *found)
+	}
+	if all, _ := filepath.Glob(filepath.Join(s.dir, "*"+bundle.LabelSuffix)); len(all) != 0 {
+		t.Errorf("labels left: %q", all)
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "x.tar.zst"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if names(t, s) != "f2" {
+		t.Errorf("a file without a label is a capture: %s", names(t, s))
+	}
+}
+
+// TestRoomToPack: older captures make room for the archive, never the capture that
+// it is made of; where they cannot, nothing is given up.
+func TestRoomToPack(t *testing.T) {
+	s, _ := shelved(t, 7*mib, 2, 2, 2) // a little over 6 MiB
+	dir := filepath.Join(s.dir, nameOf(t, s, "f0"))
+	done, err := s.beside(uuid.New(), dir)
+	if err != nil || names(t, s) != "f0 f2" {
+		t.Fatalf("%s, %v", names(t, s), err)
+	}
+	if gone, err := s.prune(wish{keep: new(uint64)}); err != nil || len(gone) != 1 || names(t, s) != "f0" {
+		t.Errorf("pruned while it is packed: %s, %v", names(t, s), err)
+	}
+	done()
+	if gone, err := s.prune(wish{keep: new(uint64)}); err != nil || len(gone) != 1 || names(t, s) != "" {
+		t.Errorf("pruned: %s, %v", names(t, s), err)
+	}
+	s, _ = shelved(t, 5*mib, 2, 2)
+	if _, err := s.setPinned(nameOf(t, s, "f0"), true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.beside(uuid.New(), filepath.Join(s.dir, nameOf(t, s, "f1"))); !errors.As(err, new(overBudget)) || names(t, s) != "f0* f1" {
+		t.Errorf("%s, %v", names(t, s), err)
+	}
+	if _, err := s.prune(wish{keep: new(uint64)}); err != nil || names(t, s) != "f0*" {
+		t.Errorf("it is not packed: %s, %v", names(t, s), err)
+	}
+}
+
+// TestSweepAfterPacking: the directory that a crash left beside its archive is no
+// second capture, and goes at the next start.
+func TestSweepAfterPacking(t *testing.T) {
+	s, _ := shelved(t, 100*mib, 1)
+	dir := filepath.Join(s.dir, nameOf(t, s, "f0"))
+	copied := filepath.Join(t.TempDir(), "copy")
+	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	path := archive(t, s, "f0")
+	if err := os.Rename(copied, dir); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := s.find(filepath.Base(dir)); err != nil || c.dir != path || names(t, s) != "f0" {
+		t.Errorf("%s, %+v, %v", names(t, s), c, err)
+	}
+	if err := s.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) || names(t, s) != "f0" {
+		t.Errorf("%s, %v", names(t, s), err)
 	}
 }
 

@@ -53,6 +53,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/api", "ParseTime ParseSeverity", "FuzzWords"},
 	{"host/api", "parsePoints", "FuzzRequest"},
 	{"host/bundle", "ParseManifest", "FuzzParseManifest"},
+	{"host/bundle", "ParseLabel", "FuzzLabel"},
 	{"host/bundle", "showJSON", "FuzzShow"},
 	{"host/bundle", "Core.parseNotes", "FuzzCore"},
 	{"host/domain", "parsePNG parsePPM", "FuzzPicture"},
