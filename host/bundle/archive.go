@@ -191,6 +191,18 @@ func endless(err error) error {
 	return err
 }
 
+// IsEncrypted reports whether a file is one of age's.
+func IsEncrypted(path string) bool {
+	f, err := openRegular(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	start := make([]byte, len(ageMagic))
+	_, err = io.ReadFull(f, start)
+	return err == nil && bytes.Equal(start, ageMagic)
+}
+
 // IsArchive reports whether a path is a regular file: a bundle in a directory is
 // none.
 func IsArchive(path string) bool {

@@ -414,7 +414,11 @@ func FuzzArchive(f *testing.F) {
 	v := fx.key.Verifier()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		into := t.TempDir()
-		_, _, err := Extract(t.Context(), zipped(t, b), into, v, nil)
+		archive := zipped(t, b)
+		_, _, err := Extract(t.Context(), archive, into, v, nil)
+		if s, shown := ShowArchive(t.Context(), archive, nil); (shown == nil) != (s != nil) || err == nil && shown != nil {
+			t.Errorf("%+v, %v", s, shown)
+		}
 		if left, _ := os.ReadDir(into); (err != nil) != (len(left) == 0) || err == nil && !bytes.Equal(b, whole) {
 			t.Errorf("%v, left %v", err, left)
 		}

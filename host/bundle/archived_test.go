@@ -3,6 +3,7 @@ package bundle
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -74,6 +75,89 @@ func TestArchive(t *testing.T) {
 		if l.Name() != name || l.Encrypted() != (id != nil) || l.VM != m.VM || l.VMName != m.VMName || l.Finding != m.Finding ||
 			l.Order != m.Order || !l.Created.Equal(m.Created) || l.Bytes <= 0 {
 			t.Errorf("%+v of %+v", l, m)
+		}
+	}
+}
+
+// TestShowArchive: an archive shows what its directory does.
+func TestShowArchive(t *testing.T) {
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, opts := range []*PackOptions{nil, {Recipients: []age.Recipient{id.Recipient()}}} {
+		_, dir, archive := packed(t, opts)
+		want, err := Show(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := ShowArchive(t.Context(), archive, &ArchiveOptions{Identities: []age.Identity{id}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Dir = archive
+		if a, b := mustJSON(t, want), mustJSON(t, got); a != b || got.Timeline == nil || got.Finding == nil {
+			t.Errorf("%s\nwant %s", b, a)
+		}
+		if IsEncrypted(archive) != (opts != nil) {
+			t.Errorf("encrypted: %t", opts == nil)
+		}
+	}
+	_, _, archive := packed(t, &PackOptions{Recipients: []age.Recipient{id.Recipient()}})
+	if s, err := ShowArchive(t.Context(), archive, nil); !errors.Is(err, ErrEncrypted) || s != nil {
+		t.Errorf("%v", err)
+	}
+	for name, b := range map[string][]byte{"nothing": nil, "no archive": []byte("text"), "cut off": unzippedPrefix(t)} {
+		if s, err := ShowArchive(t.Context(), put(t, b), nil); err == nil || s != nil {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+}
+
+// unzippedPrefix is an archive of which the end is missing.
+func unzippedPrefix(t *testing.T) []byte {
+	_, _, archive := packed(t, nil)
+	whole := unzipped(t, archive)
+	b, err := os.ReadFile(zipped(t, whole[:len(whole)/2]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func mustJSON(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestVerifyLabelled: any byte of an archive that changes is noticed without an
+// identity.
+func TestVerifyLabelled(t *testing.T) {
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, path := archived(t, id)
+	v := f.key.Verifier()
+	if l, err := VerifyLabelled(t.Context(), path, v, nil); err != nil || !HasLabel(path) || l.Size == 0 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(whole); i += 97 {
+		b := bytes.Clone(whole)
+		b[i] ^= 1
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := VerifyLabelled(t.Context(), path, v, nil); !errors.Is(err, ErrChanged) || l != nil {
+			t.Fatalf("byte %d: %v", i, err)
 		}
 	}
 }

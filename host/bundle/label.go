@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -154,6 +155,35 @@ func hash(to *evidence.Hash) func(string) error {
 
 func unquoted(to *string) func(string) error {
 	return func(s string) (err error) { *to, err = strconv.Unquote(s); return err }
+}
+
+// VerifyLabelled holds an archive's bytes against the label beside it: it is the
+// file that the host made, which needs no identity. What is in it is not looked at.
+// The error wraps ErrChanged where it is not as it was written.
+func VerifyLabelled(ctx context.Context, archive string, v note.Verifier, progress func(part string, done, total int64)) (*Label, error) {
+	l, err := ReadLabel(archive, v)
+	if err != nil {
+		return nil, err
+	}
+	f, err := openRegular(archive)
+	if err != nil {
+		return nil, fmt.Errorf("verify archive: %w", err)
+	}
+	defer f.Close()
+	got, err := digest(ctx, f, l.File, progress, nil)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("verify archive: %w", err)
+	case got.SHA256 != l.SHA256 || got.Size != l.Size:
+		return nil, fmt.Errorf("verify archive %s: SHA-256 %s, want %s: %w", archive, got.SHA256, l.SHA256, ErrChanged)
+	}
+	return l, nil
+}
+
+// HasLabel says whether there is one beside an archive.
+func HasLabel(archive string) bool {
+	_, err := os.Lstat(archive + LabelSuffix)
+	return err == nil
 }
 
 // ReadLabel reads the label beside an archive, and holds it against the name and

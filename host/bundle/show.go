@@ -1,6 +1,8 @@
 package bundle
 
 import (
+	"archive/tar"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,15 +37,119 @@ func Show(dir string) (*Shown, error) {
 		return nil, fmt.Errorf("show bundle: %w", err)
 	}
 	s := &Shown{Dir: dir, Manifest: m}
-	err = errors.Join(
-		showJSON(dir, FindingPart, &s.Finding),
-		showJSON(dir, OrdersPart, &s.Orders),
-		showJSON(dir, TimelineJSONPart, &s.Timeline),
-	)
-	if err != nil {
+	var errs []error
+	for part, to := range s.parts() {
+		errs = append(errs, showJSON(dir, part, to))
+	}
+	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("show bundle: %w", err)
 	}
 	return s, nil
+}
+
+// parts are those that are shown, and where they go.
+func (s *Shown) parts() map[string]any {
+	return map[string]any{FindingPart: &s.Finding, OrdersPart: &s.Orders, TimelineJSONPart: &s.Timeline}
+}
+
+// ShowArchive is Show of a bundle in one file. It reads as much of it as it must,
+// and writes nothing: what is encrypted stays so on the disk.
+func ShowArchive(ctx context.Context, path string, opts *ArchiveOptions) (*Shown, error) {
+	if opts == nil {
+		opts = &ArchiveOptions{}
+	}
+	s, err := showArchive(ctx, path, opts)
+	if err != nil {
+		return nil, fmt.Errorf("show bundle %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func showArchive(ctx context.Context, path string, opts *ArchiveOptions) (*Shown, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	plain, err := openArchive(f, opts.Identities)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	r := tar.NewReader(plain)
+	m, err := firstManifest(r)
+	if err != nil {
+		return nil, err
+	}
+	s := &Shown{Dir: path, Manifest: m}
+	due := s.parts()
+	if h, err := r.Next(); err != nil || h.Name != m.Name()+"/"+SigName {
+		return nil, fmt.Errorf("%w: no signature follows its manifest: %w", ErrNotArchive, err)
+	}
+	for _, e := range m.Parts[:lastOf(m, due)] {
+		h, err := r.Next()
+		if err == nil && (h.Name != m.Name()+"/"+e.Path || h.Typeflag != tar.TypeReg || h.Size != e.Size) {
+			err = fmt.Errorf("%.300q of %d bytes is there", h.Name, h.Size)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: at %s: %w", ErrNotArchive, e.Path, err)
+		}
+		if to := due[e.Path]; to != nil {
+			err = decodeShown(r, e.Path, to)
+		} else {
+			err = skip(ctx, r, e, opts.Progress)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// lastOf is how many parts have to be read for those that are due.
+func lastOf(m *Manifest, due map[string]any) (n int) {
+	for i, e := range m.Parts {
+		if due[e.Path] != nil {
+			n = i + 1
+		}
+	}
+	return n
+}
+
+// firstManifest reads what an archive begins with.
+func firstManifest(r *tar.Reader) (*Manifest, error) {
+	h, err := r.Next()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotArchive, err)
+	}
+	if h.Size > MaxManifest || !strings.HasSuffix(h.Name, "/"+ManifestName) {
+		return nil, fmt.Errorf("%w: it begins with %.300q of %d bytes", ErrNotArchive, h.Name, h.Size)
+	}
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	return ParseManifest(text)
+}
+
+// skip reads a part that is not shown.
+func skip(ctx context.Context, r io.Reader, e Entry, progress func(string, int64, int64)) error {
+	for done := int64(0); ; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := io.CopyN(io.Discard, r, chunk)
+		done += n
+		if progress != nil {
+			progress(e.Path, done, e.Size)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func showJSON(dir, part string, to any) error {
@@ -55,7 +161,11 @@ func showJSON(dir, part string, to any) error {
 		return err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxShown+1))
+	return decodeShown(f, part, to)
+}
+
+func decodeShown(r io.Reader, part string, to any) error {
+	b, err := io.ReadAll(io.LimitReader(r, maxShown+1))
 	if err == nil && len(b) > maxShown {
 		err = fmt.Errorf("more than %d bytes", maxShown)
 	}

@@ -257,7 +257,22 @@ func record(env *testscript.Env, state string) error {
 		return err
 	}
 	env.Setenv("STREAM", stream.Dir())
+	if err := sealed(env, dir, key, id.Recipient()); err != nil {
+		return err
+	}
 	return store.Close()
+}
+
+// sealed makes an archive for a recipient, as the monitor does, of a copy of a
+// bundle.
+func sealed(env *testscript.Env, dir string, key *evidence.Key, to age.Recipient) error {
+	copied := filepath.Join(env.WorkDir, "sealed")
+	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+		return err
+	}
+	path, err := bundle.Archive(context.Background(), copied, key, &bundle.PackOptions{Recipients: []age.Recipient{to}})
+	env.Setenv("SEALED", path)
+	return err
 }
 
 // policyRecord writes a store in which two domains had findings: web three

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/outguard/outguard/vmtests/attack"
@@ -90,7 +91,7 @@ func (d *Demo) Run(ctx context.Context) error {
 		}
 		d.say("     done in %.1f s", time.Since(began).Seconds())
 	}
-	return d.end()
+	return d.end(ctx)
 }
 
 func (d *Demo) say(format string, args ...any) { fmt.Fprintf(d.Out, "demo: "+format+"\n", args...) }
@@ -259,33 +260,35 @@ func (d *Demo) captured(ctx context.Context) error {
 		return fmt.Errorf("libvirt says that the guest is %s, want paused (%v)", state, err)
 	}
 	d.bundle, d.result.Finding, d.result.Bundle = capture.Bundle, capture.Finding, capture.Bundle
-	return d.readTimeline()
-}
-
-// readTimeline takes the times out of the bundle's timeline.
-func (d *Demo) readTimeline() error {
-	text, err := os.ReadFile(filepath.Join(d.bundle, "timeline.json"))
+	text, err := d.product.CLI(ctx, "bundle", "show", "--json", d.bundle) // a directory or one file
 	if err != nil {
 		return err
 	}
-	var timeline struct {
-		Entries []struct {
-			What          string   `json:"what"`
-			SinceReceived *float64 `json:"since_received_ns"`
-		} `json:"entries"`
+	return d.readTimeline([]byte(text))
+}
+
+// readTimeline takes the times out of what a bundle shows.
+func (d *Demo) readTimeline(text []byte) error {
+	var shown struct {
+		Timeline struct {
+			Entries []struct {
+				What          string   `json:"what"`
+				SinceReceived *float64 `json:"since_received_ns"`
+			} `json:"entries"`
+		} `json:"timeline"`
 	}
-	if err := json.Unmarshal(text, &timeline); err != nil {
-		return fmt.Errorf("timeline.json: %w", err)
+	if err := json.Unmarshal(text, &shown); err != nil {
+		return fmt.Errorf("outguard bundle show: %w", err)
 	}
 	at := map[string]float64{}
-	for _, e := range timeline.Entries {
+	for _, e := range shown.Timeline.Entries {
 		if _, seen := at[e.What]; !seen && e.SinceReceived != nil {
 			at[e.What] = *e.SinceReceived / 1e6
 		}
 	}
 	for _, step := range []string{"finding", "decision", "paused", "captured"} {
 		if _, ok := at[step]; !ok {
-			return fmt.Errorf("timeline.json tells no time of %q", step)
+			return fmt.Errorf("the timeline tells no time of %q", step)
 		}
 	}
 	d.result.PausedMs, d.result.CapturedMs = at["paused"], at["captured"]
@@ -305,18 +308,22 @@ func (d *Demo) verify(ctx context.Context) error {
 	return nil
 }
 
-func (d *Demo) end() error {
-	text, err := os.ReadFile(filepath.Join(d.bundle, "timeline.txt"))
+func (d *Demo) end(ctx context.Context) error {
+	text, err := d.product.CLI(ctx, "bundle", "show", d.bundle)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(d.Out, "\n%s\n", text)
+	told, _, _ := strings.Cut(text, "\nPART ") // what follows are its files
+	fmt.Fprintf(d.Out, "\n%s\n", told)
 	fmt.Fprintf(d.Out, "The bundle is in %s\nThe guest is paused. To look further:\n\n", d.bundle)
 	for _, c := range []string{"vms", "findings", "orders", "events --vm " + domain + " --path " + d.attack.Path,
 		"bundle show " + d.bundle, "bundle verify " + d.bundle, "evidence verify", "resume " + domain} {
 		fmt.Fprintf(d.Out, "  bin/outguard %s\n", c)
 	}
-	fmt.Fprintf(d.Out, "\nAll of it on one page, for a browser: %s\n", filepath.Join(d.bundle, "report.html"))
+	page := filepath.Join(d.bundle, "report.html")
+	if _, err := os.Stat(page); err == nil { // else it is in an archive
+		fmt.Fprintf(d.Out, "\nAll of it on one page, for a browser: %s\n", page)
+	}
 	fmt.Fprintln(d.Out, "docs/INCIDENT.md goes through it step by step.")
 	fmt.Fprintln(d.Out, "\nResumed, the intruder's program goes on, and its next step stops the guest again.")
 	line, err := json.Marshal(d.result)

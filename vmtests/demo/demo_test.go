@@ -1,8 +1,6 @@
 package demo
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -20,12 +18,8 @@ func TestReadTimeline(t *testing.T) {
 		{"a pause at an unknown time", `{"what":"finding","since_received_ns":1},{"what":"decision","since_received_ns":1},{"what":"paused"},{"what":"captured","since_received_ns":1}`,
 			`"paused"`, 0, 0},
 	} {
-		d := &Demo{bundle: t.TempDir()}
-		text := `{"entries":[` + test.entries + `]}`
-		if err := os.WriteFile(filepath.Join(d.bundle, "timeline.json"), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		err := d.readTimeline()
+		d := &Demo{}
+		err := d.readTimeline([]byte(`{"timeline":{"entries":[` + test.entries + `]}}`))
 		if test.err != "" {
 			if err == nil || !strings.Contains(err.Error(), test.err) {
 				t.Errorf("%s: %v, want an error with %s", test.name, err, test.err)
@@ -36,7 +30,9 @@ func TestReadTimeline(t *testing.T) {
 			t.Errorf("%s: %+v, %v", test.name, d.result, err)
 		}
 	}
-	if err := (&Demo{bundle: t.TempDir()}).readTimeline(); err == nil {
-		t.Error("no timeline, and no error")
+	for _, text := range []string{"", "{}"} {
+		if err := (&Demo{}).readTimeline([]byte(text)); err == nil {
+			t.Errorf("%q: no timeline, and no error", text)
+		}
 	}
 }

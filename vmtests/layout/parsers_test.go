@@ -54,7 +54,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/api", "parsePoints", "FuzzRequest"},
 	{"host/bundle", "ParseManifest", "FuzzParseManifest"},
 	{"host/bundle", "ParseLabel", "FuzzLabel"},
-	{"host/bundle", "showJSON", "FuzzShow"},
+	{"host/bundle", "decodeShown", "FuzzShow"},
 	{"host/bundle", "Core.parseNotes", "FuzzCore"},
 	{"host/domain", "parsePNG parsePPM", "FuzzPicture"},
 	{"host/cli", "parseSince", "FuzzSince"},
