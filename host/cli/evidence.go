@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,7 +69,12 @@ func (a *app) evidenceVerifyCmd() *cobra.Command {
 head and seal, with this host's public key. DIR is a whole store or one VM's
 stream in it; by default it is this host's store. No monitor needs to run; one
 may. What retention has given up is told by its signed tombstones; a part that is
-missing without one is corruption.`,
+missing without one is corruption.
+
+DIR can be what outguard evidence export has written, too. Then its statement is held
+against what is there, and it is told whether the record itself shows that nothing of
+the time that was asked for is missing at its beginning and at its end, or only who
+exported it says so.`,
 		Args: cobra.MaximumNArgs(1), ValidArgsFunction: completeDir,
 	}, func(cmd *cobra.Command, args []string) error {
 		p, err := a.paths()
@@ -139,6 +145,9 @@ func (a *app) verifier(file string) (note.Verifier, error) {
 }
 
 func (a *app) verifyEvidence(ctx context.Context, dir string, v note.Verifier) error {
+	if _, err := os.Lstat(filepath.Join(dir, evidence.StatementFile)); err == nil {
+		return a.verifyExport(ctx, dir, v)
+	}
 	reports, err := a.verifyAny(ctx, dir, v)
 	for i := range reports {
 		r := &reports[i]
@@ -153,17 +162,116 @@ func (a *app) verifyEvidence(ctx context.Context, dir string, v note.Verifier) e
 		}
 		a.evidenceLine(r)
 	}
+	if err == nil && isPart(reports) {
+		_, _ = fmt.Fprintf(a.err, "no %s is here: this is a part of a record, and what was asked for, and whether something is missing before or behind it, nobody states\n", evidence.StatementFile)
+	}
+	if err == nil && len(reports) == 0 {
+		return fmt.Errorf("%s holds no record; `outguard evidence verify DIR` verifies another", dir)
+	}
+	return verdict(err)
+}
+
+// isPart says whether what was verified are parts of records, by their places: a
+// whole one is called by its UUID.
+func isPart(reports []evidence.Report) bool {
+	return slices.ContainsFunc(reports, func(r evidence.Report) bool {
+		name, _, _ := strings.Cut(filepath.Base(filepath.Clean(r.Dir)), ".corrupt-")
+		_, err := uuid.Parse(name)
+		return err != nil
+	})
+}
+
+func verdict(err error) error {
 	switch {
 	case errors.Is(err, evidence.ErrCorrupt):
 		return fmt.Errorf("%w: %w", errVerify, err)
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%w; run as root or as the user outguard", err)
-	case err != nil:
-		return err
-	case len(reports) == 0:
-		return fmt.Errorf("%s holds no record; `outguard evidence verify DIR` verifies another", dir)
 	}
-	return nil
+	return err
+}
+
+// verifyExport verifies what was exported, as a whole.
+func (a *app) verifyExport(ctx context.Context, dir string, v note.Verifier) error {
+	bar := a.progress()
+	r, err := evidence.VerifyExport(ctx, dir, v, func(stream, of int, records uint64, bytes int64) {
+		bar.say(fmt.Sprintf("stream %d of %d: %d records, %s", stream, of, records, size(uint64(bytes))))
+	})
+	bar.end()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if a.json {
+		return errors.Join(verdict(err), a.printJSON(struct {
+			OK bool `json:"ok"`
+			*evidence.ExportReport
+		}{err == nil, &r}))
+	}
+	if s := r.Statement; s != nil {
+		a.printf("exported %s: %s\n", s.Made.Local().Format(time.DateTime), asked(s))
+	}
+	for i := range r.Streams {
+		a.evidenceLine(&r.Streams[i].Report)
+		if r.Streams[i].OK() {
+			a.endsLines(r.Statement, &r.Streams[i])
+		}
+	}
+	a.nothingLines(r.Statement)
+	return verdict(err)
+}
+
+func asked(s *evidence.Statement) string {
+	since, until := "the beginning", "then"
+	if !s.Since.IsZero() {
+		since = s.Since.Local().Format(time.DateTime)
+	}
+	if !s.Until.IsZero() {
+		until = s.Until.Local().Format(time.DateTime)
+	}
+	return fmt.Sprintf("what there was from %s until %s, of %d streams", since, until, len(s.Streams))
+}
+
+// endsLines says whether an export's two ends are shown or said.
+func (a *app) endsLines(s *evidence.Statement, x *evidence.ExportedTo) {
+	st := &x.Stated
+	a.printf("  %d records of that time\n", st.Records-min(st.Left, st.Records))
+	switch {
+	case x.Begins && x.Gone != nil:
+		a.printf("  beginning: shown, what was before has its tombstone\n")
+	case x.Begins && x.First == 0:
+		a.printf("  beginning: shown, it is the record's own\n")
+	case x.Begins:
+		a.printf("  beginning: shown, by a record from before it\n")
+	default:
+		a.printf("  beginning: not shown by the record; the statement says that it begins at %d, of records from %d\n", x.First, st.Begin)
+	}
+	switch {
+	case x.Ends:
+		a.printf("  end: shown, by a head of %s\n", x.Head.Time.Local().Format(time.DateTime))
+	case st.Left > 0:
+		a.printf("  end: %d records are not here that no head had signed\n", st.Left)
+	default:
+		a.printf("  end: not shown by the record; the statement says that there were no more than %d records at %s\n", st.End, s.Made.Local().Format(time.DateTime))
+	}
+}
+
+// nothingLines names the streams of which there is nothing.
+func (a *app) nothingLines(s *evidence.Statement) {
+	if s == nil {
+		return
+	}
+	for _, st := range s.Streams {
+		if st.Range == nil {
+			a.printf("%-36s  nothing of that time, says the statement; %d records that no head had signed\n", quote(streamName(st.Stream)), st.Left)
+		}
+	}
+}
+
+func streamName(stream uuid.UUID) string {
+	if stream == uuid.Nil {
+		return "host"
+	}
+	return stream.String()
 }
 
 // verifyAny takes a store or one stream. It goes on after one that is corrupt,
@@ -199,7 +307,11 @@ func streamsIn(dir string) ([]string, error) {
 			return []string{dir}, nil
 		}
 	}
-	return evidence.StreamDirs(dir)
+	dirs, err := evidence.StreamDirs(dir)
+	if err != nil || len(dirs) > 0 {
+		return dirs, err
+	}
+	return evidence.ExportDirs(dir)
 }
 
 func (a *app) evidenceLine(r *evidence.Report) {
@@ -207,12 +319,8 @@ func (a *app) evidenceLine(r *evidence.Report) {
 	if !r.OK() {
 		state = "CORRUPT: " + r.Problem.Error()
 	}
-	name := r.Stream.String()
-	if r.Stream == uuid.Nil {
-		name = "host"
-	}
 	a.printf("%-36s  records %d to %d, %s, %d signed heads, %d records after the last head%s: %s\n",
-		quote(name), r.First, r.Next, size(uint64(r.Bytes)), r.Heads, r.Unsigned, givenUp(r), quoteSentence(state))
+		quote(streamName(r.Stream)), r.First, r.Next, size(uint64(r.Bytes)), r.Heads, r.Unsigned, givenUp(r), quoteSentence(state))
 }
 
 // givenUp says what of a stream retention has given up, by its tombstones.

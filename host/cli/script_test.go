@@ -223,17 +223,19 @@ func record(env *testscript.Env, state string) error {
 	if err != nil {
 		return err
 	}
-	stream, err := store.Stream(web)
-	if err != nil {
-		return err
-	}
-	for i := range 10 {
-		if _, err := stream.Append(evidence.KindFrame, at0.Add(time.Duration(i)*time.Second), []byte("a frame")); err != nil {
+	var stream *evidence.Stream // web's, in the end
+	for _, vm := range []uuid.UUID{db, web} {
+		if stream, err = store.Stream(vm); err != nil {
 			return err
 		}
-	}
-	if _, err := stream.SignHead(); err != nil {
-		return err
+		for i := range 10 {
+			if _, err := stream.Append(evidence.KindFrame, at0.Add(time.Duration(i)*time.Second), []byte("a frame")); err != nil {
+				return err
+			}
+		}
+		if _, err := stream.SignHead(); err != nil {
+			return err
+		}
 	}
 	timeline := &bundle.Timeline{VM: web, VMName: "web", Finding: "02K", Received: at0}
 	timeline.Add(at0, bundle.StepReceived, "frame 2")

@@ -67,6 +67,8 @@
 // note over all of it, so `zstd -d` gives the plain segment back. See
 // sealed.go.
 //
+// What is exported of streams has a statement of what it is of: see statement.go.
+//
 // What an append was given has been handed to the kernel when it returns: a
 // monitor that is killed loses nothing. Sync makes it durable. A head that was
 // the last thing in a stream, and everything after the head before it, can be

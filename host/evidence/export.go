@@ -47,6 +47,7 @@ type exporter struct {
 	size int64
 	buf  []byte
 	r    Range
+	last Hash // h of the last record
 	next uint64
 
 	begun  bool   // r.First is known
@@ -184,7 +185,7 @@ func (e *exporter) end(rec *Record) error {
 	if err != nil {
 		return err
 	}
-	e.r.Next = rec.Index + 1
+	e.r.Next, e.last = rec.Index+1, rec.Chain
 	e.r.Head = Signed{Head: h, Note: string(text)}
 	if e.f == nil {
 		return nil

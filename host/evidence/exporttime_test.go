@@ -17,11 +17,11 @@ func exported(t *testing.T) (r *retained, out string, x Exported) {
 	r.p = Retention{BulkAge: 400 * time.Second, Age: 800 * time.Second}
 	r.store.retain(t.Context())
 	out = filepath.Join(t.TempDir(), "case-7")
-	x, err := ExportTime(t.Context(), r.st.Dir(), out, at0.Add(250*time.Second), at0.Add(850*time.Second))
-	if err != nil {
-		t.Fatal(err)
+	all, err := ExportTime(t.Context(), []string{r.st.Dir()}, out, at0.Add(250*time.Second), at0.Add(850*time.Second), &ExportOptions{Key: r.key})
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%+v, %v", all, err)
 	}
-	return r, out, x
+	return r, out, all[0]
 }
 
 func TestExportTime(t *testing.T) {
@@ -52,16 +52,16 @@ func TestExportTime(t *testing.T) {
 	if n != x.Records || n < 300 {
 		t.Errorf("%d records, said %d", n, x.Records)
 	}
-	if _, err := ExportTime(t.Context(), r.st.Dir(), out, time.Time{}, time.Time{}); !errors.Is(err, os.ErrExist) {
+	if _, err := ExportTime(t.Context(), []string{r.st.Dir()}, out, time.Time{}, time.Time{}, nil); !errors.Is(err, os.ErrExist) {
 		t.Errorf("over another: %v", err)
 	}
 	for name, to := range map[string]string{"a stream's name": filepath.Join(t.TempDir(), vm1.String()), "in the store": filepath.Join(filepath.Dir(r.st.Dir()), "x")} {
-		if _, err := ExportTime(t.Context(), r.st.Dir(), to, time.Time{}, time.Time{}); err == nil {
+		if _, err := ExportTime(t.Context(), []string{r.st.Dir()}, to, time.Time{}, time.Time{}, nil); err == nil {
 			t.Errorf("%s was taken", name)
 		}
 	}
 	none := filepath.Join(t.TempDir(), "none")
-	if x, err := ExportTime(t.Context(), r.st.Dir(), none, at0.Add(time.Hour), time.Time{}); err == nil {
+	if x, err := ExportTime(t.Context(), []string{r.st.Dir()}, none, at0.Add(time.Hour), time.Time{}, nil); err == nil {
 		t.Errorf("of no time: %+v", x)
 	}
 	if left, _ := os.ReadDir(filepath.Dir(none)); len(left) != 0 {
@@ -132,9 +132,12 @@ func TestExportUpToTheLastHead(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := filepath.Join(t.TempDir(), "export")
-	x, err := ExportTime(t.Context(), killed, out, time.Time{}, time.Time{})
-	if err != nil || x.Left != 7 || x.Next != 21 {
+	x, err := ExportTime(t.Context(), []string{killed}, out, time.Time{}, time.Time{}, &ExportOptions{Key: key})
+	if err != nil || x[0].Left != 7 || x[0].Next != 21 {
 		t.Fatalf("%+v, %v", x, err)
+	}
+	if r, err := VerifyExport(t.Context(), out, key.Verifier(), nil); err != nil || r.Streams[0].Stated.Left != 7 || r.Streams[0].Ends || !r.Streams[0].Begins {
+		t.Errorf("%+v, %v", r, err)
 	}
 	if rep, err := Verify(out, key.Verifier()); err != nil || rep.Next != 21 {
 		t.Errorf("%+v, %v", rep, err)
@@ -146,7 +149,7 @@ func TestExportUpToTheLastHead(t *testing.T) {
 func TestExportAfterRotation(t *testing.T) {
 	dir, pinned := rotated(t)
 	out := filepath.Join(t.TempDir(), "export")
-	if _, err := ExportTime(t.Context(), StreamDir(filepath.Join(dir, StoreDir), vm1), out, time.Time{}, time.Time{}); err != nil {
+	if _, err := ExportTime(t.Context(), []string{StreamDir(filepath.Join(dir, StoreDir), vm1)}, out, time.Time{}, time.Time{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	v, err := FollowFile(pinned, filepath.Join(out, KeysFile))

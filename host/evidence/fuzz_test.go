@@ -66,6 +66,9 @@ func FuzzHead(f *testing.F) {
 		if l, err := parseSeal(s); err == nil && l.text() != s {
 			t.Errorf("seal: %q", l.text())
 		}
+		if l, err := parseStatement(s); err == nil && l.text() != s {
+			t.Errorf("statement: %q", l.text())
+		}
 		if l, err := parseTombstone(s); err == nil && l.text() != s {
 			t.Errorf("tombstone: %q", l.text())
 		}

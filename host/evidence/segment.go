@@ -49,7 +49,7 @@ type listing struct {
 	indexes  []segmentFile // of segments
 	cuts     []string      // bytes that recoveries set aside
 	temps    []string
-	keys     bool     // there is KeysFile, as in what is exported
+	exported []string // KeysFile and StatementFile, as in what is exported
 	strange  []string // anything else
 }
 
@@ -103,8 +103,8 @@ func (l *listing) add(e os.DirEntry) {
 	digits, rest, _ := strings.Cut(name, ".")
 	first, err := strconv.ParseUint(digits, 10, 64)
 	switch rest = "." + rest; {
-	case name == KeysFile && e.Type().IsRegular():
-		l.keys = true
+	case (name == KeysFile || name == StatementFile) && e.Type().IsRegular():
+		l.exported = append(l.exported, name)
 	case err != nil || len(digits) != 20 || !e.Type().IsRegular():
 		l.strange = append(l.strange, name)
 	case rest == plainSuffix || rest == sealedSuffix:

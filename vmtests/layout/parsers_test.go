@@ -68,7 +68,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/domain", "parseEnrolment Key.UnmarshalText", "FuzzParseEnrolment"},
 	{"host/engines", "parseSaved", "FuzzParseSaved"},
 	{"host/evidence", "parseRecordHeader parseSegmentHeader parseBlock trailer.parseBlocks", "FuzzSegment"},
-	{"host/evidence", "parseHead parseSeal parseRemainder parseTombstone parseGap Hash.UnmarshalText", "FuzzHead"},
+	{"host/evidence", "parseHead parseSeal parseRemainder parseTombstone parseGap parseStatement parseStated Hash.UnmarshalText", "FuzzHead"},
 	{"host/evidence", "parseKey ParseVerifier", "FuzzKey"},
 	{"host/evidence", "ParseRotations parseRotation", "FuzzRotations"},
 	{"host/evidence", "parseIndex parseFilters", "FuzzIndex"},
