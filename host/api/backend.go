@@ -107,6 +107,10 @@ type Backend interface {
 	// ReloadPlaybook reads the playbook's file anew and returns what is in force
 	// then. On an error that is what was before.
 	ReloadPlaybook(ctx context.Context, by Caller) (*apipb.Playbook, error)
+
+	// RotateKey gives the host a new key; what is signed from when it returns is
+	// the new one's. Who may ask for it the backend says.
+	RotateKey(ctx context.Context, by Caller) (*apipb.RotateKeyResponse, error)
 }
 
 // Query says which part of the record is wanted.

@@ -291,6 +291,15 @@ func TestCaptureTellsItsProgress(t *testing.T) {
 	}
 }
 
+func TestRotateKey(t *testing.T) {
+	c, _ := serve(t, newBackend(), nil)
+	for n := uint64(1); n <= 2; n++ {
+		if r, err := c.RotateKey(t.Context(), &apipb.RotateKeyRequest{Reason: "case"}); err != nil || r.Number != n || r.OldKey == r.NewKey {
+			t.Errorf("%v, %v", r, err)
+		}
+	}
+}
+
 func TestErrorsNameTheNextThing(t *testing.T) {
 	b := newBackend()
 	b.State = func() (*apipb.StatusResponse, error) {

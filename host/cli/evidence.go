@@ -21,45 +21,6 @@ func (a *app) evidenceCmd() *cobra.Command {
 	return group(&cobra.Command{Use: "evidence", Short: "Verify the record, take a part of it elsewhere, rotate its key"}, a.evidenceVerifyCmd(), a.evidenceExportCmd(), a.rotateKeyCmd())
 }
 
-func (a *app) rotateKeyCmd() *cobra.Command {
-	return a.command(&cobra.Command{
-		Use:   "rotate-key",
-		Short: "Give this host a new key, which the old one signs",
-		Long: `Make a new host key. The old key signs that the new one follows it, and the new one
-that it does; host.keys beside the public key says so to everybody. Who has any of
-the host's public keys verifies all that was signed before and after, with
-host.keys, which need not come from a trusted place: bundles and exports have it
-with them. What the old key signs from now on is not believed.
-
-The monitor must not run: systemctl stop outguardd, and start it again afterwards.
-Guests keep what happens meanwhile. A key that somebody else may have can name a
-successor of its own: then give those who verify the new host.pub yourself.`,
-		Args: cobra.NoArgs,
-	}, func(cmd *cobra.Command, _ []string) error {
-		p, err := a.paths()
-		if err != nil {
-			return err
-		}
-		r, err := evidence.RotateKey(p.State, time.Now())
-		switch {
-		case errors.Is(err, evidence.ErrInUse):
-			return fmt.Errorf("%w; stop it first: systemctl stop outguardd", err)
-		case errors.Is(err, os.ErrNotExist):
-			return fmt.Errorf("%w; outguardd makes the first key when it first starts", err)
-		case errors.Is(err, os.ErrPermission):
-			return fmt.Errorf("%w; run as root or as the user outguard", err)
-		case err != nil:
-			return err
-		}
-		if a.json {
-			return a.printJSON(r)
-		}
-		a.printf("rotation %d at %s\nold key  %s\nnew key  %s\nwhat follows from which: %s\nStart the monitor again: systemctl start outguardd\n",
-			r.Number, r.Time.Format(time.RFC3339), r.Old, r.New, filepath.Join(p.State, evidence.KeysFile))
-		return nil
-	})
-}
-
 func (a *app) evidenceVerifyCmd() *cobra.Command {
 	var key string
 	cmd := a.command(&cobra.Command{

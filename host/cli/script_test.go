@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"filippo.io/age"
 	"github.com/google/uuid"
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/host/api"
 	"github.com/outguard/outguard/host/api/apipb"
@@ -50,7 +52,7 @@ func TestScript(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup:               setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"emit": emit, "exitcode": exitcode, "flip": flip, "monitor-ends": monitorEnds,
+			"emit": emit, "exitcode": exitcode, "flip": flip, "monitor-ends": monitorEnds, "held": held,
 			"contain": contain, "tsemdata": tsemdata, "measured": measured, "replayed": replayed,
 		},
 	})
@@ -321,6 +323,23 @@ func emit(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Value("backend").(*apitest.Backend).Add(batch(9, exec(uint32(pid), "sh", args[1])))
 }
+
+// held has a record's lock taken, as a monitor does, or with ! lets go of it.
+func held(ts *testscript.TestScript, neg bool, args []string) {
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_RDWR, 0)
+	ts.Check(err)
+	if last, ok := locks.LoadAndDelete(f.Name()); ok {
+		ts.Check(last.(*os.File).Close())
+	}
+	if neg {
+		ts.Check(f.Close())
+		return
+	}
+	ts.Check(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+	locks.Store(f.Name(), f)
+}
+
+var locks sync.Map // of held
 
 // monitorEnds ends the monitor. It is not called stop: that ends a script.
 func monitorEnds(ts *testscript.TestScript, _ bool, _ []string) { ts.Value("stop").(func())() }

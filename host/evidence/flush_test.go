@@ -162,7 +162,7 @@ func TestFlushTogetherSegments(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, st := range all {
-		v, err := Verify(st.Dir(), s.signer.Verifier())
+		v, err := Verify(st.Dir(), s.keys.key().Verifier())
 		if err != nil || v.Heads == 0 {
 			t.Errorf("verified %+v, error %v", v, err)
 		}

@@ -60,7 +60,7 @@ func (s *Store) indexOthers(ctx context.Context) {
 
 // unopened is a stream of which nothing but its sealed segments is looked at.
 func (s *Store) unopened(vm uuid.UUID) *Stream {
-	return &Stream{dir: StreamDir(s.dir, vm), id: vm, signer: s.signer, opts: s.opts}
+	return &Stream{dir: StreamDir(s.dir, vm), id: vm, keys: s.keys, opts: s.opts}
 }
 
 // index makes the index of a sealed segment out of it. One that is corrupt has
@@ -100,7 +100,7 @@ func (s *Stream) putIndex(x *indexer, t *trailer) error {
 	if fi, err := os.Lstat(filepath.Join(s.dir, indexName(t.seal.first))); err == nil {
 		was = fi.Size()
 	}
-	b, err := x.bytes(t, s.signer)
+	b, err := x.bytes(t, s.keys.key())
 	if err == nil {
 		err = writeIndex(s.dir, t.seal.first, b)
 	}

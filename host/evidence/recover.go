@@ -24,12 +24,12 @@ type Recovery struct {
 	Reason  string `json:"reason"`
 }
 
-func openStream(dir string, id uuid.UUID, key *Key, opts Options, room *room, full func()) (*Stream, error) {
+func openStream(dir string, id uuid.UUID, keys *keyring, opts Options, room *room, full func()) (*Stream, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err
 	}
-	s := &Stream{dir: dir, id: id, signer: key, opts: opts, room: room, full: full, device: deviceOf(dir), headTime: opts.Now()}
-	cuts, err := s.recover(key)
+	s := &Stream{dir: dir, id: id, keys: keys, opts: opts, room: room, full: full, device: deviceOf(dir), headTime: opts.Now()}
+	cuts, err := s.recover(keys.key())
 	if err != nil {
 		return nil, err
 	}

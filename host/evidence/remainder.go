@@ -142,7 +142,7 @@ func (s *Stream) remainderInto(ctx context.Context, f io.Writer, seg segmentFile
 		return nil, givenUp{}, err
 	}
 	end := seal{stream: was.stream, first: was.first, next: was.next, before: was.before, chain: was.chain, gone: &r.lost}
-	_, err := r.finish(end, s.signer)
+	_, err := r.finish(end, s.keys.key())
 	return r.index, r.lost, err
 }
 

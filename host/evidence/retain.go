@@ -242,7 +242,7 @@ func (s *Stream) cited(dir string) (map[uint64]bool, error) {
 	cited, r := map[uint64]bool{}, s.opts.Retain
 	sel := Selection{}
 	if s.opts.Keys != nil && r.May != nil {
-		sel.May, sel.Index = r.May, &IndexReader{Scheme: s.opts.Keys.Scheme, Verifier: s.signer.Verifier()}
+		sel.May, sel.Index = r.May, &IndexReader{Scheme: s.opts.Keys.Scheme, Verifier: s.keys.key().Verifier()}
 	}
 	_, err := NewReader(dir).Select(&sel, func(rec *Record) error {
 		if rec.Kind != KindFrame {
@@ -311,7 +311,7 @@ func (s *Stream) bury(seg segmentFile, reason string) (GivenUp, error) {
 		Reason: reason, Time: s.opts.Now().UTC().Round(0),
 	}
 	if seg.first > 0 {
-		before, err := readTombstone(s.dir, seg.first, s.signer.Verifier())
+		before, err := readTombstone(s.dir, seg.first, s.keys.key().Verifier())
 		if err != nil {
 			return GivenUp{}, err
 		}
@@ -331,7 +331,7 @@ func (s *Stream) bury(seg segmentFile, reason string) (GivenUp, error) {
 }
 
 func (s *Stream) putTombstone(stone Tombstone, seg segmentFile, size int64) error {
-	b, err := SignNote(stone.text(), s.signer)
+	b, err := SignNote(stone.text(), s.keys.key())
 	if err != nil {
 		return err
 	}

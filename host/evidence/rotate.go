@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/host/failpoint"
 )
 
 // KeysFile stands beside the host's keys once they were rotated, and in what is
@@ -238,7 +240,7 @@ func until(v note.Verifier, generation int) (t time.Time, ok bool) {
 }
 
 // RotateKey makes a new host key in dir, signed by the old one and signing it in
-// turn. No monitor may run. Killed at any step it leaves a key that is whole, and
+// turn. No monitor may run: one that does has Store.RotateKey. Killed at any step it leaves a key that is whole, and
 // LoadOrCreateKey comes to the end of what was begun.
 func RotateKey(dir string, now time.Time) (Rotation, error) {
 	release, err := lockStore(filepath.Join(dir, StoreDir))
@@ -254,25 +256,12 @@ func RotateKey(dir string, now time.Time) (Rotation, error) {
 	if err != nil {
 		return Rotation{}, err
 	}
-	if len(old.rotations) == maxRotations {
-		return Rotation{}, fmt.Errorf("rotate host key: %d rotations are the most that there can be", maxRotations)
-	}
-	if err := createKey(path+nextSuffix, old.Name()); err != nil {
-		return Rotation{}, err
-	}
-	next, err := LoadKey(path + nextSuffix)
+	next, err := nextKey(dir, old)
 	if err != nil {
 		return Rotation{}, err
 	}
-	r := Rotation{Number: uint64(len(old.rotations)) + 1, Old: old.Public, New: next.Public, Time: now.UTC().Round(0)}
-	signed, err := note.Sign(&note.Note{Text: r.text()}, old.Signer, next.Signer)
+	r, err := signRotation(dir, old, next, now)
 	if err != nil {
-		return Rotation{}, fmt.Errorf("rotate host key: %w", err)
-	}
-	if r, err = parseRotation(string(signed)); err != nil {
-		return Rotation{}, fmt.Errorf("rotate host key: %w", err)
-	}
-	if err := replaceAs(path, filepath.Join(dir, KeysFile), append(old.Rotations(), signed...), 0o644); err != nil {
 		return Rotation{}, err
 	}
 	_, err = LoadOrCreateKey(dir, "")
@@ -315,6 +304,7 @@ func finishRotation(dir string, rotations []Rotation) error {
 		if err := errors.Join(os.Rename(path+nextSuffix, path), syncDir(dir)); err != nil {
 			return fmt.Errorf("host key: %w", err)
 		}
+		failpoint.At(failpoint.Renamed)
 	}
 	return finishPublic(dir, rotations)
 }

@@ -92,7 +92,7 @@ func (s *Stream) seal(ctx context.Context, seg segmentFile, next uint64) error {
 		return err
 	}
 	x := newIndexer(s.opts.Keys)
-	size, err := sealInto(ctx, f, s.dir, seg, next, s.signer, x)
+	size, err := sealInto(ctx, f, s.dir, seg, next, s.keys.key(), x)
 	if err == nil {
 		err = f.Sync()
 	}

@@ -80,7 +80,7 @@ func orDefault[T ~int64](v, d T) T {
 // Store is the host's record, open for appending by this process alone.
 type Store struct {
 	dir    string
-	signer *Key
+	keys   *keyring
 	opts   Options
 	lock   *os.File
 	full   chan struct{} // wakes the sealer
@@ -112,7 +112,7 @@ func Open(dir string, key *Key, opts *Options) (*Store, error) {
 		lock.Close()
 		return nil, fmt.Errorf("open %s: %w", dir, ErrInUse)
 	}
-	s := &Store{dir: dir, signer: key, opts: opts.withDefaults(), lock: lock,
+	s := &Store{dir: dir, keys: newKeyring(key), opts: opts.withDefaults(), lock: lock,
 		full: make(chan struct{}, 1), syncfs: unix.Syncfs, streams: map[uuid.UUID]*Stream{}}
 	s.room = &room{fd: int(lock.Fd()), reserve: s.opts.Reserve, tell: s.roomChanged}
 	return s, nil
@@ -166,7 +166,7 @@ func (s *Store) stream(vm uuid.UUID) (st *Stream, corrupt error, aside string, e
 		st.abandon()
 		delete(s.streams, vm)
 	}
-	st, err = openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.room, s.wakeSealer)
+	st, err = openStream(StreamDir(s.dir, vm), vm, s.keys, s.opts, s.room, s.wakeSealer)
 	if errors.Is(err, ErrCorrupt) && s.opts.SetAside != nil {
 		corrupt = err
 		if aside, err = s.setAside(vm); err == nil {
@@ -183,7 +183,7 @@ func (s *Store) stream(vm uuid.UUID) (st *Stream, corrupt error, aside string, e
 
 // restart begins a new stream, whose first record says what became of the old.
 func (s *Store) restart(vm uuid.UUID, corrupt error, aside string) (*Stream, error) {
-	st, err := openStream(StreamDir(s.dir, vm), vm, s.signer, s.opts, s.room, s.wakeSealer)
+	st, err := openStream(StreamDir(s.dir, vm), vm, s.keys, s.opts, s.room, s.wakeSealer)
 	if err != nil {
 		return nil, err
 	}

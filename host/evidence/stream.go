@@ -23,7 +23,7 @@ var ErrQuota = errors.New("evidence quota used up")
 type Stream struct {
 	dir    string
 	id     uuid.UUID
-	signer *Key
+	keys   *keyring
 	opts   Options
 	room   *room
 	full   func() // called when a segment is full; does not block
@@ -294,8 +294,9 @@ type Signed struct {
 
 // sign appends a head over everything before it.
 func (s *Stream) sign() (Signed, error) {
-	h := Head{Stream: s.id, Records: s.next, Durable: s.durable, Chain: s.chain.last, Time: s.opts.Now().UTC().Round(0)}
-	note, err := SignNote(h.text(), s.signer)
+	h, note, err := s.keys.head(s.opts.Now, func(at time.Time) Head {
+		return Head{Stream: s.id, Records: s.next, Durable: s.durable, Chain: s.chain.last, Time: at}
+	})
 	if err != nil {
 		return Signed{}, fmt.Errorf("head: %w", err)
 	}

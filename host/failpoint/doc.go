@@ -49,6 +49,11 @@ const (
 	Labelled Point = "labelled" // it has its label, and not its name
 	Packed   Point = "packed"   // it has its name, and the bundle's directory is still beside it
 
+	NextKey Point = "next-key" // the host's next key is there, and nobody has signed for it
+	Rotated Point = "rotated"  // both keys have signed that it follows, and it has not its name
+	Renamed Point = "renamed"  // it has its name, and the public one is still the old one's
+	Untold  Point = "untold"   // it is the host's key, and that is not on record
+
 	Shutdown Point = "shutdown" // the monitor stops in order, and the record is not closed
 )
 
@@ -57,6 +62,7 @@ func All() []Point {
 	return []Point{
 		Received, Appended, Unjudged, Unacked, Verdict, Found, Decided, Checkpoint, Stored, Saving,
 		Journaled, Ordered, Asking, Asked, Settling, Settled,
-		Closing, Begun, Sealing, Sealed, Tombstoned, Thinned, Buried, Forgotten, Packing, Labelled, Packed, Shutdown,
+		Closing, Begun, Sealing, Sealed, Tombstoned, Thinned, Buried, Forgotten, Packing, Labelled, Packed,
+		NextKey, Rotated, Renamed, Untold, Shutdown,
 	}
 }

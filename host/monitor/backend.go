@@ -25,7 +25,7 @@ func (b backend) Status(ctx context.Context) (*apipb.StatusResponse, error) {
 	m := b.m
 	s := &apipb.StatusResponse{
 		Version: m.version, Started: api.FormatTime(m.started), Pid: uint32(os.Getpid()),
-		StateDir: m.cfg.StateDir, HostKey: m.key.Public, Libvirt: "qemu:///system",
+		StateDir: m.cfg.StateDir, HostKey: m.store.Key().Public, Libvirt: "qemu:///system",
 		Listeners: m.doors.names(), InForce: playbookOf(m.judge.inForce()),
 	}
 	s.Playbook = s.InForce.File

@@ -55,7 +55,7 @@ func twoRecords(t *testing.T) backend {
 			t.Fatal(err)
 		}
 	}
-	return backend{&Monitor{store: store, key: key, log: slog.New(slog.DiscardHandler)}}
+	return backend{&Monitor{store: store, log: slog.New(slog.DiscardHandler)}}
 }
 
 // rot flips a byte of the reason in the record of a finding.
@@ -152,5 +152,14 @@ func TestARottenRecordStopsNobodyWhoFollows(t *testing.T) {
 	err = b.Findings(t.Context(), api.Query{VM: rotten, Follow: true, Since: time.Now().Add(-2 * time.Hour)}, func(*engine.Finding) error { return nil })
 	if !errors.Is(err, evidence.ErrCorrupt) {
 		t.Errorf("the rotten one alone: %v", err)
+	}
+}
+
+// TestRotateKeyIsNotForEverybody: the API's group gives orders, and has no say in
+// the host's key.
+func TestRotateKeyIsNotForEverybody(t *testing.T) {
+	r, err := backend{&Monitor{}}.RotateKey(t.Context(), api.Caller{UID: uint32(os.Geteuid()) + 4711})
+	if err == nil || !strings.Contains(err.Error(), "run as root or as the monitor's own user") {
+		t.Errorf("%v, %v", r, err)
 	}
 }

@@ -91,7 +91,7 @@ func (c *capturer) archive(ctx context.Context, o respond.Order, dir string) (st
 		return dir, err
 	}
 	defer done()
-	return bundle.Archive(ctx, dir, c.m.key, &bundle.PackOptions{Recipients: c.m.recipients, Progress: func(part string, done, total int64) {
+	return bundle.Archive(ctx, dir, c.m.store.Key(), &bundle.PackOptions{Recipients: c.m.recipients, Progress: func(part string, done, total int64) {
 		c.tell(o.VM, "archive "+part, uint64(done), uint64(total))
 	}})
 }

@@ -96,7 +96,7 @@ func (c *capturer) pack(ctx context.Context, o respond.Order, shot *domain.Snaps
 	if err != nil {
 		return "", err
 	}
-	dir, err := bundle.Create(ctx, c.m.bundleDir(), spec, c.m.key)
+	dir, err := bundle.Create(ctx, c.m.bundleDir(), spec, c.m.store.Key())
 	if err != nil {
 		return "", err
 	}

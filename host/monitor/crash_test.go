@@ -252,8 +252,12 @@ func TestKilledAtEveryStep(t *testing.T) {
 		}
 		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()
-			if slices.Contains(givingUp, p) {
+			switch {
+			case slices.Contains(givingUp, p):
 				killedGivingUp(t, p)
+				return
+			case slices.Contains(rotating, p):
+				killedRotating(t, p)
 				return
 			}
 			killedAt(t, p)

@@ -36,7 +36,7 @@ func (m *Monitor) reader(vm uuid.UUID) *evidence.Reader {
 // indexes is how a VM's are read. One that cannot be used is said, and made anew.
 func (m *Monitor) indexes(vm uuid.UUID) *evidence.IndexReader {
 	return &evidence.IndexReader{
-		Scheme: api.KeyScheme, Verifier: m.key.Verifier(),
+		Scheme: api.KeyScheme, Verifier: m.store.Key().Verifier(),
 		Unusable: func(segment string, why error) {
 			err := m.store.Reindex(vm, segment)
 			m.log.Warn("an index of the record cannot be used; the segment is read whole, and indexed anew", "vm", vm, "segment", segment, "why", why, "error", err)

@@ -160,7 +160,7 @@ func newGuestRecord(t testing.TB, n int, segment int64) (*guestRecord, backend, 
 		t: t, rand: rand.New(rand.NewPCG(1, 2)), stream: st, session: uuid.UUID{9}, at: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), pid: 1000,
 	}
 	g.fill(n)
-	b := backend{&Monitor{store: store, key: key, domains: newDomains(), log: slog.New(slog.DiscardHandler)}}
+	b := backend{&Monitor{store: store, domains: newDomains(), log: slog.New(slog.DiscardHandler)}}
 	socket := filepath.Join(dir, "api.sock")
 	l, err := api.Listen(socket, -1)
 	if err != nil {

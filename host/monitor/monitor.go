@@ -37,8 +37,7 @@ type Monitor struct {
 	version string
 	started time.Time
 
-	key       *evidence.Key
-	store     *evidence.Store
+	store     *evidence.Store // and the host's key
 	state     *state
 	journal   *respond.Journal
 	libvirt   *domain.Client
@@ -131,10 +130,11 @@ func (m *Monitor) open() error {
 			return err
 		}
 	}
-	if m.key, err = evidence.LoadOrCreateKey(m.cfg.StateDir, hostname()); err != nil {
+	key, err := evidence.LoadOrCreateKey(m.cfg.StateDir, hostname())
+	if err != nil {
 		return err
 	}
-	m.store, err = evidence.Open(filepath.Join(m.cfg.StateDir, evidence.StoreDir), m.key, &evidence.Options{
+	m.store, err = evidence.Open(filepath.Join(m.cfg.StateDir, evidence.StoreDir), key, &evidence.Options{
 		SegmentSize: int64(m.cfg.Evidence.Segment), Quota: int64(m.cfg.Evidence.Quota),
 		Reserve: int64(m.cfg.Evidence.Reserve), Room: m.room,
 		SyncInterval: m.cfg.Evidence.Sync, SetAside: m.setAside, Keys: recordKeys(), Retain: m.retaining(), Log: m.log,
@@ -236,7 +236,7 @@ func (m *Monitor) wire() error {
 	m.domains, m.enrolled = newDomains(), domain.NewEnrolled(m.enrolDir())
 	m.libvirt = domain.New(&domain.Options{Socket: m.cfg.Libvirt, Log: m.log})
 	m.captures = newCapturer(m)
-	m.shelf = newShelf(m.bundleDir(), int64(m.cfg.Captures.Budget), m.key, m.judge.found)
+	m.shelf = newShelf(m.bundleDir(), int64(m.cfg.Captures.Budget), m.store.Key, m.judge.found)
 	if err := m.shelf.sweep(); err != nil {
 		m.log.Warn("what is left of captures that were given up or packed", "error", err)
 	}

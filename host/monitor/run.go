@@ -31,6 +31,7 @@ func (m *Monitor) stages() stages {
 		s = append(s, stage{name: "engine " + e.Name(), run: e.Run})
 	}
 	s = append(s,
+		stage{name: "host key", ready: m.tellRotations},
 		stage{name: "domains", ready: m.look}, // a finding of what is judged again knows its domain
 		stage{name: "findings", ready: m.judge.settleEarlier},
 		stage{name: "playbook", ready: m.tellPlaybook, run: m.followPlaybook},

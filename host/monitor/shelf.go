@@ -25,7 +25,7 @@ import (
 type shelf struct {
 	dir    string
 	budget uint64
-	key    *evidence.Key // labels of archives are signed by it
+	key    func() *evidence.Key // the host's, as it is now: labels of archives are signed by it
 	found  func(engine.Finding)
 
 	mu       sync.Mutex
@@ -41,7 +41,7 @@ const (
 	givenUp = ".given-up-"
 )
 
-func newShelf(dir string, budget int64, key *evidence.Key, found func(engine.Finding)) *shelf {
+func newShelf(dir string, budget int64, key func() *evidence.Key, found func(engine.Finding)) *shelf {
 	return &shelf{dir: dir, budget: uint64(budget), key: key, found: found, promised: map[uuid.UUID]uint64{}, packing: map[string]bool{}}
 }
 
@@ -71,7 +71,7 @@ func (s *shelf) list() ([]*capture, error) {
 	var out []*capture
 	for _, dir := range dirs {
 		c, err := s.read(dir)
-		if err != nil || !bundle.IsArchive(dir) && bundle.Archived(dir, s.key.Verifier()) != "" {
+		if err != nil || !bundle.IsArchive(dir) && bundle.Archived(dir, s.key().Verifier()) != "" {
 			continue // what there is an archive of is about to go
 		}
 		_, err = os.Lstat(s.pin(c.name()))
@@ -89,7 +89,7 @@ func (s *shelf) list() ([]*capture, error) {
 func (s *shelf) read(path string) (*capture, error) {
 	c := &capture{dir: path, disk: onDisk(path)}
 	if bundle.IsArchive(path) {
-		l, err := bundle.ReadLabel(path, s.key.Verifier())
+		l, err := bundle.ReadLabel(path, s.key().Verifier())
 		if err != nil {
 			return nil, err
 		}
@@ -350,5 +350,5 @@ func (s *shelf) sweep() error {
 	for _, dir := range dirs {
 		err = errors.Join(err, os.RemoveAll(dir))
 	}
-	return errors.Join(err, bundle.Tidy(s.dir, s.key.Verifier()))
+	return errors.Join(err, bundle.Tidy(s.dir, s.key().Verifier()))
 }

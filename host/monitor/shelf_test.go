@@ -53,7 +53,7 @@ func shelved(t *testing.T, budget int64, sizes ...int) (s *shelf, found *[]engin
 		}
 	}
 	found = &[]engine.Finding{}
-	return newShelf(filepath.Join(root, "bundles"), budget, key, func(f engine.Finding) { *found = append(*found, f) }), found
+	return newShelf(filepath.Join(root, "bundles"), budget, func() *evidence.Key { return key }, func(f engine.Finding) { *found = append(*found, f) }), found
 }
 
 func names(t *testing.T, s *shelf) string {
@@ -188,7 +188,7 @@ func archive(t *testing.T, s *shelf, finding string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path, err := bundle.Archive(t.Context(), filepath.Join(s.dir, nameOf(t, s, finding)), s.key, &bundle.PackOptions{Recipients: []age.Recipient{id.Recipient()}})
+	path, err := bundle.Archive(t.Context(), filepath.Join(s.dir, nameOf(t, s, finding)), s.key(), &bundle.PackOptions{Recipients: []age.Recipient{id.Recipient()}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -20,6 +21,9 @@ type state struct {
 var (
 	sessionBucket = []byte("sessions")
 	policyBucket  = []byte("policies") // the profile that a person gave a VM
+	hostBucket    = []byte("host")     // what is the host's own, by name
+
+	rotationsKey = []byte("rotations on record") // how many, u64 little endian
 )
 
 func openState(path string) (*state, error) {
@@ -34,7 +38,7 @@ func openState(path string) (*state, error) {
 // walkState makes what is missing, and reads all that there is.
 func walkState(db *bbolt.DB) error {
 	err := db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{sessionBucket, policyBucket} {
+		for _, name := range [][]byte{sessionBucket, policyBucket, hostBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
@@ -53,6 +57,9 @@ func walkState(db *bbolt.DB) error {
 		})
 		if err != nil {
 			return err
+		}
+		if b := tx.Bucket(hostBucket).Get(rotationsKey); b != nil && len(b) != 8 {
+			return fmt.Errorf("rotations in %d bytes", len(b))
 		}
 		return tx.Bucket(sessionBucket).ForEach(func(vm, b []byte) error {
 			if len(vm) != len(uuid.UUID{}) || len(b) == 0 {
@@ -107,4 +114,22 @@ func (s *state) Policy(vm uuid.UUID) (profile string) {
 		return nil
 	})
 	return profile
+}
+
+// SaveRotations keeps how many rotations of the host's key are on record.
+func (s *state) SaveRotations(n uint64) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket(hostBucket).Put(rotationsKey, binary.LittleEndian.AppendUint64(nil, n))
+	})
+}
+
+// Rotations returns what SaveRotations kept, 0 if nothing.
+func (s *state) Rotations() (n uint64, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		if b := tx.Bucket(hostBucket).Get(rotationsKey); len(b) == 8 {
+			n = binary.LittleEndian.Uint64(b)
+		}
+		return nil
+	})
+	return n, err
 }

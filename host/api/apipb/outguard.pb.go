@@ -6050,6 +6050,126 @@ func (x *Saved) GetState() string {
 	return ""
 }
 
+type RotateKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_outguard_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *RotateKeyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RotateKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`              // of rotations of this host's key
+	OldKey        string                 `protobuf:"bytes,2,opt,name=old_key,json=oldKey,proto3" json:"old_key,omitempty"` // public, in note's encoding
+	NewKey        string                 `protobuf:"bytes,3,opt,name=new_key,json=newKey,proto3" json:"new_key,omitempty"`
+	Time          string                 `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`                         // what the old key signs is from before
+	KeysFile      string                 `protobuf:"bytes,5,opt,name=keys_file,json=keysFile,proto3" json:"keys_file,omitempty"` // absolute: what follows from which
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyResponse) Reset() {
+	*x = RotateKeyResponse{}
+	mi := &file_outguard_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyResponse) ProtoMessage() {}
+
+func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
+func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *RotateKeyResponse) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *RotateKeyResponse) GetOldKey() string {
+	if x != nil {
+		return x.OldKey
+	}
+	return ""
+}
+
+func (x *RotateKeyResponse) GetNewKey() string {
+	if x != nil {
+		return x.NewKey
+	}
+	return ""
+}
+
+func (x *RotateKeyResponse) GetTime() string {
+	if x != nil {
+		return x.Time
+	}
+	return ""
+}
+
+func (x *RotateKeyResponse) GetKeysFile() string {
+	if x != nil {
+		return x.KeysFile
+	}
+	return ""
+}
+
 var File_outguard_proto protoreflect.FileDescriptor
 
 const file_outguard_proto_rawDesc = "" +
@@ -6570,7 +6690,15 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05Saved\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\tR\acreated\x12\x14\n" +
-	"\x05state\x18\x03 \x01(\tR\x05state2\xaa\x0e\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\"*\n" +
+	"\x10RotateKeyRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x8e\x01\n" +
+	"\x11RotateKeyResponse\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x17\n" +
+	"\aold_key\x18\x02 \x01(\tR\x06oldKey\x12\x17\n" +
+	"\anew_key\x18\x03 \x01(\tR\x06newKey\x12\x12\n" +
+	"\x04time\x18\x04 \x01(\tR\x04time\x12\x1b\n" +
+	"\tkeys_file\x18\x05 \x01(\tR\bkeysFile2\xf6\x0e\n" +
 	"\bOutguard\x12A\n" +
 	"\x06Status\x12\x1a.outguard.v1.StatusRequest\x1a\x1b.outguard.v1.StatusResponse\x12D\n" +
 	"\aListVMs\x12\x1b.outguard.v1.ListVMsRequest\x1a\x1c.outguard.v1.ListVMsResponse\x12C\n" +
@@ -6598,7 +6726,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\tPinBundle\x12\x1d.outguard.v1.PinBundleRequest\x1a\x1e.outguard.v1.PinBundleResponse\x12S\n" +
 	"\fPruneBundles\x12 .outguard.v1.PruneBundlesRequest\x1a!.outguard.v1.PruneBundlesResponse\x12J\n" +
 	"\tSetPolicy\x12\x1d.outguard.v1.SetPolicyRequest\x1a\x1e.outguard.v1.SetPolicyResponse\x12J\n" +
-	"\tListSaved\x12\x1d.outguard.v1.ListSavedRequest\x1a\x1e.outguard.v1.ListSavedResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
+	"\tListSaved\x12\x1d.outguard.v1.ListSavedRequest\x1a\x1e.outguard.v1.ListSavedResponse\x12J\n" +
+	"\tRotateKey\x12\x1d.outguard.v1.RotateKeyRequest\x1a\x1e.outguard.v1.RotateKeyResponseB-Z+github.com/outguard/outguard/host/api/apipbb\x06proto3"
 
 var (
 	file_outguard_proto_rawDescOnce sync.Once
@@ -6612,7 +6741,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: outguard.v1.StatusResponse
@@ -6692,7 +6821,9 @@ var file_outguard_proto_goTypes = []any{
 	(*ListSavedRequest)(nil),       // 75: outguard.v1.ListSavedRequest
 	(*ListSavedResponse)(nil),      // 76: outguard.v1.ListSavedResponse
 	(*Saved)(nil),                  // 77: outguard.v1.Saved
-	nil,                            // 78: outguard.v1.Finding.DetailEntry
+	(*RotateKeyRequest)(nil),       // 78: outguard.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),      // 79: outguard.v1.RotateKeyResponse
+	nil,                            // 80: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
@@ -6726,7 +6857,7 @@ var file_outguard_proto_depIdxs = []int32{
 	15, // 28: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
 	28, // 29: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
 	29, // 30: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	78, // 31: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	80, // 31: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
 	32, // 32: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
 	35, // 33: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
 	36, // 34: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
@@ -6770,32 +6901,34 @@ var file_outguard_proto_depIdxs = []int32{
 	71, // 72: outguard.v1.Outguard.PruneBundles:input_type -> outguard.v1.PruneBundlesRequest
 	73, // 73: outguard.v1.Outguard.SetPolicy:input_type -> outguard.v1.SetPolicyRequest
 	75, // 74: outguard.v1.Outguard.ListSaved:input_type -> outguard.v1.ListSavedRequest
-	1,  // 75: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 76: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 77: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	58, // 78: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	27, // 79: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	31, // 80: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	34, // 81: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	44, // 82: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	46, // 83: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	38, // 84: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	40, // 85: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	42, // 86: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	60, // 87: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	62, // 88: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
-	48, // 89: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	50, // 90: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	52, // 91: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	55, // 92: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	65, // 93: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
-	68, // 94: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
-	70, // 95: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
-	72, // 96: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
-	74, // 97: outguard.v1.Outguard.SetPolicy:output_type -> outguard.v1.SetPolicyResponse
-	76, // 98: outguard.v1.Outguard.ListSaved:output_type -> outguard.v1.ListSavedResponse
-	75, // [75:99] is the sub-list for method output_type
-	51, // [51:75] is the sub-list for method input_type
+	78, // 75: outguard.v1.Outguard.RotateKey:input_type -> outguard.v1.RotateKeyRequest
+	1,  // 76: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 77: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 78: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	58, // 79: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	27, // 80: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	31, // 81: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	34, // 82: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	44, // 83: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	46, // 84: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	38, // 85: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	40, // 86: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	42, // 87: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	60, // 88: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	62, // 89: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
+	48, // 90: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	50, // 91: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	52, // 92: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	55, // 93: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	65, // 94: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
+	68, // 95: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
+	70, // 96: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
+	72, // 97: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
+	74, // 98: outguard.v1.Outguard.SetPolicy:output_type -> outguard.v1.SetPolicyResponse
+	76, // 99: outguard.v1.Outguard.ListSaved:output_type -> outguard.v1.ListSavedResponse
+	79, // 100: outguard.v1.Outguard.RotateKey:output_type -> outguard.v1.RotateKeyResponse
+	76, // [76:101] is the sub-list for method output_type
+	51, // [51:76] is the sub-list for method input_type
 	51, // [51:51] is the sub-list for extension type_name
 	51, // [51:51] is the sub-list for extension extendee
 	0,  // [0:51] is the sub-list for field type_name
@@ -6813,7 +6946,7 @@ func file_outguard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   79,
+			NumMessages:   81,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -39,6 +40,7 @@ type Backend struct {
 
 	modelFiles map[uuid.UUID][]byte
 	bundles    []*apipb.Bundle
+	rotations  uint64
 	cgroups    *api.Cgroups
 	places     engine.Places
 	saved      map[string]bool // states, by their names
@@ -244,6 +246,20 @@ func (b *Backend) changeModel(of api.ModelRef, change func(*api.Model)) (api.Mod
 		}
 	}
 	return api.Model{}, noModel
+}
+
+// RotateKey implements api.Backend: of keys that are names.
+func (b *Backend) RotateKey(_ context.Context, by api.Caller) (*apipb.RotateKeyResponse, error) {
+	if by.UID != uint32(os.Geteuid()) {
+		return nil, api.Error(connect.CodePermissionDenied, "", errors.New("rotate the host's key"))
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rotations++
+	return &apipb.RotateKeyResponse{
+		Number: b.rotations, OldKey: fmt.Sprintf("key-%d", b.rotations-1), NewKey: fmt.Sprintf("key-%d", b.rotations),
+		Time: "2026-01-02T03:04:05.678Z", KeysFile: "/var/lib/outguard/host.keys",
+	}, nil
 }
 
 // SetPolicy implements api.Backend: of a VM with a session.

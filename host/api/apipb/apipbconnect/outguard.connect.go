@@ -93,6 +93,8 @@ const (
 	OutguardSetPolicyProcedure = "/outguard.v1.Outguard/SetPolicy"
 	// OutguardListSavedProcedure is the fully-qualified name of the Outguard's ListSaved RPC.
 	OutguardListSavedProcedure = "/outguard.v1.Outguard/ListSaved"
+	// OutguardRotateKeyProcedure is the fully-qualified name of the Outguard's RotateKey RPC.
+	OutguardRotateKeyProcedure = "/outguard.v1.Outguard/RotateKey"
 )
 
 // OutguardClient is a client for the outguard.v1.Outguard service.
@@ -154,6 +156,9 @@ type OutguardClient interface {
 	SetPolicy(context.Context, *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error)
 	// ListSaved lists what orders have kept of a domain for revert, oldest first.
 	ListSaved(context.Context, *apipb.ListSavedRequest) (*apipb.ListSavedResponse, error)
+	// RotateKey gives the host a new key, which the old one signs. It is for root and
+	// for the monitor's own user alone.
+	RotateKey(context.Context, *apipb.RotateKeyRequest) (*apipb.RotateKeyResponse, error)
 }
 
 // NewOutguardClient constructs a client for the outguard.v1.Outguard service. By default, it uses
@@ -311,6 +316,12 @@ func NewOutguardClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(outguardMethods.ByName("ListSaved")),
 			connect.WithClientOptions(opts...),
 		),
+		rotateKey: connect.NewClient[apipb.RotateKeyRequest, apipb.RotateKeyResponse](
+			httpClient,
+			baseURL+OutguardRotateKeyProcedure,
+			connect.WithSchema(outguardMethods.ByName("RotateKey")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -340,6 +351,7 @@ type outguardClient struct {
 	pruneBundles   *connect.Client[apipb.PruneBundlesRequest, apipb.PruneBundlesResponse]
 	setPolicy      *connect.Client[apipb.SetPolicyRequest, apipb.SetPolicyResponse]
 	listSaved      *connect.Client[apipb.ListSavedRequest, apipb.ListSavedResponse]
+	rotateKey      *connect.Client[apipb.RotateKeyRequest, apipb.RotateKeyResponse]
 }
 
 // Status calls outguard.v1.Outguard.Status.
@@ -534,6 +546,15 @@ func (c *outguardClient) ListSaved(ctx context.Context, req *apipb.ListSavedRequ
 	return nil, err
 }
 
+// RotateKey calls outguard.v1.Outguard.RotateKey.
+func (c *outguardClient) RotateKey(ctx context.Context, req *apipb.RotateKeyRequest) (*apipb.RotateKeyResponse, error) {
+	response, err := c.rotateKey.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // OutguardHandler is an implementation of the outguard.v1.Outguard service.
 type OutguardHandler interface {
 	// Status tells of the monitor itself.
@@ -593,6 +614,9 @@ type OutguardHandler interface {
 	SetPolicy(context.Context, *apipb.SetPolicyRequest) (*apipb.SetPolicyResponse, error)
 	// ListSaved lists what orders have kept of a domain for revert, oldest first.
 	ListSaved(context.Context, *apipb.ListSavedRequest) (*apipb.ListSavedResponse, error)
+	// RotateKey gives the host a new key, which the old one signs. It is for root and
+	// for the monitor's own user alone.
+	RotateKey(context.Context, *apipb.RotateKeyRequest) (*apipb.RotateKeyResponse, error)
 }
 
 // NewOutguardHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -746,6 +770,12 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(outguardMethods.ByName("ListSaved")),
 		connect.WithHandlerOptions(opts...),
 	)
+	outguardRotateKeyHandler := connect.NewUnaryHandlerSimple(
+		OutguardRotateKeyProcedure,
+		svc.RotateKey,
+		connect.WithSchema(outguardMethods.ByName("RotateKey")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/outguard.v1.Outguard/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OutguardStatusProcedure:
@@ -796,6 +826,8 @@ func NewOutguardHandler(svc OutguardHandler, opts ...connect.HandlerOption) (str
 			outguardSetPolicyHandler.ServeHTTP(w, r)
 		case OutguardListSavedProcedure:
 			outguardListSavedHandler.ServeHTTP(w, r)
+		case OutguardRotateKeyProcedure:
+			outguardRotateKeyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -899,4 +931,8 @@ func (UnimplementedOutguardHandler) SetPolicy(context.Context, *apipb.SetPolicyR
 
 func (UnimplementedOutguardHandler) ListSaved(context.Context, *apipb.ListSavedRequest) (*apipb.ListSavedResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.ListSaved is not implemented"))
+}
+
+func (UnimplementedOutguardHandler) RotateKey(context.Context, *apipb.RotateKeyRequest) (*apipb.RotateKeyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("outguard.v1.Outguard.RotateKey is not implemented"))
 }
