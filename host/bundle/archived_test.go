@@ -331,3 +331,52 @@ func FuzzLabel(f *testing.F) {
 		}
 	})
 }
+
+// TestArchiveOfTwoKeys: the evidence in an archive may have heads of a key that the
+// manifest's succeeded; who has that one alone follows to the other.
+func TestArchiveOfTwoKeys(t *testing.T) {
+	state := t.TempDir()
+	key, err := evidence.LoadOrCreateKey(state, "test-host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := evidence.Open(filepath.Join(state, evidence.StoreDir), key, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	stream, err := store.Stream(vm1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		if _, err := stream.Append(evidence.KindFrame, at0, []byte("a frame")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.SignHead(); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			if _, err := store.RotateKey(state); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	dir, err := Create(t.Context(), t.TempDir(), &Spec{VM: vm1, VMName: "web", Finding: "f", Stream: stream.Dir(), From: 0, To: 3, Parts: []Part{{Path: DomainPart}}}, store.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := Archive(t.Context(), dir, store.Key(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, public := range map[string]string{"first": key.Public, "present": store.Key().Public} {
+		v, err := evidence.ParseVerifier([]byte(public + "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := VerifyArchive(t.Context(), path, v, nil); err != nil || r.Evidence.Heads != 2 {
+			t.Errorf("by the %s key: %+v, %v", name, r, err)
+		}
+	}
+}

@@ -440,6 +440,19 @@ func TestRotatedKey(t *testing.T) {
 		if _, err := Verify(dir, other.Verifier()); !errors.Is(err, ErrChanged) {
 			t.Errorf("bundle %d by another host's key: %v", i, err)
 		}
+		var b bytes.Buffer
+		if err := Pack(t.Context(), dir, &b, nil); err != nil {
+			t.Fatal(err)
+		}
+		archive := put(t, b.Bytes())
+		for name, v := range map[string]note.Verifier{"pinned": pinned, "present": present} {
+			if rep, err := VerifyArchive(t.Context(), archive, v, nil); err != nil {
+				t.Errorf("archive %d by the %s key: %+v, %v", i, name, rep.Problems, err)
+			}
+		}
+		if _, err := VerifyArchive(t.Context(), archive, other.Verifier(), nil); !errors.Is(err, ErrChanged) {
+			t.Errorf("archive %d by another host's key: %v", i, err)
+		}
 	}
 	path := filepath.Join(dirs[2], KeysPart)
 	b, err := os.ReadFile(path)

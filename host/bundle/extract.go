@@ -38,7 +38,7 @@ func VerifyArchive(ctx context.Context, path string, v note.Verifier, opts *Arch
 	}
 	defer os.RemoveAll(temp)
 	return readArchive(ctx, path, temp, v, opts, func(part string) bool {
-		return part == PubPart || strings.HasPrefix(part, EvidencePart+"/")
+		return part == PubPart || part == KeysPart || strings.HasPrefix(part, EvidencePart+"/")
 	})
 }
 
@@ -80,6 +80,7 @@ func readArchive(ctx context.Context, path, dir string, v note.Verifier, opts *A
 		opts = &ArchiveOptions{}
 	}
 	start := time.Now()
+	v = followArchive(ctx, path, v, opts)
 	u := &unpacker{checker: checker{ctx: ctx, dir: dir, v: v, progress: opts.Progress}, keep: keep}
 	u.r = Report{Dir: path, Signer: fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash())}
 	err := u.read(path, opts.Identities)
@@ -112,6 +113,7 @@ func (u *unpacker) read(path string, identities []age.Identity) error {
 	u.plain = plain
 	whole, err := u.stream()
 	if whole && err == nil {
+		u.follow() // its heads may be of a key before
 		u.evidence(u.r.Manifest)
 	}
 	return err

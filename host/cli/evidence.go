@@ -46,14 +46,13 @@ exported it says so.`,
 		if len(args) == 1 {
 			dir = args[0]
 		}
-		v, err := a.verifier(key)
-		if err == nil {
-			v, err = followKeys(v, dir)
-		}
-		if err != nil {
-			return err
-		}
-		return a.verifyEvidence(cmd.Context(), dir, v)
+		return a.verifyEvidence(cmd.Context(), dir, func() (note.Verifier, error) {
+			v, err := a.verifier(key)
+			if err != nil {
+				return nil, err
+			}
+			return followKeys(v, dir)
+		})
 	})
 	keyFlag(cmd, &key)
 	return cmd
@@ -105,11 +104,20 @@ func (a *app) verifier(file string) (note.Verifier, error) {
 	return v, err
 }
 
-func (a *app) verifyEvidence(ctx context.Context, dir string, v note.Verifier) error {
+func (a *app) verifyEvidence(ctx context.Context, dir string, keys func() (note.Verifier, error)) error {
+	v, err := keys()
+	if err != nil {
+		return err
+	}
 	if _, err := os.Lstat(filepath.Join(dir, evidence.StatementFile)); err == nil {
 		return a.verifyExport(ctx, dir, v)
 	}
 	reports, err := a.verifyAny(ctx, dir, v)
+	if errors.Is(err, evidence.ErrCorrupt) { // or the key was rotated meanwhile
+		if again, kerr := keys(); kerr == nil && evidence.Generations(again) > evidence.Generations(v) {
+			reports, err = a.verifyAny(ctx, dir, again)
+		}
+	}
 	for i := range reports {
 		r := &reports[i]
 		if a.json {

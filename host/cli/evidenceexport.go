@@ -75,10 +75,11 @@ func (a *app) exportEvidence(ctx context.Context, o *exportOptions) error {
 	if err != nil {
 		return err
 	}
+	made := time.Now() // before the key is read: one that is replaced meanwhile still signs for it
 	key, unsigned := exportKey(o.store)
 	bar := a.progress()
 	all, err := evidence.ExportTime(ctx, streams, o.out, since, until, &evidence.ExportOptions{
-		Key: key, Began: func(vm uuid.UUID, n, of int) { bar.say(fmt.Sprintf("stream %d of %d: %s", n, of, vm)) },
+		Key: key, Now: func() time.Time { return made }, Began: func(vm uuid.UUID, n, of int) { bar.say(fmt.Sprintf("stream %d of %d: %s", n, of, vm)) },
 	})
 	bar.end()
 	switch {

@@ -210,6 +210,9 @@ func verifiers(v note.Verifier) []note.Verifier {
 	return all
 }
 
+// Generations is how many of a host's keys a verifier has.
+func Generations(v note.Verifier) int { return len(verifiers(v)) }
+
 // Knows says whether a key is one of a host's.
 func Knows(v, key note.Verifier) bool {
 	for _, k := range verifiers(v) {

@@ -38,10 +38,19 @@ func (r *keyring) head(now func() time.Time, make func(time.Time) Head) (Head, [
 	r.heads.RLock()
 	defer r.heads.RUnlock()
 	h := make(now().UTC().Round(0))
-	for at, last := h.Time.UnixNano(), r.last.Load(); at > last && !r.last.CompareAndSwap(last, at); last = r.last.Load() {
-	}
+	r.gave(h.Time.UnixNano())
 	note, err := SignNote(h.text(), r.key())
 	return h, note, err
+}
+
+// gave takes note of a head's time.
+func (r *keyring) gave(at int64) {
+	for {
+		last := r.last.Load()
+		if at <= last || r.last.CompareAndSwap(last, at) {
+			return
+		}
+	}
 }
 
 // end is when the key is replaced: now, and not before a head that it signed, as

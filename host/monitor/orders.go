@@ -169,7 +169,7 @@ func libvirtError(err error) error {
 }
 
 func (b backend) Bundles(context.Context) ([]*apipb.Bundle, error) {
-	all, err := b.m.shelf.list()
+	all, err := b.m.shelf.captures()
 	return bundlesOf(all), err
 }
 

@@ -61,8 +61,8 @@ func (c *capture) name() string { return bundle.BundleName(filepath.Base(c.dir))
 
 func (c *capture) stays() bool { return c.pinned || c.packing }
 
-// list returns the captures, oldest first. What is no bundle, or not one yet, is
-// none.
+// list returns the captures, oldest first; mu is held. What is no bundle, or not
+// one yet, is none.
 func (s *shelf) list() ([]*capture, error) {
 	dirs, err := bundle.List(s.dir)
 	if err != nil {
@@ -128,6 +128,13 @@ func onDisk(dir string) (sum uint64) {
 }
 
 func (s *shelf) pin(name string) string { return filepath.Join(s.dir, pinDir, name) }
+
+// captures returns what there is, oldest first.
+func (s *shelf) captures() ([]*capture, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.list()
+}
 
 // of returns the path of an order's capture, "" where there is none.
 func (s *shelf) of(order uuid.UUID) (string, error) {
