@@ -71,7 +71,10 @@ func archive(ctx context.Context, dir, path string, key *evidence.Key, opts *Pac
 		}
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	if err := syncDir(filepath.Dir(path)); err != nil { // nobody knows what the disk holds: the directory it does
+		return errors.Join(err, os.Remove(path), os.Remove(path+LabelSuffix))
+	}
+	return nil
 }
 
 // packInto packs into a file of a temporary name, and has the label say its size
