@@ -43,7 +43,7 @@ func (k *taking) beside(ctx context.Context, s *Snapshot) error {
 		f.Took = time.Since(began)
 		s.Files = append(s.Files, f)
 	}
-	s.Facts = k.facts(ctx)
+	s.Facts = append(k.facts(ctx), s.Facts...)
 	return nil
 }
 

@@ -75,9 +75,10 @@ type Fact struct {
 // after the last, and a domain that ran in between is ErrResumed. QEMU itself
 // copies the disks through its own block layer (a push backup), so that
 // nothing it holds back is missing, no guest-written format is probed, and
-// the domain keeps its images. Memory is dumped, not migrated, so that a
-// domain that cannot migrate is captured like any other. Empty and read-only
-// drives are left out and listed.
+// the domain keeps its images. Memory is copied from the file by which QEMU
+// shares it, or where there is none dumped, never migrated, so that a domain that
+// cannot migrate is captured like any other; the fact "memory image" says which.
+// Empty and read-only drives are left out and listed.
 //
 // QEMU's user must be able to reach dir: every folder above it needs the
 // execute bit for others. libvirt owns what it writes: the files end up as
@@ -329,29 +330,6 @@ func (k *taking) space(ctx context.Context, _ *Snapshot) error {
 	if free := fs.Bavail * uint64(fs.Bsize); free < need {
 		return fmt.Errorf("%w: %s has %d MiB free, the capture needs %d MiB", ErrNoSpace, k.dir, free>>20, need>>20)
 	}
-	return nil
-}
-
-// memory dumps the guest's memory. The call returns when the dump is whole.
-func (k *taking) memory(ctx context.Context, s *Snapshot) error {
-	path, err := k.file("memory.elf")
-	if err != nil {
-		return err
-	}
-	began := time.Now()
-	err = k.during(ctx, "memory", func() error {
-		return k.c.call(context.WithoutCancel(ctx), k.c.of(k.vm), func(l *libvirt.Libvirt) error {
-			return l.DomainCoreDumpWithFormat(k.c.handle(k.vm), path, uint32(libvirt.DomainCoreDumpFormatRaw), libvirt.DumpMemoryOnly)
-		})
-	})
-	if err != nil {
-		return fmt.Errorf("dump memory: %w", err)
-	}
-	f := File{Kind: "memory", Path: path, Format: "elf", Took: time.Since(began)}
-	if f.Size, err = size(path); err != nil {
-		return fmt.Errorf("dump memory: %w", err)
-	}
-	s.Files = append(s.Files, f)
 	return nil
 }
 

@@ -197,6 +197,7 @@ func TestCapture(t *testing.T) {
 	}{
 		{"raw and qcow2", domaintest.Config{Disks: []string{"raw", "qcow2"}}, "[{screen display: the domain has none}]"},
 		{"backing file and drives", domaintest.Config{Disks: []string{"qcow2"}, Backing: true, CDROM: true}, "[{sda empty drive} {sdb read-only} {screen display: the domain has none}]"},
+		{"shared memory", domaintest.Config{Disks: []string{"raw", "qcow2"}, Shared: true}, "[{screen display: the domain has none}]"},
 		{"no disk, and a display", domaintest.Config{Devices: "<video><model type='vga'/></video>"}, "[]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -376,7 +377,18 @@ func TestCaptureOf(t *testing.T) {
 	g := domaintest.Start(t, domaintest.Config{Disks: []string{"raw", "qcow2"}})
 	t.Run("refuses", func(t *testing.T) { captureRefuses(t, g) })
 	t.Run("interrupted", func(t *testing.T) { captureInterrupted(t, g) })
-	t.Run("monitor", func(t *testing.T) { captureAsMonitor(t, g) })
+	t.Run("dumped", func(t *testing.T) { captureDumped(t, g) })
+	t.Run("monitor", func(t *testing.T) { captureAsMonitor(t, g, ",+sys_ptrace", dumpedFor(errPrivate.Error())) })
+}
+
+// TestCaptureShared tries one whose RAM is a file that QEMU shares.
+func TestCaptureShared(t *testing.T) {
+	g := domaintest.Start(t, domaintest.Config{Disks: []string{"raw", "qcow2"}, Shared: true})
+	t.Run("interrupted", func(t *testing.T) { captureInterrupted(t, g) })
+	t.Run("monitor", func(t *testing.T) { captureAsMonitor(t, g, ",+sys_ptrace", copiedMemory) })
+	t.Run("monitor that may not trace", func(t *testing.T) {
+		captureAsMonitor(t, g, "", dumpedFor("open QEMU's memory: permission denied: this process has no CAP_SYS_PTRACE"))
+	})
 }
 
 func captureRefuses(t *testing.T, g *domaintest.Guest) {

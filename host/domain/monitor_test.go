@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -19,26 +20,28 @@ import (
 const monitorUID = 65534
 
 // captureAsMonitor captures as an ordinary user who is in group libvirt
-// and may read what others own, as the monitor does.
-func captureAsMonitor(t *testing.T, g *domaintest.Guest) {
+// and may read what others own, as the monitor does, and what else is in caps:
+// the memory is then taken in the way that is wanted.
+func captureAsMonitor(t *testing.T, g *domaintest.Guest, caps, want string) {
 	group, err := user.LookupGroup("libvirt")
 	domaintest.Require(t, err == nil, "no group libvirt")
 	_, err = exec.LookPath("setpriv")
 	domaintest.Require(t, err == nil, "no setpriv")
-	dir := filepath.Join(g.Dir, "bundles")
+	dir := filepath.Join(g.Dir, "bundles"+caps)
 	if err := errors.Join(os.Mkdir(dir, 0o711), os.Chown(dir, monitorUID, monitorUID)); err != nil {
 		t.Fatal(err)
 	}
-	self := filepath.Join(g.Dir, "test")
+	self := filepath.Join(g.Dir, "test"+caps)
 	if out, err := exec.Command("cp", os.Args[0], self).CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
 	uid := strconv.Itoa(monitorUID)
+	caps = "-all,+dac_read_search" + caps
 	cmd := exec.Command("setpriv", "--reuid", uid, "--regid", uid, "--groups", group.Gid, "--no-new-privs",
-		"--inh-caps", "-all,+dac_read_search", "--ambient-caps", "-all,+dac_read_search", "--bounding-set", "-all,+dac_read_search",
+		"--inh-caps", caps, "--ambient-caps", caps, "--bounding-set", caps,
 		self, "-test.run", "^TestMonitorHelper$", "-test.v")
 	cmd.Dir = g.Dir
-	cmd.Env = append(os.Environ(), "OUTGUARD_TEST_MONITOR="+g.UUID.String(), "OUTGUARD_TEST_DIR="+dir, "TMPDIR=/tmp")
+	cmd.Env = append(os.Environ(), "OUTGUARD_TEST_MONITOR="+g.UUID.String(), "OUTGUARD_TEST_DIR="+dir, "OUTGUARD_TEST_MEMORY="+want, "TMPDIR=/tmp")
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)
 	if err != nil {
@@ -50,7 +53,7 @@ func captureAsMonitor(t *testing.T, g *domaintest.Guest) {
 func TestMonitorHelper(t *testing.T) {
 	text := os.Getenv("OUTGUARD_TEST_MONITOR")
 	if text == "" {
-		t.Skip("run by TestCaptureOf")
+		t.Skip("run by TestCaptureOf and TestCaptureShared")
 	}
 	vm, c := uuid.MustParse(text), client(t)
 	if os.Getuid() != monitorUID {
@@ -63,6 +66,9 @@ func TestMonitorHelper(t *testing.T) {
 	s, err := c.Capture(t.Context(), vm, dir, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if want := os.Getenv("OUTGUARD_TEST_MEMORY"); !strings.HasPrefix(how(s), want) {
+		t.Errorf("memory image: %s, want %s", how(s), want)
 	}
 	for _, f := range s.Files {
 		r, err := os.Open(f.Path)

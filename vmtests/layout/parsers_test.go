@@ -65,6 +65,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/cli", "app.paths", "FuzzPaths"},
 	{"host/decide", "Parse parsePlain", "FuzzParse"},
 	{"host/domain", "parseCID parsePort parseSaved parseCapabilities parseQEMUIDs parseNetwork parsePassed", "FuzzXML"},
+	{"host/domain", "parseBackend", "FuzzCommandLine"},
 	{"host/domain", "parseEnrolment Key.UnmarshalText", "FuzzParseEnrolment"},
 	{"host/engines", "parseSaved", "FuzzParseSaved"},
 	{"host/evidence", "parseRecordHeader parseSegmentHeader parseBlock trailer.parseBlocks", "FuzzSegment"},

@@ -16,7 +16,7 @@ import (
 )
 
 // capabilities are what the monitor keeps of root's, as in its service file.
-const capabilities = "-all,+dac_read_search,+setuid,+setgid,+kill"
+const capabilities = "-all,+dac_read_search,+setuid,+setgid,+kill,+sys_ptrace"
 
 func (p *Install) pidFile() string { return filepath.Join(p.Run, "outguardd.pid") }
 

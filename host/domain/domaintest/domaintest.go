@@ -9,6 +9,7 @@ package domaintest
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/xml"
 	"fmt"
 	"os"
@@ -27,6 +28,9 @@ const Prefix = "respond-test-"
 
 // Config says what a guest has beyond a CPU and 256 MiB of memory.
 type Config struct {
+	Memory  int      // MiB; default 256
+	Shared  bool     // its memory is a memfd that QEMU shares
+	Fill    int      // MiB of it that the guest writes before it counts, none like another
 	Disks   []string // formats, "raw" or "qcow2": vda, vdb ... of 16 MiB each
 	Backing bool     // the qcow2 disks stand on a raw image of their own
 	CDROM   bool     // an empty drive and a read-only disk beside them
@@ -213,6 +217,9 @@ key=/sys/firmware/qemu_fw_cfg/by_name/opt/outguard/key/raw
 if [ -f $key ]; then
   echo "key $(/bin/busybox stat -c %a $key) $(/bin/busybox od -An -v -tx1 $key | /bin/busybox tr -d ' \n')" >/dev/console
 fi
+for w in $(/bin/busybox cat /proc/cmdline); do
+  case $w in fill=*) /bin/busybox dd if=/dev/urandom of=/fill bs=1M count=${w#fill=} 2>/dev/null ;; esac
+done
 for d in /sys/bus/virtio/devices/*; do
   echo "virtio device $(/bin/busybox cat $d/device)" >/dev/console
 done
@@ -254,17 +261,17 @@ func initramfs(t testing.TB, modules, out string) {
 func (g *Guest) xml(c Config) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
-<name>%s</name><uuid>%s</uuid><memory unit='MiB'>256</memory><vcpu>1</vcpu>
-`, g.Name, g.UUID)
-	if c.Vhost != "" {
+<name>%s</name><uuid>%s</uuid><memory unit='MiB'>%d</memory><vcpu>1</vcpu>
+`, g.Name, g.UUID, cmp.Or(c.Memory, 256))
+	if c.Shared || c.Vhost != "" {
 		b.WriteString("<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n")
 	}
 	fmt.Fprintf(&b, `<os><type arch='x86_64' machine='q35'>hvm</type><kernel>%s/vmlinuz</kernel><initrd>%s/initrd</initrd>
-<cmdline>console=ttyS0 quiet panic=-1</cmdline></os>
-<features><acpi/></features><cpu mode='maximum'/><on_reboot>restart</on_reboot>
+<cmdline>console=ttyS0 quiet panic=-1 fill=%d</cmdline></os>
+<features><acpi/><vmcoreinfo state='on'/></features><cpu mode='maximum'/><on_reboot>restart</on_reboot>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
 <serial type='file'><source path='%s'/></serial><memballoon model='none'/>
-`, g.Dir, g.Dir, g.Log)
+`, g.Dir, g.Dir, c.Fill, g.Log)
 	for i, path := range g.Disks {
 		fmt.Fprintf(&b, "<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/><target dev='vd%c' bus='virtio'/></disk>\n",
 			c.Disks[i], path, 'a'+i)
