@@ -1,15 +1,21 @@
 package domain
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"debug/elf"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/host/domain/domaintest"
@@ -148,4 +154,53 @@ func captureDumped(t *testing.T, g *domaintest.Guest) {
 	if want := dumpedFor(errPrivate.Error()); how(s) != want {
 		t.Errorf("memory image: %s, want %s", how(s), want)
 	}
+}
+
+// TestKilledWhileCopying kills the process that captures, a little later each
+// time: libvirtd is not left waiting for it, and the next one captures.
+func TestKilledWhileCopying(t *testing.T) {
+	g := domaintest.Start(t, domaintest.Config{Shared: true})
+	c := client(t)
+	if err := c.Pause(t.Context(), g.UUID); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 24 {
+		cmd := exec.Command(os.Args[0], "-test.run", "^TestCopyHelper$")
+		cmd.Env = append(os.Environ(), "OUTGUARD_TEST_COPY="+g.UUID.String(), "OUTGUARD_TEST_DIR="+filepath.Join(g.Dir, fmt.Sprint("killed", i)))
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for lines.Scan() && lines.Text() != "capturing" {
+		}
+		time.Sleep(time.Duration(i) * 3 * time.Millisecond)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		if p, err := c.Paused(ctx, g.UUID); !p || err != nil {
+			t.Fatalf("killed %d ms after it began: paused %t, %v", 3*i, p, err)
+		}
+		cancel()
+	}
+	s, err := c.Capture(t.Context(), g.UUID, filepath.Join(g.Dir, "whole"), nil)
+	if err != nil || how(s) != copiedMemory {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// TestCopyHelper is the process that is killed.
+func TestCopyHelper(t *testing.T) {
+	text := os.Getenv("OUTGUARD_TEST_COPY")
+	if text == "" {
+		t.Skip("run by TestKilledWhileCopying")
+	}
+	fmt.Println("capturing")
+	_, err := client(t).Capture(t.Context(), uuid.MustParse(text), os.Getenv("OUTGUARD_TEST_DIR"), nil)
+	fmt.Println("captured", err)
 }
