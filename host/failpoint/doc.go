@@ -32,6 +32,7 @@ const (
 	Ordered   Point = "ordered"   // the order is on record, and libvirt has not been called
 	Asking    Point = "asking"    // libvirt is about to be asked
 	Asked     Point = "asked"     // libvirt has done it, and nobody has taken note
+	Taken     Point = "taken"     // memory and disks are taken, and nothing of the bundle is there
 	Settling  Point = "settling"  // the result is known, and not in the journal
 	Settled   Point = "settled"   // the result is in the journal, and not on record
 
@@ -61,7 +62,7 @@ const (
 func All() []Point {
 	return []Point{
 		Received, Appended, Unjudged, Unacked, Verdict, Found, Decided, Checkpoint, Stored, Saving,
-		Journaled, Ordered, Asking, Asked, Settling, Settled,
+		Journaled, Ordered, Asking, Asked, Taken, Settling, Settled,
 		Closing, Begun, Sealing, Sealed, Tombstoned, Thinned, Buried, Forgotten, Packing, Labelled, Packed,
 		NextKey, Rotated, Renamed, Untold, Shutdown,
 	}

@@ -30,16 +30,18 @@ const (
 	capturing = ".capture-"
 )
 
-// capturer makes bundles of paused VMs for respond.
+// capturer makes bundles of paused VMs for respond, which stand for the first part
+// of it alone: see taken.
 type capturer struct {
 	m *Monitor
 
 	mu       sync.Mutex
 	progress map[uuid.UUID]func(*apipb.Progress) // by VM: who waits for its capture
+	promised map[uuid.UUID]func()                // by order: gives its room on the disk back
 }
 
 func newCapturer(m *Monitor) *capturer {
-	return &capturer{m: m, progress: map[uuid.UUID]func(*apipb.Progress){}}
+	return &capturer{m: m, progress: map[uuid.UUID]func(*apipb.Progress){}, promised: map[uuid.UUID]func(){}}
 }
 
 // watch has tell told of the progress of vm's captures until the returned
@@ -63,32 +65,72 @@ func (c *capturer) tell(vm uuid.UUID, step string, done, total uint64) {
 	}
 }
 
-// Capture takes memory and disks, and packs them with the record.
-func (c *capturer) Capture(ctx context.Context, o respond.Order) (string, error) {
+// Take takes memory and disks into a directory of the order's. The room that was
+// promised for them is until they are packed.
+func (c *capturer) Take(ctx context.Context, o respond.Order) (time.Time, error) {
 	need, err := c.m.libvirt.CaptureBytes(ctx, o.VM)
 	if err != nil {
-		return "", err
+		return time.Time{}, err
 	}
 	done, err := c.m.shelf.promise(o.ID, need)
 	if err != nil {
-		return "", err
+		return time.Time{}, err
 	}
-	defer done()
-	dir := filepath.Join(c.m.bundleDir(), capturing+o.ID.String())
+	shot, err := c.take(ctx, o)
+	if err != nil {
+		done()
+		return time.Time{}, err
+	}
+	c.mu.Lock()
+	c.promised[o.ID] = done
+	c.mu.Unlock()
+	return shot.Finished, nil
+}
+
+func (c *capturer) take(ctx context.Context, o respond.Order) (*domain.Snapshot, error) {
+	dir := c.dir(o)
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o711)); err != nil {
-		return "", err
+		return nil, err
 	}
 	shot, err := c.m.libvirt.Capture(ctx, o.VM, dir, &domain.CaptureOptions{Progress: func(p domain.Progress) {
 		c.tell(o.VM, p.Part, p.Done, p.Total)
 	}})
-	if err != nil {
-		return "", errors.Join(err, os.RemoveAll(dir))
+	if err == nil {
+		err = keepTaken(dir, shot)
 	}
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return shot, nil
+}
+
+// Pack packs what was taken with the record.
+func (c *capturer) Pack(ctx context.Context, o respond.Order) (string, error) {
+	defer c.release(o.ID)
+	shot, err := c.taken(o)
+	if err == nil && shot == nil {
+		err = fmt.Errorf("nothing was taken: %w", fs.ErrNotExist)
+	}
+	if err != nil {
+		return "", err
+	}
+	dir := c.dir(o)
 	path, err := c.pack(ctx, o, shot)
 	if err != nil {
 		return "", fmt.Errorf("%w; memory and disks stay in %s", err, dir) // there is no second copy
 	}
 	return path, os.RemoveAll(dir)
+}
+
+// release gives back what was promised of the disk.
+func (c *capturer) release(order uuid.UUID) {
+	c.mu.Lock()
+	done := c.promised[order]
+	delete(c.promised, order)
+	c.mu.Unlock()
+	if done != nil {
+		done()
+	}
 }
 
 func (c *capturer) pack(ctx context.Context, o respond.Order, shot *domain.Snapshot) (string, error) {
@@ -103,16 +145,33 @@ func (c *capturer) pack(ctx context.Context, o respond.Order, shot *domain.Snaps
 	return c.inForm(ctx, o, dir), nil
 }
 
-// Captured finds the bundle that an earlier process finished for the order.
-func (c *capturer) Captured(ctx context.Context, o respond.Order) (string, error) {
+// Captured finds the bundle that an earlier process finished for the order, or
+// else what it took for one.
+func (c *capturer) Captured(ctx context.Context, o respond.Order) (string, time.Time, error) {
 	path, err := c.m.shelf.of(o.ID)
-	if err != nil || path == "" {
-		return "", err
+	if err != nil {
+		return "", time.Time{}, err
 	}
-	if err := os.RemoveAll(filepath.Join(c.m.bundleDir(), capturing+o.ID.String())); err != nil { // its parts are in the bundle
-		c.m.log.Warn("what is left of a capture", "order", o.ID, "error", err)
+	if path != "" {
+		if err := os.RemoveAll(c.dir(o)); err != nil { // its parts are in the bundle
+			c.m.log.Warn("what is left of a capture", "order", o.ID, "error", err)
+		}
+		return c.inForm(ctx, o, path), time.Time{}, nil
 	}
-	return c.inForm(ctx, o, path), nil
+	partial, err := bundle.Partial(c.m.bundleDir())
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	shot, err := readTaken(c.dir(o), partial)
+	if err != nil || shot == nil {
+		return "", time.Time{}, err
+	}
+	return "", shot.Finished, nil
+}
+
+// taken is what was taken for an order by this process, or found by it.
+func (c *capturer) taken(o respond.Order) (*domain.Snapshot, error) {
+	return readTaken(c.dir(o), nil)
 }
 
 // spec says what the bundle of an order holds.
@@ -141,7 +200,7 @@ func (c *capturer) spec(o respond.Order, shot *domain.Snapshot) (*bundle.Spec, e
 	entries := c.group(o)
 	s := &bundle.Spec{
 		Host: host, VM: o.VM, VMName: o.Name, Finding: o.Finding, Order: o.ID.String(), Received: o.Received,
-		Stream: stream.Dir(), From: from, To: head.Records, Timeline: timelineOf(o, finding, after, entries, shot),
+		Stream: stream.Dir(), From: from, To: head.Records, Timeline: timelineOf(o, finding, after, entries, shot, time.Now()),
 		Progress: func(part string, done, total int64) { c.tell(o.VM, "pack "+part, uint64(done), uint64(total)) },
 	}
 	told := c.story(o, finding, from)
@@ -296,8 +355,8 @@ func (c *capturer) reader(vm uuid.UUID) *evidence.Reader {
 	return evidence.NewReader(evidence.StreamDir(c.m.store.Dir(), vm))
 }
 
-// group returns the orders of o's request so far, in their order, o last and
-// without a result.
+// group returns the orders of o's request so far, in their order, o without a
+// result; those after it may have one.
 func (c *capturer) group(o respond.Order) []respond.Entry {
 	var out []respond.Entry
 	err := c.m.journal.Entries(func(e respond.Entry) bool {

@@ -468,7 +468,7 @@ func TestProductCannotBeToldToDie(t *testing.T) {
 }
 
 // aroundLibvirt are the steps that an order comes to only where libvirt answers.
-var aroundLibvirt = []failpoint.Point{failpoint.Asking, failpoint.Asked, failpoint.Settling, failpoint.Settled}
+var aroundLibvirt = []failpoint.Point{failpoint.Asking, failpoint.Asked, failpoint.Taken, failpoint.Settling, failpoint.Settled}
 
 // TestFilesCut cuts the monitor's own files while it is not there: they are set
 // aside, and said; the orders that had no result are taken from the record.

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -306,6 +308,48 @@ func TestCapturesKeepTheirBudget(t *testing.T) {
 	}
 	if err := h.end(syscall.SIGTERM); err != nil {
 		t.Error(err)
+	}
+	h.verify()
+}
+
+// TestKilledWithACaptureTaken: memory and disks are taken and the monitor is
+// killed; the VM runs on, and the next monitor packs what was taken, once.
+func TestKilledWithACaptureTaken(t *testing.T) {
+	l := domaintest.NewPrivate(t)
+	h := newMortal(t)
+	h.withLibvirt(l)
+	h.start()
+	ctx := t.Context()
+	if _, err := h.api.Pause(ctx, &apipb.PauseRequest{Vm: h.vm.String()}); err != nil {
+		t.Fatal(err)
+	}
+	h.arm(failpoint.Taken)
+	if s, err := h.api.Capture(ctx, &apipb.CaptureRequest{Vm: h.vm.String()}); err == nil {
+		for s.Receive() {
+		}
+		_ = s.Close()
+	}
+	h.died(failpoint.Taken)
+	l.Virsh("resume", h.vm.String()) // what was in memory then is nowhere else
+	h.start()
+	for {
+		r, err := h.api.ListBundles(ctx, &apipb.ListBundlesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Bundles) == 1 {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal("no bundle")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(h.root, "*", "bundles", ".*-*")); len(left) != 0 {
+		t.Errorf("left: %q", left)
 	}
 	h.verify()
 }

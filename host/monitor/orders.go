@@ -103,7 +103,8 @@ func (b backend) whatIsSaved(ctx context.Context, vm uuid.UUID, err error) error
 	return api.Error(connect.CodeFailedPrecondition, next, err)
 }
 
-// Capture leaves a VM running that ran before: pause and resume are orders too.
+// Capture leaves a VM running that ran before: pause and resume are orders too, the
+// latter as soon as memory and disks are taken.
 // What makes it revertible is of the same moment, and is called as the order is.
 func (b backend) Capture(ctx context.Context, vm uuid.UUID, revertible bool, by api.Caller, progress func(*apipb.Progress)) (*apipb.Order, error) {
 	paused, err := b.m.libvirt.Paused(ctx, vm)
@@ -117,8 +118,18 @@ func (b backend) Capture(ctx context.Context, vm uuid.UUID, revertible bool, by 
 	if o, err := b.order(ctx, vm, by, respond.Pause); err != nil {
 		return o, err
 	}
-	o, err := b.capture(ctx, vm, revertible, by)
-	_, resumed := b.order(context.WithoutCancel(ctx), vm, by, respond.Resume)
+	if revertible { // what it is kept as has the capture's name
+		o, err := b.capture(ctx, vm, revertible, by)
+		_, resumed := b.order(context.WithoutCancel(ctx), vm, by, respond.Resume)
+		return o, errors.Join(err, resumed)
+	}
+	orders, err := b.submit(ctx, vm, by, respond.Capture, "")
+	if err != nil {
+		_, resumed := b.order(context.WithoutCancel(ctx), vm, by, respond.Resume)
+		return nil, errors.Join(err, resumed)
+	}
+	_, resumed := b.order(context.WithoutCancel(ctx), vm, by, respond.Resume) // its turn comes after the capture's
+	o, err := b.settled(ctx, orders[0])
 	return o, errors.Join(err, resumed)
 }
 
@@ -138,22 +149,31 @@ func (b backend) order(ctx context.Context, vm uuid.UUID, by api.Caller, step re
 }
 
 func (b backend) orderOn(ctx context.Context, vm uuid.UUID, by api.Caller, step respond.Kind, state string) (*apipb.Order, error) {
-	orders, err := b.m.responder.Submit(ctx, respond.Request{
+	orders, err := b.submit(ctx, vm, by, step, state)
+	if err != nil {
+		return nil, err
+	}
+	return b.settled(ctx, orders[0])
+}
+
+func (b backend) submit(ctx context.Context, vm uuid.UUID, by api.Caller, step respond.Kind, state string) ([]respond.Order, error) {
+	return b.m.responder.Submit(ctx, respond.Request{
 		State: state, VM: vm, Name: b.m.domains.name(vm), Steps: []respond.Kind{step}, Asked: by.String(), Reason: by.Reason, Decided: time.Now(),
 	})
-	if err != nil {
-		return nil, err
-	}
-	r, err := b.m.responder.WaitUnlessAway(ctx, orders[0].ID)
+}
+
+// settled waits for what comes of an order.
+func (b backend) settled(ctx context.Context, order respond.Order) (*apipb.Order, error) {
+	r, err := b.m.responder.WaitUnlessAway(ctx, order.ID)
 	if errors.Is(err, respond.ErrAway) {
-		return orderOf(respond.Entry{Order: orders[0]}), api.Error(connect.CodeUnavailable, "start libvirtd; outguard orders "+orders[0].ID.String()+" shows what came of it", err)
+		return orderOf(respond.Entry{Order: order}), api.Error(connect.CodeUnavailable, "start libvirtd; outguard orders "+order.ID.String()+" shows what came of it", err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	o := orderOf(respond.Entry{Order: orders[0], Result: &r})
+	o := orderOf(respond.Entry{Order: order, Result: &r})
 	if r.Status != respond.Done && r.Status != respond.Asked {
-		err = api.Error(connect.CodeFailedPrecondition, "outguard orders --vm "+o.Vm+" shows it", fmt.Errorf("%s %s: %s", step, o.Vm, r.Error))
+		err = api.Error(connect.CodeFailedPrecondition, "outguard orders --vm "+o.Vm+" shows it", fmt.Errorf("%s %s: %s", order.Kind, o.Vm, r.Error))
 	}
 	return o, err
 }

@@ -11,8 +11,10 @@ import (
 	"github.com/outguard/outguard/plugins/engine"
 )
 
-// timelineOf tells what happened when, from the hook to the capture.
-func timelineOf(o respond.Order, f *engine.Finding, after []engine.Finding, entries []respond.Entry, shot *domain.Snapshot) *bundle.Timeline {
+// timelineOf tells what happened when, from the hook to the packing of the capture,
+// while which the VM's next orders were carried out. When it was packed the order's
+// result says.
+func timelineOf(o respond.Order, f *engine.Finding, after []engine.Finding, entries []respond.Entry, shot *domain.Snapshot, packing time.Time) *bundle.Timeline {
 	t := &bundle.Timeline{VM: o.VM, VMName: o.Name, Finding: o.Finding, Order: o.ID.String(), Received: o.Received}
 	if f != nil {
 		tellFinding(t, f)
@@ -35,8 +37,12 @@ func timelineOf(o respond.Order, f *engine.Finding, after []engine.Finding, entr
 		if e.Order.Kind == respond.Pause && e.Result.Status == respond.Done {
 			t.Add(e.Result.Effect, bundle.StepPaused, "libvirt says: paused")
 		}
+		if e.Order.Kind == respond.Resume && e.Result.Status == respond.Done {
+			t.Add(e.Result.Effect, "resumed", "libvirt says: running")
+		}
 	}
 	t.Add(shot.Finished, bundle.StepCaptured, captureText(shot))
+	t.Add(packing, "packing", "the VM needs to stand no longer; the order's result tells when the bundle was whole")
 	t.Sort()
 	return t
 }

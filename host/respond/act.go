@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/outguard/outguard/host/failpoint"
 )
 
 // act brings about what an order asks for.
@@ -158,9 +160,10 @@ func (r *Responder) stale(j *job, res *Result) bool {
 	return true
 }
 
-// bundle captures the VM, which it pauses first where nobody has. What was in
-// memory before the VM ran on is gone: an order found after a restart is not
-// carried out on a VM that runs.
+// bundle takes the VM's memory and disks; it pauses the VM first where nobody has.
+// What was in memory before the VM ran on is gone: an order found after a restart
+// is not carried out on a VM that runs, unless all was taken. What was is packed
+// beside the VM's next orders (see pack).
 func (r *Responder) bundle(ctx context.Context, j *job, res *Result) error {
 	if r.capture == nil {
 		return errors.New("this monitor captures nothing")
@@ -172,9 +175,16 @@ func (r *Responder) tryBundle(ctx context.Context, j *job, res *Result) error {
 	ctx, cancel := context.WithTimeout(ctx, r.opts.CaptureWithin)
 	defer cancel()
 	if j.recovered || j.begun {
-		dir, err := r.capture.Captured(ctx, j.order)
-		if err == nil && dir != "" {
+		dir, taken, err := r.capture.Captured(ctx, j.order)
+		if err != nil {
+			return err
+		}
+		if dir != "" {
 			res.Already, res.Bundle, res.Effect, res.Detail = true, dir, r.now(), "found whole"
+			return nil
+		}
+		if !taken.IsZero() {
+			j.taken, res.Taken, res.Detail = true, taken, "memory and disks found whole"
 			return nil
 		}
 	}
@@ -193,15 +203,53 @@ func (r *Responder) tryBundle(ctx context.Context, j *job, res *Result) error {
 		}
 	}
 	j.begun = true
-	dir, err := r.capture.Capture(ctx, j.order)
-	if err != nil {
+	if res.Taken, err = r.capture.Take(ctx, j.order); err != nil {
 		return err
 	}
-	if dir == "" {
-		return errors.New("the capture left no bundle")
-	}
-	res.Bundle, res.Effect = dir, r.now()
+	failpoint.At(failpoint.Taken)
+	j.taken = true
 	return nil
+}
+
+// maxPacking is how many bundles are packed at once: it costs the host a
+// processor each.
+const maxPacking = 2
+
+// pack makes the bundle of what was taken and settles the order, while the VM's
+// next orders are carried out. What it comes to is no reason to skip those: they
+// have begun.
+func (r *Responder) pack(ctx context.Context, j *job, res Result) {
+	dir, err := r.packed(ctx, j.order)
+	switch {
+	case ctx.Err() != nil && err != nil:
+		r.log.Warn("order interrupted", "order", j.order.ID, "kind", j.order.Kind, "vm", j.order.VM)
+		return
+	case err != nil:
+		res.Status, res.Error = Failed, bound(err.Error())
+	default:
+		res.Status, res.Bundle, res.Effect = Done, dir, r.now()
+	}
+	res.Finished = r.now()
+	r.settle(j, res)
+	r.mu.Lock()
+	delete(r.jobs, j.order.ID)
+	r.mu.Unlock()
+}
+
+func (r *Responder) packed(ctx context.Context, o Order) (string, error) {
+	select {
+	case r.packing <- struct{}{}:
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	defer func() { <-r.packing }()
+	ctx, cancel := context.WithTimeout(ctx, r.opts.CaptureWithin)
+	defer cancel()
+	dir, err := r.capture.Pack(ctx, o)
+	if err == nil && dir == "" {
+		err = errors.New("the capture left no bundle")
+	}
+	return dir, err
 }
 
 // insist asks until the VM is paused, or is not, as wanted; see persist.

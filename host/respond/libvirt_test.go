@@ -20,30 +20,35 @@ type bundler struct {
 	entered func() // called when a capture begins
 }
 
-func (b *bundler) Capture(ctx context.Context, o Order) (string, error) {
+func (b *bundler) Take(ctx context.Context, o Order) (time.Time, error) {
 	dir := filepath.Join(b.dir, o.ID.String())
 	if err := os.RemoveAll(dir); err != nil {
-		return "", err
+		return time.Time{}, err
 	}
 	if b.entered != nil {
 		b.entered()
 	}
 	s, err := b.c.Capture(ctx, o.VM, dir, nil)
 	if err != nil {
-		return "", err
+		return time.Time{}, err
 	}
 	if len(s.Files) < 3 {
-		return "", errors.New("files are missing")
+		return time.Time{}, errors.New("files are missing")
 	}
+	return s.Finished, nil
+}
+
+func (b *bundler) Pack(_ context.Context, o Order) (string, error) {
+	dir := filepath.Join(b.dir, o.ID.String())
 	return dir, os.WriteFile(filepath.Join(dir, "whole"), nil, 0o600)
 }
 
-func (b *bundler) Captured(_ context.Context, o Order) (string, error) {
+func (b *bundler) Captured(_ context.Context, o Order) (string, time.Time, error) {
 	dir := filepath.Join(b.dir, o.ID.String())
 	if _, err := os.Stat(filepath.Join(dir, "whole")); err != nil {
-		return "", nil
+		return "", time.Time{}, nil
 	}
-	return dir, nil
+	return dir, time.Time{}, nil
 }
 
 // TestRealVM has orders carried out on a guest, the process's end and the

@@ -110,7 +110,8 @@ type Result struct {
 	Recovered bool      `json:"recovered,omitempty"` // settled after a restart
 	Journaled time.Time `json:"journaled,omitzero"`  // the order was on disk; zero after a restart
 	Started   time.Time `json:"started"`             // its turn in the VM's queue came
-	Effect    time.Time `json:"effect,omitzero"`     // libvirt confirmed the effect
+	Taken     time.Time `json:"taken,omitzero"`      // of a capture: memory and disks were, and the VM's next orders had their turn
+	Effect    time.Time `json:"effect,omitzero"`     // libvirt confirmed the effect; of a capture: the bundle was whole
 	Finished  time.Time `json:"finished"`
 	Attempts  int       `json:"attempts,omitempty"`
 	Bundle    string    `json:"bundle,omitempty"`  // directory of a capture's bundle

@@ -29,7 +29,10 @@ type box struct {
 	pause    func(ctx context.Context, vm uuid.UUID) error // in place of the effect
 	resume   func(ctx context.Context, vm uuid.UUID) error
 	capture  func(ctx context.Context, o Order) (string, error)
+	pack     func(ctx context.Context, o Order) (string, error)
 	bundles  map[uuid.UUID]string
+	taken    map[uuid.UUID]time.Time
+	useless  error           // what was taken is
 	down     map[string]bool // links of every VM; those of links are there
 	links    []string
 	off      bool
@@ -44,7 +47,7 @@ type box struct {
 }
 
 func newBox(j *Journal) *box {
-	return &box{paused: map[uuid.UUID]bool{}, journal: j, bundles: map[uuid.UUID]string{}, down: map[string]bool{}, saved: map[string]bool{}, busy: map[uuid.UUID]int{}}
+	return &box{paused: map[uuid.UUID]bool{}, journal: j, bundles: map[uuid.UUID]string{}, taken: map[uuid.UUID]time.Time{}, down: map[string]bool{}, saved: map[string]bool{}, busy: map[uuid.UUID]int{}}
 }
 
 func (b *box) say(format string, a ...any) {
@@ -198,16 +201,27 @@ func (b *box) Alert(ctx context.Context, o Order) (string, error) {
 	return "taken", nil
 }
 
-func (b *box) Capture(ctx context.Context, o Order) (string, error) {
+func (b *box) Take(ctx context.Context, o Order) (time.Time, error) {
 	defer b.enter(o.VM)()
 	b.say("capture")
 	if b.capture != nil {
-		return b.capture(ctx, o)
+		if _, err := b.capture(ctx, o); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return time.Now(), nil
+}
+
+func (b *box) Pack(ctx context.Context, o Order) (string, error) {
+	if b.pack != nil {
+		return b.pack(ctx, o)
 	}
 	return "/bundles/" + o.ID.String(), nil
 }
 
-func (b *box) Captured(_ context.Context, o Order) (string, error) { return b.bundles[o.ID], nil }
+func (b *box) Captured(_ context.Context, o Order) (string, time.Time, error) {
+	return b.bundles[o.ID], b.taken[o.ID], b.useless
+}
 
 func (b *box) RecordOrder(o Order) error {
 	pending, err := b.journal.Pending()
@@ -572,8 +586,103 @@ func TestStopDuringCapture(t *testing.T) {
 	if capture.Status != Done || !capture.Recovered || resume.Status != Done {
 		t.Errorf("capture %+v, resume %+v", capture, resume)
 	}
-	if want := "order capture; capture; capture done; order resume; resume; resume done"; next.said() != want {
+	calls := strings.Split(next.said(), "; ") // packed beside what follows
+	calls = slices.DeleteFunc(calls, func(s string) bool { return s == "capture done" })
+	if got := strings.Join(calls, "; "); got != "order capture; capture; order resume; resume; resume done" {
 		t.Errorf("calls: %s", next.said())
+	}
+}
+
+// TestPackingHoldsNothingUp: what a capture took is packed while the VM's next
+// orders are carried out, the order has its result when that is done, and what
+// comes of it changes nothing for those.
+func TestPackingHoldsNothingUp(t *testing.T) {
+	j := journal(t)
+	b := newBox(j)
+	hold := make(chan error)
+	b.pack = func(context.Context, Order) (string, error) { return "/b", <-hold }
+	r := New(j, b, b, b, nil)
+	run(t, r)
+	for _, c := range []struct {
+		err  error
+		want Status
+	}{{nil, Done}, {errors.New("the disk is full"), Failed}} {
+		orders := submit(t, r, vm1, Pause, Capture, Resume)
+		if res := wait(t, r, orders[2]); res.Status != Done {
+			t.Errorf("resume: %+v", res)
+		}
+		if e, err := j.Entry(orders[1].ID); err != nil || e.Result != nil {
+			t.Errorf("capture has a result before it is packed: %+v, %v", e.Result, err)
+		}
+		if s := r.Stats(); s.Waiting != 1 {
+			t.Errorf("%+v", s)
+		}
+		hold <- c.err
+		res := wait(t, r, orders[1])
+		if res.Status != c.want || res.Taken.IsZero() || res.Taken.After(res.Finished) || c.err == nil && (res.Bundle != "/b" || res.Effect.Before(res.Taken)) {
+			t.Errorf("capture: %+v", res)
+		}
+		for r.Stats().Waiting != 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if s := r.Stats(); s.Done != 5 || s.Failed != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestStopWhilePacking: the next process packs what was taken, though the VM has
+// long run on, and takes nothing again.
+func TestStopWhilePacking(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "j.db")
+	j := reopen(t, path)
+	b := newBox(j)
+	b.pack = func(ctx context.Context, _ Order) (string, error) { <-ctx.Done(); return "", ctx.Err() }
+	r := New(j, b, b, b, nil)
+	stop := run(t, r)
+	orders := submit(t, r, vm1, Pause, Capture, Resume)
+	wait(t, r, orders[2])
+	stop()
+	if _, err := r.Wait(context.Background(), orders[1].ID); !errors.Is(err, ErrStopped) {
+		t.Errorf("Wait: %v", err)
+	}
+	_ = j.Close()
+
+	j = reopen(t, path)
+	next := newBox(j)
+	at := time.Now().Add(-time.Minute)
+	next.taken[orders[1].ID] = at
+	r = New(j, next, next, next, nil)
+	run(t, r)
+	if res := wait(t, r, orders[1]); res.Status != Done || !res.Recovered || !res.Taken.Equal(at) || res.Bundle == "" {
+		t.Errorf("%+v", res)
+	}
+	if want := "order capture; capture done"; next.said() != want {
+		t.Errorf("calls: %s", next.said())
+	}
+}
+
+// TestTakenAndOfNoUse: the order fails with the reason, and nothing is captured
+// in its place.
+func TestTakenAndOfNoUse(t *testing.T) {
+	j := journal(t)
+	q := Request{VM: vm1, Steps: []Kind{Capture}, Asked: "earlier"}
+	orders, err := q.orders(time.Now(), &Options{Away: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.begin(orders, nil); err != nil {
+		t.Fatal(err)
+	}
+	b := newBox(j)
+	b.useless = errors.New("the host went down before it was on disk")
+	r := New(j, b, b, b, nil)
+	run(t, r)
+	if res := wait(t, r, orders[0]); res.Status != Failed || res.Error != b.useless.Error() {
+		t.Errorf("%+v", res)
+	}
+	if want := "order capture; capture failed"; b.said() != want {
+		t.Errorf("calls: %s", b.said())
 	}
 }
 
@@ -731,7 +840,8 @@ func TestOrdersWaitForLibvirt(t *testing.T) {
 		if res := wait(t, r, behind[0]); res.Status != Skipped { // it is eleven minutes old
 			t.Errorf("%+v", res)
 		}
-		if want := "pause; pause done; order capture; capture; capture done; order resume; resume skipped"; b.said() != want {
+		calls := slices.DeleteFunc(strings.Split(b.said(), "; "), func(s string) bool { return s == "capture done" }) // beside what follows
+		if want := "pause; pause done; order capture; capture; order resume; resume skipped"; strings.Join(calls, "; ") != want {
 			t.Errorf("said: %s", b.said())
 		}
 		if e, _ := j.Entry(orders[0].ID); e.Waiting != nil || e.Result == nil {

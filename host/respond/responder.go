@@ -50,14 +50,20 @@ type alerter interface {
 	Alert(ctx context.Context, o Order) (answer string, err error)
 }
 
-// capturer makes a bundle of a paused VM.
+// capturer makes a bundle of a paused VM, in two parts: only for the first of
+// them does the VM have to stand.
 type capturer interface {
-	// Capture makes the bundle of an order and returns its directory. What an
-	// earlier attempt for the same order left half done is its to remove.
-	Capture(ctx context.Context, o Order) (bundle string, err error)
-	// Captured returns the directory of the whole bundle that an earlier
-	// process made for the order, "" where there is none.
-	Captured(ctx context.Context, o Order) (bundle string, err error)
+	// Take takes memory and disks for an order's bundle, and keeps them so that the
+	// next process finds them. What an earlier attempt for the same order left half
+	// done is its to remove.
+	Take(ctx context.Context, o Order) (at time.Time, err error)
+	// Pack makes the bundle of what Take took and returns its directory. On an error
+	// that stays where it is. The VM may run, or be gone.
+	Pack(ctx context.Context, o Order) (bundle string, err error)
+	// Captured tells what there is already of an order: the directory of its whole
+	// bundle, or "" and when memory and disks were taken for it; zero where they were
+	// not, or not whole. An error says that they were, and are of no use.
+	Captured(ctx context.Context, o Order) (bundle string, taken time.Time, err error)
 }
 
 // recorder puts orders and results on the VM's record. RecordOrder is called
@@ -84,7 +90,7 @@ type guest interface {
 // Options of a Responder; zero values mean the documented defaults.
 type Options struct {
 	PauseWithin   time.Duration // default 5 s; resume has the same
-	CaptureWithin time.Duration // default 10 min
+	CaptureWithin time.Duration // to take memory and disks, and again to pack them; default 10 min
 	AlertWithin   time.Duration // how long an alert is tried; default 10 min
 	Alerts        alerter       // default: alerts fail
 	Guest         guest         // default: what a guest has to do fails
@@ -125,6 +131,8 @@ type Responder struct {
 	queues  map[lane]*queue
 	jobs    map[uuid.UUID]*job // without a result
 	start   func(*queue)       // starts a worker; nil while Run does not run
+	packing chan struct{}      // holds a token for each bundle that is packed
+	beside  func(func())       // runs what holds up no queue; set by Run
 	opened  chan struct{}      // closed when Run has taken over what the journal holds
 	stopped chan struct{}      // closed when Run has returned
 	ended   bool
@@ -155,6 +163,7 @@ type job struct {
 	journaled time.Time
 	recovered bool
 	begun     bool          // a capture was; the worker's own
+	taken     bool          // a capture's memory and disks are, and the bundle is to be packed; the worker's own
 	away      chan struct{} // closed when it waits for libvirt, or for an order that does
 	why       string        // set before that, under Responder.mu
 	done      chan struct{} // closed when result is set
@@ -177,6 +186,7 @@ func New(j *Journal, m machine, capture capturer, record recorder, opts *Options
 	r := &Responder{
 		journal: j, machine: m, capture: capture, record: record, now: time.Now,
 		queues: map[lane]*queue{}, jobs: map[uuid.UUID]*job{}, opened: make(chan struct{}), stopped: make(chan struct{}),
+		packing: make(chan struct{}, maxPacking),
 	}
 	if opts != nil {
 		r.opts = *opts
@@ -210,6 +220,7 @@ func New(j *Journal, m machine, capture capturer, record recorder, opts *Options
 // interrupted keeps no result and is found again by the next Run of a process.
 func (r *Responder) Run(ctx context.Context) error {
 	var workers sync.WaitGroup
+	r.beside = func(fn func()) { workers.Go(fn) } // called by a worker, so that Wait does not come first
 	if err := r.open(func(q *queue) { workers.Go(func() { r.work(ctx, q) }) }); err != nil {
 		return err
 	}
@@ -374,15 +385,19 @@ func (r *Responder) work(ctx context.Context, q *queue) {
 	}
 }
 
-// carry carries out one order and settles its result; false says that ctx
-// ended first and that the order stays as it is.
+// carry carries out one order and settles its result; false says that ctx ended
+// first and that the order stays as it is, or that its bundle is packed while the
+// VM's next orders are carried out.
 func (r *Responder) carry(ctx context.Context, q *queue, j *job) bool {
 	r.recordOrder(j.order)
 	failpoint.At(failpoint.Ordered)
 	res := Result{Order: j.order.ID, Journaled: j.journaled, Recovered: j.recovered, Started: r.now()}
 	if q.broken == j.order.Group {
 		res.Status, res.Error = Skipped, "an earlier step of this request failed"
-	} else if err := r.act(ctx, j, &res); err == nil {
+	} else if err := r.act(ctx, j, &res); err == nil && j.taken {
+		r.beside(func() { r.pack(ctx, j, res) })
+		return false
+	} else if err == nil {
 		if res.Status == "" {
 			res.Status = Done
 		}

@@ -1,0 +1,86 @@
+package monitor
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/outguard/outguard/host/domain"
+)
+
+// TestTaken: what was taken is found whole wherever a killed process has moved it
+// to, and what is not whole, or may not be, is not taken for it.
+func TestTaken(t *testing.T) {
+	var dir, partial string
+	shot := &domain.Snapshot{Name: "web"}
+	setUp := func(t *testing.T) {
+		t.Helper()
+		root := t.TempDir()
+		dir, partial = filepath.Join(root, ".capture-1"), filepath.Join(root, ".partial-1")
+		shot.Files = nil
+		if err := errors.Join(os.Mkdir(dir, 0o711), os.MkdirAll(filepath.Join(partial, "disks"), 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"memory.elf", "disk-vda.qcow2"} {
+			path := filepath.Join(dir, name)
+			if err := os.WriteFile(path, []byte(name), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			shot.Files = append(shot.Files, domain.File{Path: path})
+		}
+		if err := keepTaken(dir, shot); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		do   func() error
+		want string // of the error; "": it is found, "none": it is not there
+	}{
+		"whole":        {func() error { return nil }, ""},
+		"moved":        {func() error { return os.Rename(shot.Files[1].Path, filepath.Join(partial, "disks", "vda.qcow2")) }, ""},
+		"gone":         {func() error { return os.Remove(shot.Files[0].Path) }, "not whole"},
+		"another's":    {func() error { return os.WriteFile(filepath.Join(dir, takenName), []byte("{}"), 0o600) }, "not what was written"},
+		"another boot": {func() error { return replace(filepath.Join(dir, takenName), `"boot":"`, `"boot":"x`) }, "the host went down"},
+		"not written":  {func() error { return os.Remove(filepath.Join(dir, takenName)) }, "none"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			setUp(t)
+			if err := c.do(); err != nil {
+				t.Fatal(err)
+			}
+			got, err := readTaken(dir, []string{partial})
+			switch {
+			case c.want == "none":
+				if got != nil || err != nil {
+					t.Errorf("%+v, %v", got, err)
+				}
+			case c.want != "":
+				if got != nil || err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("%+v, %v", got, err)
+				}
+			case err != nil || got.Name != "web":
+				t.Errorf("%+v, %v", got, err)
+			}
+			if c.want != "" {
+				return
+			}
+			if b, err := os.ReadFile(shot.Files[1].Path); err != nil || string(b) != "disk-vda.qcow2" {
+				t.Errorf("%q, %v", b, err)
+			}
+			if _, err := os.Stat(partial); errors.Is(err, fs.ErrNotExist) != (name == "moved") {
+				t.Errorf("the partial bundle: %v", err)
+			}
+		})
+	}
+}
+
+func replace(path, before, after string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(strings.Replace(string(b), before, after, 1)), 0o600)
+}
