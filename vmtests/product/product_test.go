@@ -76,7 +76,7 @@ func TestInstallRunRemove(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"Uid:\t" + u.Uid, "CapEff:\t00000000000000e4", "CapBnd:\t00000000000000e4"} {
+	for _, want := range []string{"Uid:\t" + u.Uid, "CapEff:\t00000000000800e4", "CapBnd:\t00000000000800e4"} {
 		if !strings.Contains(string(log), want) {
 			t.Errorf("the monitor runs with\n%swant %q", log, want)
 		}
