@@ -113,7 +113,7 @@ func (f *fleet) rules() map[string][]string {
 func (f *fleet) whole(first int, sent []uint64) {
 	f.h.t.Helper()
 	drained := func(a *prototest.Agent) error { return a.Drained(f.h.t.Context()) }
-	for _, do := range []func(*prototest.Agent) error{drained, (*prototest.Agent).Heartbeat, drained} { // acks wait side by side
+	for _, do := range []func(*prototest.Agent) error{drained, (*prototest.Agent).Heartbeat, drained} {
 		for i := first; i < len(f.Agents); i++ {
 			if err := do(f.Agents[i]); err != nil {
 				f.h.t.Fatalf("%s: %v", f.name(i), err)

@@ -3,7 +3,6 @@ package session
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
@@ -15,16 +14,14 @@ import (
 	"github.com/outguard/outguard/vsockproto/link"
 )
 
-// ackWithin is how long an ack may wait for others: each wakes the guest.
-const ackWithin = 100 * time.Millisecond
+// ackFrames is how many frames are taken at most before an ack is sent, while
+// more are waiting.
+const ackFrames = 32
 
 // loop takes frames until the connection ends: nil after a Bye.
 func (c *conn) loop() error {
 	for {
 		f, err := c.link.Read()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return c.deaf(err) // reading has none
-		}
 		if err != nil {
 			return c.judge(err)
 		}
@@ -32,8 +29,11 @@ func (c *conn) loop() error {
 		if err != nil {
 			return c.judge(err)
 		}
-		if err := c.ack(f.Sequence, bye); err != nil {
-			return c.deaf(err)
+		c.frames++
+		if bye || !c.link.Waiting() || c.frames >= ackFrames || c.link.Taken()-c.acked > uint64(c.m.o.Credit/4) {
+			if err := c.ack(f.Sequence); err != nil {
+				return c.deaf(err)
+			}
 		}
 		if bye {
 			return nil
@@ -41,20 +41,15 @@ func (c *conn) loop() error {
 	}
 }
 
-// ack acks what was taken, now or soon.
-func (c *conn) ack(seq uint64, now bool) error {
-	withheld, changed := c.withholds()
-	credit := c.link.Taken() + uint64(c.m.o.Credit)
-	if now || changed {
-		return c.link.Ack(seq, credit, withheld)
-	}
-	return c.link.AckSoon(ackWithin, seq, credit, withheld)
+func (c *conn) ack(seq uint64) error {
+	c.acked, c.frames = c.link.Taken(), 0
+	return c.link.Ack(seq, c.acked+uint64(c.m.o.Credit), c.withholds())
 }
 
 // withholds decides whether bulk is wanted. It is not when what may be under way
 // already would use up the VM's quota: what is asked for can be kept.
-func (c *conn) withholds() (withheld, changed bool) {
-	withheld = !c.m.p.Recorder.Room(c.v.id, 2*c.m.o.Credit)
+func (c *conn) withholds() bool {
+	withheld := !c.m.p.Recorder.Room(c.v.id, 2*c.m.o.Credit)
 	c.v.mu.Lock()
 	was := c.v.withheld
 	c.v.withheld = withheld
@@ -63,7 +58,7 @@ func (c *conn) withholds() (withheld, changed bool) {
 		c.canary = nil // its records may not come
 		c.report(finding(RuleQuota, "The VM's evidence quota is used up: its agent is asked for no more bulk, and the guest declares what it loses of it."))
 	}
-	return withheld, withheld != was
+	return withheld
 }
 
 // take checks one frame and hands on what it holds. It is on record already.
@@ -382,7 +377,7 @@ func (c *conn) judge(err error) error {
 	c.v.due = latest(c.v.due, c.v.penalty)
 	c.v.mu.Unlock()
 	c.report(f)
-	_ = c.ack(c.link.Next()-1, true)
+	_ = c.ack(c.link.Next() - 1)
 	_ = c.link.Reject(vsockproto.RejectProtocol, err.Error())
 	return err
 }

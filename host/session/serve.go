@@ -46,6 +46,8 @@ type conn struct {
 	batch   engine.Batch
 	canary  *canary // sent, and not yet decided; nil: none
 	drowned int     // canaries in a row that showed nothing
+	acked   uint64  // bytes taken when the last ack was sent
+	frames  int     // since then
 }
 
 // Serve speaks with whoever connected from a VM until the connection ends,
@@ -367,7 +369,7 @@ func (c *conn) welcome() error {
 		return fmt.Errorf("record: %w: %w", errOurs, err)
 	}
 	c.m.save(v)
-	withheld, _ := c.withholds()
+	withheld := c.withholds()
 	err := c.link.Accept(&vsockproto.HelloAck{
 		HeartbeatMs: uint32(c.m.o.Heartbeat.Milliseconds()), Next: next,
 		Credit: uint64(c.m.o.Credit), PolicyNumber: number, Withheld: withheld,

@@ -39,7 +39,6 @@ func listen(hybrid string) (*host, error) {
 	h.Host = prototest.NewHost(&prototest.HostOptions{
 		Heartbeat: 10 * time.Second,
 		Credit:    16 << 20,
-		AckWithin: 100 * time.Millisecond, // as the monitor's sessions do
 		OnEvent:   h.take,
 		OnPolicyAck: func(a *vsockproto.PolicyAck) {
 			h.acks <- *a

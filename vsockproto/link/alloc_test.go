@@ -35,6 +35,7 @@ func TestReadAllocatesNothing(t *testing.T) {
 		if err != nil || len(f.Payload) != len(payload) || f.Sequence != h.Next()-1 {
 			t.Fatal(f.FrameHeader, err)
 		}
+		h.Waiting()
 	}
 	read()
 	if n := testing.AllocsPerRun(100, read); n != 0 || taps < 100 {

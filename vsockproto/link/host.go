@@ -25,8 +25,8 @@ type HostOptions struct {
 
 // Host is the host's end of one connection: ReadHello, Challenge, Accept, and
 // then Read until it fails. The agent's bytes are bounded by MaxHello until it
-// has proven a key, by MaxFrame and its credit afterwards. Ack, AckSoon, Policy,
-// Reject and Close may be called from other goroutines.
+// has proven a key, by MaxFrame and its credit afterwards. Ack, Policy, Reject
+// and Close may be called from other goroutines.
 type Host struct {
 	conn   net.Conn
 	r      frameReader
@@ -36,12 +36,6 @@ type Host struct {
 	next   uint64 // sequence of the agent's next frame
 	taken  uint64 // bytes of frames since Accept
 	proven bool
-
-	omu   sync.Mutex     // one ack at a time, so that none goes back; taken before wmu; guards what follows
-	sent  vsockproto.Ack // the last one
-	owed  vsockproto.Ack // not yet sent; Sequence 0: none
-	later *time.Timer    // sends it; nil before there was any
-	deaf  error          // why it could not be sent
 
 	wmu      sync.Mutex // one writer at a time; guards what follows
 	accepted bool
@@ -118,9 +112,6 @@ func (h *Host) Accept(a *vsockproto.HelloAck) error {
 	}
 	a.Version, a.MAC = vsockproto.Version, h.mac
 	h.next = a.Next
-	h.omu.Lock()
-	h.sent = vsockproto.Ack{Sequence: a.Next - 1, Credit: a.Credit} // it says as much
-	h.omu.Unlock()
 	h.wmu.Lock()
 	h.credit = a.Credit
 	h.wmu.Unlock()
@@ -150,7 +141,7 @@ func (h *Host) handshake(want vsockproto.FrameType) (Frame, error) {
 func (h *Host) Read() (Frame, error) {
 	f, err := h.r.next(vsockproto.MaxFrame)
 	if err != nil {
-		return Frame{}, h.because(err)
+		return Frame{}, err
 	}
 	switch f.Type {
 	case vsockproto.FrameEvents, vsockproto.FrameHeartbeat, vsockproto.FramePolicyAck, vsockproto.FrameCanaryAck, vsockproto.FrameCommandAck, vsockproto.FrameBye:
@@ -171,6 +162,9 @@ func (h *Host) Read() (Frame, error) {
 	return f, nil
 }
 
+// Waiting reports whether a whole frame is there already, so that Read does not block.
+func (h *Host) Waiting() bool { return h.r.waiting() }
+
 // Arrived is when the last byte arrived that the tap was given, or at the
 // latest then: a frame that waited for Read had arrived before it.
 func (h *Host) Arrived() time.Time { return h.r.at }
@@ -190,74 +184,10 @@ func (h *Host) Taken() uint64 { return h.taken }
 // all may have been sent on this connection. A credit below the one before is
 // raised to it. Withheld: no bulk is wanted for now.
 func (h *Host) Ack(seq, credit uint64, withheld bool) error {
-	h.omu.Lock()
-	defer h.omu.Unlock()
-	h.owed.Sequence = 0 // what it would say this one says
-	return h.ack(vsockproto.Ack{Sequence: seq, Credit: credit, Withheld: withheld})
-}
-
-// How many frames, and bytes of credit for more, may wait for an ack. Until it
-// comes what is in them stays in the agent's rings.
-const (
-	ackFrames = 32
-	ackBytes  = 256 << 10
-)
-
-// AckSoon is Ack when d has passed since the first that is owed, or at once where
-// that is many frames or bytes ago: an agent that is woken for each of its frames
-// by an ack has as much work with these as with what it sends. One that cannot be
-// sent later closes the connection, and Read says why.
-func (h *Host) AckSoon(d time.Duration, seq, credit uint64, withheld bool) error {
-	h.omu.Lock()
-	defer h.omu.Unlock()
-	first := h.owed.Sequence == 0
-	h.owed = vsockproto.Ack{Sequence: seq, Credit: credit, Withheld: withheld}
-	switch {
-	case seq-h.sent.Sequence >= ackFrames || credit-h.sent.Credit >= ackBytes:
-		return h.ackOwed()
-	case !first:
-	case h.later == nil:
-		h.later = time.AfterFunc(d, h.ackLater)
-	default:
-		h.later.Reset(d)
-	}
-	return nil
-}
-
-// ackOwed sends what is owed. Called with omu held.
-func (h *Host) ackOwed() error {
-	a := h.owed
-	if a.Sequence == 0 {
-		return nil
-	}
-	h.owed.Sequence = 0
-	return h.ack(a)
-}
-
-func (h *Host) ackLater() {
-	h.omu.Lock()
-	defer h.omu.Unlock()
-	if h.deaf = h.ackOwed(); h.deaf != nil {
-		_ = h.Close() // its reader sees to it
-	}
-}
-
-// because is why reading failed: an ack that could not be sent, if there is one.
-func (h *Host) because(err error) error {
-	h.omu.Lock()
-	defer h.omu.Unlock()
-	if h.deaf != nil {
-		return h.deaf
-	}
-	return err
-}
-
-func (h *Host) ack(a vsockproto.Ack) error {
 	h.wmu.Lock()
-	h.credit = max(h.credit, a.Credit)
-	a.Credit = h.credit
+	h.credit = max(h.credit, credit)
+	a := vsockproto.Ack{Sequence: seq, Credit: h.credit, Withheld: withheld}
 	h.wmu.Unlock()
-	h.sent = a
 	var b [24]byte
 	return h.send(vsockproto.FrameAck, vsockproto.AppendAck(b[:0], &a))
 }

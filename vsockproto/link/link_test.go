@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -264,63 +263,6 @@ func TestJournalIsTold(t *testing.T) {
 		want := "begin, sent 1 events, acked 1, sent 2 events, acked 2, resume 3, sent 3 events, acked 3"
 		if got := strings.Join(j.told, ", "); got != want {
 			t.Errorf("told\n%s, want\n%s", got, want)
-		}
-	})
-}
-
-// TestAcksGoTogether: what is to be acked soon is in one ack, no later than said;
-// one that is sent at once says it, and no ack goes back.
-func TestAcksGoTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := prototest.NewHost(&prototest.HostOptions{AckWithin: 100 * time.Millisecond})
-		j := &journal{}
-		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true, Link: &link.AgentOptions{Journal: j}})
-		send := func(after time.Duration) {
-			time.Sleep(after)
-			if err := a.Send(t.Context(), prototest.Sample(vsockproto.FileOpen)); err != nil {
-				t.Error(err)
-			}
-		}
-		connect(t, h, a, func() {
-			began := time.Now()
-			for range 3 {
-				send(30 * time.Millisecond)
-			}
-			if err := a.Drained(t.Context()); err != nil || time.Since(began) != 130*time.Millisecond {
-				t.Errorf("after %s: %v", time.Since(began), err)
-			}
-			send(time.Second)
-			if err := a.Drained(t.Context()); err != nil {
-				t.Error(err)
-			}
-			send(time.Second)
-			if err := a.Link().SendBye(&vsockproto.Bye{Reason: "stopped"}); err != nil {
-				t.Error(err)
-			}
-			if err := a.Drained(t.Context()); err != nil {
-				t.Error(err)
-			}
-		})
-		want := "begin, sent 1 events, sent 2 events, sent 3 events, acked 3, sent 4 events, acked 4, sent 5 events, sent 6 bye, acked 6"
-		if got := strings.Join(j.told, ", "); got != want {
-			t.Errorf("told\n%s, want\n%s", got, want)
-		}
-	})
-}
-
-// TestAckThatNobodyTakes: an owed ack that cannot be sent ends the connection, and
-// its reader hears why.
-func TestAckThatNobodyTakes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ac, hc := net.Pipe() // holds nothing: a write waits to be read
-		defer ac.Close()
-		l := link.NewHost(hc, &link.HostOptions{Handshake: time.Hour, Write: time.Second})
-		if err := l.AckSoon(100*time.Millisecond, 1, 1<<10, false); err != nil {
-			t.Fatal(err)
-		}
-		began := time.Now()
-		if _, err := l.Read(); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) != 1100*time.Millisecond {
-			t.Errorf("after %s: %v", time.Since(began), err)
 		}
 	})
 }

@@ -69,6 +69,15 @@ func (r *frameReader) header(limit int) (vsockproto.FrameHeader, error) {
 	return vsockproto.ParseFrameHeader(r.buf[r.start:r.end], limit)
 }
 
+// waiting reports whether a whole frame is in the buffer already.
+func (r *frameReader) waiting() bool {
+	if r.end-r.start < vsockproto.FrameHeaderSize {
+		return false // an error would cost an allocation
+	}
+	h, err := vsockproto.ParseFrameHeader(r.buf[r.start:r.end], vsockproto.MaxFrame)
+	return err == nil && r.end-r.start >= int(h.Length)
+}
+
 // broken hands what is left of a frame to the tap, at most once.
 func (r *frameReader) broken(err error) error {
 	if r.tap != nil && r.start < r.end {

@@ -19,7 +19,6 @@ type HostOptions struct {
 	Credit    uint64                   // bytes in flight; default 4 MiB
 	Heartbeat time.Duration            // default 1 s
 	Policy    *vsockproto.Policy       // sent after the HelloAck; default none
-	AckWithin time.Duration            // how long an ack may wait for others; default: each frame has its own
 
 	OnHello     func(h *vsockproto.Hello)
 	OnEvent     func(e *vsockproto.Event)
@@ -97,12 +96,6 @@ func (h *Host) Serve(conn net.Conn) error {
 			return err
 		}
 		h.next, h.over = l.Next(), bye
-		if h.o.AckWithin > 0 && !bye {
-			if err := l.AckSoon(h.o.AckWithin, f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load()); err != nil {
-				return err
-			}
-			continue
-		}
 		if err := l.Ack(f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load()); err != nil || bye {
 			return err
 		}
