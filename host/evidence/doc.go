@@ -70,7 +70,8 @@
 // What is exported of streams has a statement of what it is of: see statement.go.
 //
 // What an append was given has been handed to the kernel when it returns: a
-// monitor that is killed loses nothing. Sync makes it durable. A head that was
+// monitor that is killed loses nothing, but for what AppendUnchecked was given and
+// Check was not called of. Sync makes it durable. A head that was
 // the last thing in a stream, and everything after the head before it, can be
 // cut off without a trace in this stream; who must know keeps heads elsewhere
 // (each bundle holds one).

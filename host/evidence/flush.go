@@ -131,7 +131,7 @@ type mark struct {
 func (s *Stream) mark(device uint64) (mark, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ok := s.err == nil && len(s.retired) == 0 && s.device == device && device != 0
+	ok := s.check() == nil && len(s.retired) == 0 && s.device == device && device != 0
 	return mark{s, s.next, s.newFile}, ok
 }
 

@@ -190,6 +190,18 @@ func (s *Store) restart(vm uuid.UUID, corrupt error, aside string) (*Stream, err
 	return st, st.recovered(Recovery{File: filepath.Base(aside), Reason: corrupt.Error()})
 }
 
+// Check puts the check behind the last record of a stream, where it is open and
+// owes one, so that a reader sees all that was appended.
+func (s *Store) Check(vm uuid.UUID) error {
+	s.mu.Lock()
+	st := s.streams[vm]
+	s.mu.Unlock()
+	if st == nil {
+		return nil
+	}
+	return st.Check()
+}
+
 // SetAside renames the directory of a stream that cannot be opened, so that a
 // new one can begin, and returns its new path. Nothing of it is lost.
 func (s *Store) SetAside(vm uuid.UUID) (string, error) {

@@ -50,6 +50,9 @@ type Stream struct {
 	total    Stats
 	err      error // why nothing can be appended any more
 
+	owed bool   // the last record has no check yet
+	rest []byte // what that has still to cover: the caller's of AppendUnchecked
+
 	header [recordHeaderSize]byte
 	iov    [8][]byte
 }
@@ -92,18 +95,39 @@ func (s *Stream) Stats() Stats {
 // through an interface the parts themselves do, unless they are passed as a
 // slice that is used again.
 func (s *Stream) Append(kind Kind, at time.Time, parts ...[]byte) (uint64, error) {
-	return s.append(kind, 0, at, parts)
+	return s.append(kind, 0, at, parts, false)
 }
 
 // AppendCritical is Append for a frame that carries critical events: only
 // Options.HardQuota refuses it.
 func (s *Stream) AppendCritical(kind Kind, at time.Time, parts ...[]byte) (uint64, error) {
-	return s.append(kind, flagCritical, at, parts)
+	return s.append(kind, flagCritical, at, parts, false)
+}
+
+// AppendUnchecked is Append, or AppendCritical, without the record's check: that
+// is put behind it by Check, or by whatever is done to the stream before that. So
+// whoever waits for what was appended need not wait for the hash of it. The
+// kernel has the bytes; until the check is there a reader does not see them, and
+// a recovery cuts them off. The last part must stay as it is until Check returns.
+func (s *Stream) AppendUnchecked(kind Kind, critical bool, at time.Time, parts ...[]byte) (uint64, error) {
+	flags := uint16(0)
+	if critical {
+		flags = flagCritical
+	}
+	return s.append(kind, flags, at, parts, true)
+}
+
+// Check puts the check behind the last record, where it is owed. If that cannot be
+// the stream has stopped.
+func (s *Stream) Check() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.check()
 }
 
 // append refuses the kinds whose payloads are this package's own: a head that
 // it did not sign would make the stream unverifiable.
-func (s *Stream) append(kind Kind, flags uint16, at time.Time, parts [][]byte) (uint64, error) {
+func (s *Stream) append(kind Kind, flags uint16, at time.Time, parts [][]byte, unchecked bool) (uint64, error) {
 	n := 0
 	for _, p := range parts {
 		n += len(p)
@@ -122,7 +146,7 @@ func (s *Stream) append(kind Kind, flags uint16, at time.Time, parts [][]byte) (
 	if err := s.settle(); err != nil {
 		return 0, err
 	}
-	return s.write(kind, flags, at, parts, n)
+	return s.record(kind, flags, at, parts, n, unchecked)
 }
 
 // budget is how many bytes the stream may hold for a frame to be taken.
@@ -173,10 +197,15 @@ func (s *Stream) settle() error {
 	return nil
 }
 
-// write appends a record to the open segment, or to the next where it is full.
+// write appends a record, with its check.
 func (s *Stream) write(kind Kind, flags uint16, at time.Time, parts [][]byte, n int) (uint64, error) {
-	if s.err != nil {
-		return 0, s.err
+	return s.record(kind, flags, at, parts, n, false)
+}
+
+// record appends a record to the open segment, or to the next where it is full.
+func (s *Stream) record(kind Kind, flags uint16, at time.Time, parts [][]byte, n int, unchecked bool) (uint64, error) {
+	if err := s.check(); err != nil {
+		return 0, err
 	}
 	length := n + recordOverhead
 	if s.size+int64(length) > s.opts.SegmentSize && s.size > segmentHeaderSize && kind != KindHead {
@@ -185,9 +214,12 @@ func (s *Stream) write(kind Kind, flags uint16, at time.Time, parts [][]byte, n 
 		}
 	}
 	before := s.chain.last
-	s.link(recordHeader{uint32(length), kind, flags, s.next, at.UnixNano()}, parts)
+	s.start(recordHeader{uint32(length), kind, flags, s.next, at.UnixNano()}, parts)
+	if !unchecked {
+		s.link()
+	}
 	if err := s.put(parts, length); err != nil {
-		s.chain.last = before
+		s.chain.last, s.owed, s.rest = before, false, nil
 		if noRoom(err) {
 			s.room.ran()
 			err = errors.Join(ErrFull, err)
@@ -205,22 +237,58 @@ func (s *Stream) write(kind Kind, flags uint16, at time.Time, parts [][]byte, n 
 	return index, nil
 }
 
-func (s *Stream) link(h recordHeader, parts [][]byte) {
+// start begins a link of the chain with all but the last part.
+func (s *Stream) start(h recordHeader, parts [][]byte) {
 	h.put(s.header[:])
 	s.chain.begin()
 	s.chain.h.Write(s.header[:])
-	for _, p := range parts {
+	s.owed, s.rest = true, nil
+	for i, p := range parts {
+		if i == len(parts)-1 {
+			s.rest = p
+			break
+		}
 		s.chain.h.Write(p)
 	}
-	s.chain.end()
 }
 
-// put hands the record to the kernel in one write. What was written only in
-// part, as on a full disk, is taken back.
+// link ends it.
+func (s *Stream) link() {
+	s.chain.h.Write(s.rest)
+	s.chain.end()
+	s.owed, s.rest = false, nil
+}
+
+// check puts the check behind the last record, where it is owed, and says why
+// nothing can be appended any more.
+func (s *Stream) check() error {
+	if !s.owed || s.err != nil {
+		s.owed, s.rest = false, nil
+		return s.err
+	}
+	s.link()
+	iov := append(s.iov[:0], s.chain.last[:checkSize])
+	n, err := writev(int(s.f.Fd()), iov)
+	clear(iov)
+	if err == nil && n != checkSize {
+		err = unix.ENOSPC
+	}
+	if err != nil {
+		s.err = fmt.Errorf("stream %s stopped: check of record %d: %w", s.id, s.next-1, err)
+	}
+	return s.err
+}
+
+// put hands the record to the kernel in one write, without its check where that is
+// owed. What was written only in part, as on a full disk, is taken back.
 func (s *Stream) put(parts [][]byte, length int) error {
 	iov := append(s.iov[:0], s.header[:])
 	iov = append(iov, parts...)
-	iov = append(iov, s.chain.last[:checkSize])
+	if s.owed {
+		length -= checkSize
+	} else {
+		iov = append(iov, s.chain.last[:checkSize])
+	}
 	n, err := writev(int(s.f.Fd()), iov)
 	clear(iov)
 	if n == length && err == nil {
@@ -294,6 +362,9 @@ type Signed struct {
 
 // sign appends a head over everything before it.
 func (s *Stream) sign() (Signed, error) {
+	if err := s.check(); err != nil {
+		return Signed{}, err
+	}
 	h, note, err := s.keys.head(s.opts.Now, func(at time.Time) Head {
 		return Head{Stream: s.id, Records: s.next, Durable: s.durable, Chain: s.chain.last, Time: at}
 	})
@@ -327,9 +398,9 @@ func (s *Stream) Sync() error {
 	s.syncMu.Lock()
 	defer s.syncMu.Unlock()
 	s.mu.Lock()
-	if s.err != nil || s.durable == s.next {
+	if err := s.check(); err != nil || s.durable == s.next {
 		defer s.mu.Unlock()
-		return s.err
+		return err
 	}
 	upTo, files, newFile := s.next, append(s.retired, s.f), s.newFile
 	s.retired, s.newFile = nil, false

@@ -226,7 +226,7 @@ func (c *capturer) story(o respond.Order, f *engine.Finding, from uint64) *story
 	if f != nil && f.Ref != nil && f.Ref.Session != session {
 		session, since = f.Ref.Session, time.Time{} // when it began nobody knows here
 	}
-	s := tell(c.reader(o.VM), o.VM, session, f, from, since)
+	s := tell(c.m.reader(o.VM), o.VM, session, f, from, since)
 	if s.broken != nil {
 		c.m.log.Error("what a bundle tells of the record", "order", o.ID, "error", s.broken)
 	}
@@ -289,7 +289,7 @@ func (c *capturer) finding(o respond.Order) (*engine.Finding, error) {
 		return nil, nil
 	}
 	var found *engine.Finding
-	err := c.reader(o.VM).ReadTime(o.Found.Add(-time.Second), o.Given.Add(time.Second), func(r *evidence.Record) error {
+	err := c.m.reader(o.VM).ReadTime(o.Found.Add(-time.Second), o.Given.Add(time.Second), func(r *evidence.Record) error {
 		if r.Kind != evidence.KindFinding {
 			return nil
 		}
@@ -316,7 +316,7 @@ func (c *capturer) after(o respond.Order, f *engine.Finding) ([]engine.Finding, 
 		return nil, nil
 	}
 	var out []engine.Finding
-	err := c.reader(o.VM).ReadTime(f.At, time.Now(), func(r *evidence.Record) error {
+	err := c.m.reader(o.VM).ReadTime(f.At, time.Now(), func(r *evidence.Record) error {
 		if r.Kind != evidence.KindFinding {
 			return nil
 		}
@@ -338,7 +338,7 @@ func (c *capturer) first(o respond.Order) (uint64, error) {
 	if about.IsZero() {
 		about = o.Given
 	}
-	reader := c.reader(o.VM)
+	reader := c.m.reader(o.VM)
 	first, next, err := reader.Bounds()
 	if err != nil {
 		return 0, err
@@ -349,10 +349,6 @@ func (c *capturer) first(o respond.Order) (uint64, error) {
 		return evidence.ErrStop
 	})
 	return max(first, from), err
-}
-
-func (c *capturer) reader(vm uuid.UUID) *evidence.Reader {
-	return evidence.NewReader(evidence.StreamDir(c.m.store.Dir(), vm))
 }
 
 // group returns the orders of o's request so far, in their order, o without a

@@ -136,7 +136,7 @@ func (g inGuest) event(f *engine.Finding) (*vsockproto.Event, error) {
 		return nil, errors.New("the finding is of no event, and so of no process")
 	}
 	var found *vsockproto.Event
-	err := g.m.captures.reader(f.VM).Read(f.Ref.Index, f.Ref.Index+1, func(r *evidence.Record) error {
+	err := g.m.reader(f.VM).Read(f.Ref.Index, f.Ref.Index+1, func(r *evidence.Record) error {
 		if b, ok := frameBatch(f.VM, r); r.Kind == evidence.KindFrame && ok {
 			found = eventIn(&b, f.Ref)
 		}
@@ -169,7 +169,7 @@ func eventIn(b *engine.Batch, ref *engine.Ref) *vsockproto.Event {
 // ended waits for the end of a process to be on record, from an index on.
 func (g inGuest) ended(ctx context.Context, vm uuid.UUID, from uint64, q vsockproto.Command) (seen bool) {
 	var e vsockproto.Event
-	_ = g.m.captures.reader(vm).Follow(ctx, from, func(r *evidence.Record) error {
+	_ = g.m.reader(vm).Follow(ctx, from, func(r *evidence.Record) error {
 		if r.Kind != evidence.KindFrame {
 			return nil
 		}

@@ -78,7 +78,7 @@ func (m *Monitor) recall(context.Context) error {
 		saved = append(saved, s)
 	}
 	for _, vm := range vms {
-		r := m.captures.reader(vm)
+		r := m.reader(vm)
 		from, err := r.Tail()
 		if err != nil {
 			continue

@@ -59,9 +59,12 @@ func (r recorder) Record(f *session.Received) (uint64, error) {
 	var e [envelopeSize]byte
 	putEnvelope(&e, f.Session, f.Whole)
 	var index uint64
-	if f.Critical {
+	switch {
+	case f.Held:
+		index, err = s.AppendUnchecked(evidence.KindFrame, f.Critical, f.At, e[:], f.Raw)
+	case f.Critical:
 		index, err = s.AppendCritical(evidence.KindFrame, f.At, e[:], f.Raw)
-	} else {
+	default:
 		index, err = s.Append(evidence.KindFrame, f.At, e[:], f.Raw)
 	}
 	counts := r.m.metrics.VM(f.VM, "")
@@ -77,6 +80,10 @@ func (r recorder) Record(f *session.Received) (uint64, error) {
 	}
 	return index, err
 }
+
+// Recorded puts the record's check behind it: the engines have its events by now,
+// and have not waited for a hash of all its bytes.
+func (r recorder) Recorded(vm uuid.UUID) error { return r.m.store.Check(vm) }
 
 // Room compares what is on disk with the quota for bulk. Of a quota that is small
 // beside n a quarter is enough.
@@ -105,8 +112,7 @@ func (r recorder) Closed(s *session.Status) error {
 
 // Replay gives a session the frames that are on record after an index.
 func (r recorder) Replay(vm, id uuid.UUID, after uint64, frame func(uint64, []byte) error) error {
-	reader := evidence.NewReader(evidence.StreamDir(r.m.store.Dir(), vm))
-	return reader.Read(after+1, 1<<63, func(rec *evidence.Record) error {
+	return r.m.reader(vm).Read(after+1, 1<<63, func(rec *evidence.Record) error {
 		if rec.Kind != evidence.KindFrame {
 			return nil
 		}

@@ -13,7 +13,7 @@ import (
 // both included: those that it did not judge when they came.
 func (m *Monitor) rejudge(ctx context.Context, vm uuid.UUID, from, to uint64, submit func(*engine.Batch) error) error {
 	frames := newAgain(vm)
-	return m.captures.reader(vm).Read(from, to+1, func(r *evidence.Record) error {
+	return m.reader(vm).Read(from, to+1, func(r *evidence.Record) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

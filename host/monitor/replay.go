@@ -56,7 +56,7 @@ func (m *Monitor) uncovered(vm uuid.UUID, saved map[uuid.UUID]engines.Saved) uin
 	if !ok || s.Session == uuid.Nil {
 		return 0
 	}
-	_, next, err := m.captures.reader(vm).Bounds()
+	_, next, err := m.reader(vm).Bounds()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0 // replaying says what is wrong
 	}
@@ -101,7 +101,7 @@ const stillStarting = 10 * time.Second
 func (m *Monitor) replayOne(ctx context.Context, vm uuid.UUID, e *engines.Supervisor, from uint64) error {
 	n, told := 0, time.Now()
 	frames := newAgain(vm)
-	err := m.captures.reader(vm).Read(from, 1<<63, func(r *evidence.Record) error {
+	err := m.reader(vm).Read(from, 1<<63, func(r *evidence.Record) error {
 		b, ok := frames.batch(r)
 		if !ok {
 			return nil

@@ -23,10 +23,10 @@ func (c *conn) loop() error {
 	for {
 		f, err := c.link.Read()
 		if err != nil {
-			return c.judge(err)
+			return c.judge(errors.Join(err, c.recorded()))
 		}
 		bye, err := c.take(&f)
-		if err != nil {
+		if err = errors.Join(err, c.recorded()); err != nil {
 			return c.judge(err)
 		}
 		c.frames++
@@ -39,6 +39,18 @@ func (c *conn) loop() error {
 			return nil
 		}
 	}
+}
+
+// recorded is for a frame that was held until it was handed on.
+func (c *conn) recorded() error {
+	if !c.got.Held {
+		return nil
+	}
+	c.got.Held = false
+	if err := c.m.p.Recorder.Recorded(c.v.id); err != nil {
+		return fmt.Errorf("record: %w: %w", errOurs, err)
+	}
+	return nil
 }
 
 func (c *conn) ack(seq uint64) error {

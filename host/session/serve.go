@@ -86,7 +86,7 @@ func (c *conn) tap(b []byte, whole bool) error {
 	if c.session == uuid.Nil && !c.worthKeeping(len(b)) {
 		return nil
 	}
-	c.got = Received{VM: c.v.id, Session: c.session, At: c.at, Whole: whole, Raw: b}
+	c.got = Received{VM: c.v.id, Session: c.session, At: c.at, Whole: whole, Held: whole && c.in, Raw: b}
 	c.excess = false
 	c.got.Critical = c.session != uuid.Nil && whole && c.critical(b)
 	if c.got.Proven() {

@@ -60,7 +60,8 @@ type Received struct {
 	At       time.Time // when its last byte arrived
 	Whole    bool
 	Critical bool   // not to be given up for what is bulk: it has a budget of its own
-	Raw      []byte // valid until Record returns
+	Held     bool   // Recorded will be called of it
+	Raw      []byte // valid until Record returns, or Recorded
 }
 
 // Proven reports whether the agent had proven its key.
@@ -71,6 +72,9 @@ func (r *Received) Proven() bool { return r.Session != uuid.Nil }
 // ErrFull apart, ends the connection: nothing is judged that is not on record.
 type Recorder interface {
 	Record(r *Received) (index uint64, err error)
+	// Recorded is called when what Record was given last, and was Held, has been
+	// handed on, before it is acked.
+	Recorded(vm uuid.UUID) error
 	// Room reports whether the VM's bulk can be kept: n bytes more of it. While
 	// it cannot, the agent is asked for none.
 	Room(vm uuid.UUID, n int) bool
