@@ -84,8 +84,11 @@ func (a *app) describeOrder(o *apipb.Order) {
 	last := ""
 	for _, at := range []struct{ name, time string }{
 		{"received", o.Received}, {"found", o.Found}, {"decided", o.Decided}, {"journalled", o.Journalled},
-		{"started", o.Started}, {"effect", o.Effect}, {"ended", o.Ended},
+		{"started", o.Started}, {"taken", o.Taken}, {"effect", o.Effect}, {"ended", o.Ended},
 	} {
+		if at.name == "taken" && at.time == "" {
+			continue // it is no capture
+		}
 		text := clock(at.time)
 		if d := between(last, at.time); d != "" {
 			text += " +" + d

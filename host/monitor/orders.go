@@ -51,7 +51,7 @@ func orderOf(e respond.Entry) *apipb.Order {
 	if r := e.Result; r != nil {
 		p.State, p.Error = string(r.Status), r.Error
 		p.Journalled, p.Started = api.FormatTime(r.Journaled), api.FormatTime(r.Started)
-		p.Effect, p.Ended = api.FormatTime(r.Effect), api.FormatTime(r.Finished)
+		p.Taken, p.Effect, p.Ended = api.FormatTime(r.Taken), api.FormatTime(r.Effect), api.FormatTime(r.Finished)
 		p.Attempts, p.Already, p.Recovered, p.Bundle, p.Detail = uint32(r.Attempts), r.Already, r.Recovered, r.Bundle, r.Detail
 	}
 	return p

@@ -3126,6 +3126,7 @@ type Order struct {
 	Bundle        string                 `protobuf:"bytes,22,opt,name=bundle,proto3" json:"bundle,omitempty"`        // directory, of a capture
 	Detail        string                 `protobuf:"bytes,23,opt,name=detail,proto3" json:"detail,omitempty"`
 	Target        string                 `protobuf:"bytes,24,opt,name=target,proto3" json:"target,omitempty"` // of an alert: whom it tells
+	Taken         string                 `protobuf:"bytes,25,opt,name=taken,proto3" json:"taken,omitempty"`   // of a capture: memory and disks were, and the VM needed to stand no longer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3324,6 +3325,13 @@ func (x *Order) GetDetail() string {
 func (x *Order) GetTarget() string {
 	if x != nil {
 		return x.Target
+	}
+	return ""
+}
+
+func (x *Order) GetTaken() string {
+	if x != nil {
+		return x.Taken
 	}
 	return ""
 }
@@ -6469,7 +6477,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\x05limit\x18\x04 \x01(\x04R\x05limit\"T\n" +
 	"\x12ListOrdersResponse\x12*\n" +
 	"\x06orders\x18\x01 \x03(\v2\x12.outguard.v1.OrderR\x06orders\x12\x12\n" +
-	"\x04more\x18\x02 \x01(\bR\x04more\"\xb7\x04\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xcd\x04\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12\x0e\n" +
@@ -6497,7 +6505,8 @@ const file_outguard_proto_rawDesc = "" +
 	"\trecovered\x18\x15 \x01(\bR\trecovered\x12\x16\n" +
 	"\x06bundle\x18\x16 \x01(\tR\x06bundle\x12\x16\n" +
 	"\x06detail\x18\x17 \x01(\tR\x06detail\x12\x16\n" +
-	"\x06target\x18\x18 \x01(\tR\x06target\"i\n" +
+	"\x06target\x18\x18 \x01(\tR\x06target\x12\x14\n" +
+	"\x05taken\x18\x19 \x01(\tR\x05taken\"i\n" +
 	"\x11ListModelsRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06engine\x18\x02 \x01(\tR\x06engine\x12\x1a\n" +
