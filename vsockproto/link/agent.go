@@ -393,16 +393,27 @@ func (a *Agent) disconnect() {
 	a.changed.Broadcast()
 }
 
+// Acks that come one right after the other are read together: each costs a waking,
+// and nobody waits for one while there is room to send. What else the host sends is
+// so much later at most.
+const (
+	rightAfter = 2 * time.Millisecond
+	breath     = 5 * time.Millisecond
+	plenty     = vsockproto.MaxFrame - vsockproto.FrameHeaderSize // room for a frame of any size
+)
+
 // receive reads what the host sends until the connection ends. The host
 // numbers its frames from 1 on each connection.
 func (a *Agent) receive(r *frameReader, to Handler) error {
+	var acked time.Time
 	for want := uint64(1); ; want++ {
 		f, err := r.next(vsockproto.MaxHello)
 		if err != nil {
 			return err
 		}
+		now := time.Now()
 		a.mu.Lock()
-		a.heard = time.Now()
+		a.heard = now
 		a.mu.Unlock()
 		if f.Sequence != want {
 			return &OrderError{Want: want, Got: f.Sequence}
@@ -432,6 +443,12 @@ func (a *Agent) receive(r *frameReader, to Handler) error {
 		}
 		if err != nil {
 			return err
+		}
+		if f.Type == vsockproto.FrameAck {
+			if now.Sub(acked) < rightAfter && !r.waiting() && a.Room() >= plenty {
+				time.Sleep(breath)
+			}
+			acked = time.Now()
 		}
 	}
 }
