@@ -297,6 +297,11 @@ func (s *stage) racedSends() error {
 		if e != 0 {
 			return 0, e
 		}
+		// The kernel may leave it to a thread of its own to hand it over.
+		arrived := []unix.PollFd{{Fd: int32(heard[0]), Events: unix.POLLIN}, {Fd: int32(heard[1]), Events: unix.POLLIN}}
+		if _, err := unix.Poll(arrived, 10_000); err != nil && err != unix.EINTR {
+			return 0, err
+		}
 		for i, p := range ports {
 			if n, _, err := unix.Recvfrom(heard[i], letter[:], 0); err == nil && n == 1 {
 				return p, nil
