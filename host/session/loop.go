@@ -214,7 +214,21 @@ func (c *conn) heartbeat(payload []byte) error {
 		return err
 	}
 	c.listenForCanary(&c.beat)
+	if err := c.owePolicy(); err != nil {
+		return err
+	}
 	return c.sing()
+}
+
+// owePolicy sends a policy that was not sent when it was set.
+func (c *conn) owePolicy() error {
+	c.v.mu.Lock()
+	owed := c.v.policy.Number != c.v.sess.Policy
+	c.v.mu.Unlock()
+	if !owed {
+		return nil
+	}
+	return c.sendPolicy()
 }
 
 // overdueBeats is how many heartbeats may leave the watermark of a (CPU, class)

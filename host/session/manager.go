@@ -171,8 +171,10 @@ func (m *Manager) Forget(id uuid.UUID) {
 }
 
 // SetPolicy replaces the record types that the VM's agent reports, and what of them
-// its kernel leaves out, and sends that to it if it is connected. It returns the
-// policy's number.
+// its kernel leaves out, and sends that to it if it is connected. A VM that stands
+// is sent it after its next sign of life: bytes for a guest that does not run leave
+// vhost-device-vsock 0.3.0 unable to carry any when it does. It returns the policy's
+// number.
 func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType, filters ...vsockproto.Filter) (uint64, error) {
 	types = slices.Compact(slices.Sorted(slices.Values(types)))
 	v := m.vm(id)
@@ -184,7 +186,7 @@ func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType, filters 
 	live := v.live
 	in := live != nil && live.in
 	v.mu.Unlock()
-	if !in {
+	if !in || m.stands(v) {
 		return number, nil
 	}
 	return number, live.sendPolicy()

@@ -53,6 +53,39 @@ func TestPolicyBringsHooks(t *testing.T) {
 	})
 }
 
+// TestPolicyWaitsForAVMThatStands: nothing is sent to it, and its next sign of life
+// has the policy follow.
+func TestPolicyWaitsForAVMThatStands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+		c := dial(t.Context(), m, a)
+		<-a.Up()
+		synctest.Wait()
+		before, _ := m.StatusOf(vmID)
+		w.setState(DomainPaused)
+		small, _ := vsockproto.ParseProfile(vsockproto.MinimalProfile)
+		n, err := m.SetPolicy(vmID, small)
+		if err != nil || n != before.Policy+1 {
+			t.Errorf("policy %d after %d, %v", n, before.Policy, err)
+		}
+		synctest.Wait()
+		if s, _ := m.StatusOf(vmID); s.PolicyAcked != before.PolicyAcked {
+			t.Errorf("acked %d while it stands", s.PolicyAcked)
+		}
+		w.setState(DomainRunning)
+		if err := a.Heartbeat(); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if s, _ := m.StatusOf(vmID); s.PolicyAcked != n {
+			t.Errorf("acked %d of %d", s.PolicyAcked, n)
+		}
+		c.hangUp()
+	})
+}
+
 // hooksOf are an agent's: those attached, and others that its kernel has.
 func hooksOf(attached []vsockproto.EventType, has ...vsockproto.EventType) (all []vsockproto.Hook) {
 	for _, t := range attached {
