@@ -112,36 +112,36 @@ func (b backend) Capture(ctx context.Context, vm uuid.UUID, revertible bool, by 
 		return nil, libvirtError(err)
 	}
 	defer b.m.captures.watch(vm, progress)()
-	if paused {
-		return b.capture(ctx, vm, revertible, by)
+	if !paused {
+		if o, err := b.order(ctx, vm, by, respond.Pause); err != nil {
+			return o, err
+		}
 	}
-	if o, err := b.order(ctx, vm, by, respond.Pause); err != nil {
-		return o, err
+	taking, err := b.submit(ctx, vm, by, respond.Capture, "")
+	var keeping []respond.Order
+	if err == nil && revertible { // what it is kept as has the capture's name
+		keeping, err = b.submit(ctx, vm, by, respond.Save, taking[0].ID.String())
 	}
-	if revertible { // what it is kept as has the capture's name
-		o, err := b.capture(ctx, vm, revertible, by)
+	if !paused { // its turn comes after theirs
 		_, resumed := b.order(context.WithoutCancel(ctx), vm, by, respond.Resume)
-		return o, errors.Join(err, resumed)
+		err = errors.Join(err, resumed)
 	}
-	orders, err := b.submit(ctx, vm, by, respond.Capture, "")
-	if err != nil {
-		_, resumed := b.order(context.WithoutCancel(ctx), vm, by, respond.Resume)
-		return nil, errors.Join(err, resumed)
+	if len(taking) == 0 {
+		return nil, err
 	}
-	_, resumed := b.order(context.WithoutCancel(ctx), vm, by, respond.Resume) // its turn comes after the capture's
-	o, err := b.settled(ctx, orders[0])
-	return o, errors.Join(err, resumed)
+	o, captured := b.settled(ctx, taking[0])
+	if captured == nil && len(keeping) > 0 {
+		captured = b.kept(ctx, o, keeping[0])
+	}
+	return o, errors.Join(captured, err)
 }
 
-func (b backend) capture(ctx context.Context, vm uuid.UUID, revertible bool, by api.Caller) (*apipb.Order, error) {
-	o, err := b.order(ctx, vm, by, respond.Capture)
-	if err != nil || !revertible {
-		return o, err
+// kept waits for what makes a capture revertible.
+func (b backend) kept(ctx context.Context, o *apipb.Order, keeping respond.Order) error {
+	if _, err := b.settled(ctx, keeping); err != nil {
+		return api.Error(connect.CodeFailedPrecondition, "outguard bundle show "+o.Bundle+" shows the capture", fmt.Errorf("captured, and not kept for revert: %w", err))
 	}
-	if _, err = b.orderOn(ctx, vm, by, respond.Save, o.Id); err != nil {
-		err = api.Error(connect.CodeFailedPrecondition, "outguard bundle show "+o.Bundle+" shows the capture", fmt.Errorf("captured, and not kept for revert: %w", err))
-	}
-	return o, err
+	return nil
 }
 
 func (b backend) order(ctx context.Context, vm uuid.UUID, by api.Caller, step respond.Kind) (*apipb.Order, error) {

@@ -76,3 +76,42 @@ func TestKilledAroundSaved(t *testing.T) {
 		}
 	}
 }
+
+// TestCaptureRevertible: a capture that is kept for revert as well is both, under
+// the order's id, and the VM goes on.
+func TestCaptureRevertible(t *testing.T) {
+	l := domaintest.NewPrivate(t)
+	h := newHost(t)
+	l.RunWithDisk(h.vm, h.vm.String())
+	(&counter{}).between(t, h.root+"/no-libvirt", l.Socket)
+	h.start()
+	s, err := h.api.Capture(t.Context(), &apipb.CaptureRequest{Vm: h.vm.String(), Revertible: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var o *apipb.Order
+	for s.Receive() && o == nil {
+		o = s.Msg().Order
+	}
+	if err := s.Err(); err != nil || o == nil || o.State != "done" || o.Bundle == "" || o.Taken == "" {
+		t.Fatalf("order: %v, %v", o, err)
+	}
+	if kept := strings.TrimSpace(l.Virsh("snapshot-list", h.vm.String(), "--name")); kept != "outguard-"+o.Id {
+		t.Errorf("kept: %q, captured by order %s", kept, o.Id)
+	}
+	if state := strings.TrimSpace(l.Virsh("domstate", h.vm.String())); state != "running" {
+		t.Errorf("the domain is %s", state)
+	}
+	var steps []string
+	for _, o := range h.orders() {
+		steps = append(steps, o.Step+" "+o.State)
+	}
+	if got := strings.Join(steps, ", "); got != "pause done, capture done, save done, resume done" {
+		t.Errorf("orders: %s", got)
+	}
+	if err := h.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	h.verify()
+}
