@@ -132,11 +132,20 @@ func (k *taking) screen(ctx context.Context) (File, error) {
 	return File{Kind: "screen", Path: path, Format: "png", Size: int64(len(b))}, err
 }
 
-// draw asks for the picture once. Now and then what comes is empty.
+// drawWithin is how long a picture may take.
+const drawWithin = 10 * time.Second
+
+// draw asks for the picture once, over a connection of its own. Now and then what
+// comes is empty; and where one packet more comes as the stream ends, the library
+// waits for itself and the connection is of no more use, not even to be closed.
 func (k *taking) draw(ctx context.Context) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, drawWithin)
+	defer cancel()
+	own := New(&k.c.opts)
+	defer func() { go own.Close() }()
 	w := &bounded{left: maxPicture}
-	err := k.c.call(ctx, k.c.of(k.vm), func(l *libvirt.Libvirt) error {
-		_, err := l.DomainScreenshot(k.c.handle(k.vm), w, 0, 0)
+	err := own.call(ctx, own.of(k.vm), func(l *libvirt.Libvirt) error {
+		_, err := l.DomainScreenshot(own.handle(k.vm), w, 0, 0)
 		if said := (libvirt.Error{}); w.Len() > 0 && !errors.As(err, &said) {
 			return nil // the library looks for the answer in the stream's last packet, which is empty
 		}
