@@ -527,9 +527,7 @@ func TestLogNeedsNoTurn(t *testing.T) {
 	if n := strings.Count(b.said(), "order log; log done"); n < 100 {
 		t.Errorf("%d of 101 logs are on the record", n)
 	}
-	for r.Stats().Waiting != 0 { // an order leaves the queue just after its result is told
-		time.Sleep(time.Millisecond)
-	}
+	waiting(r, 0)
 	if s := r.Stats(); s.Given != 103 || s.Done != 103 {
 		t.Errorf("%+v", s)
 	}
@@ -614,20 +612,24 @@ func TestPackingHoldsNothingUp(t *testing.T) {
 		if e, err := j.Entry(orders[1].ID); err != nil || e.Result != nil {
 			t.Errorf("capture has a result before it is packed: %+v, %v", e.Result, err)
 		}
-		if s := r.Stats(); s.Waiting != 1 {
-			t.Errorf("%+v", s)
-		}
+		waiting(r, 1)
 		hold <- c.err
 		res := wait(t, r, orders[1])
 		if res.Status != c.want || res.Taken.IsZero() || res.Taken.After(res.Finished) || c.err == nil && (res.Bundle != "/b" || res.Effect.Before(res.Taken)) {
 			t.Errorf("capture: %+v", res)
 		}
-		for r.Stats().Waiting != 0 {
-			time.Sleep(time.Millisecond)
-		}
+		waiting(r, 0)
 	}
 	if s := r.Stats(); s.Done != 5 || s.Failed != 1 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// waiting returns when n orders wait: one is counted out just after its result is
+// told.
+func waiting(r *Responder, n int64) {
+	for r.Stats().Waiting != n {
+		time.Sleep(time.Millisecond)
 	}
 }
 
