@@ -60,7 +60,7 @@ func ExportTime(ctx context.Context, streams []string, dir string, since, until 
 	if err != nil {
 		return nil, fmt.Errorf("export evidence: %w", err)
 	}
-	all, err := exportAll(ctx, slices.Sorted(slices.Values(streams)), temp, since, until, opts)
+	all, err := exportAll(ctx, slices.Compact(slices.Sorted(slices.Values(streams))), temp, since, until, opts)
 	if err == nil {
 		err = errors.Join(os.Chmod(temp, 0o750), syncDir(temp), os.Rename(temp, dir), syncDir(filepath.Dir(dir)))
 	}
@@ -80,7 +80,7 @@ func exportAll(ctx context.Context, streams []string, dir string, since, until t
 	var all []Exported
 	var none error
 	found := false
-	for i, stream := range slices.Compact(streams) {
+	for i, stream := range streams {
 		id, err := uuid.Parse(filepath.Base(stream))
 		if err != nil {
 			return nil, fmt.Errorf("stream %s: %w", stream, err)

@@ -91,6 +91,16 @@ func TestExportOfSeveral(t *testing.T) {
 	}
 }
 
+// TestExportOfOneTwice: a VM that was named twice, as by its name and its UUID, is
+// one stream, and verifies as that.
+func TestExportOfOneTwice(t *testing.T) {
+	key, out, all := exportFleet(t, vm1, vm1)
+	r, err := VerifyExport(t.Context(), out, key.Verifier(), nil)
+	if err != nil || len(r.Streams) != 1 || len(all) != 1 || all[0].Dir != out {
+		t.Errorf("%+v, %v, %+v", r, err, all)
+	}
+}
+
 // TestExportIsCutAtNeitherEnd: who receives an export can tell that somebody took
 // the first records away, or the last.
 func TestExportIsCutAtNeitherEnd(t *testing.T) {
