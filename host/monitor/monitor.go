@@ -189,8 +189,8 @@ func (m *Monitor) leftovers() {
 		m.log.Warn("look for unfinished bundles", "error", err)
 	}
 	for _, dir := range append(dirs, more...) {
-		if _, err := os.Stat(filepath.Join(dir, takenName)); err == nil {
-			continue // its order is, and says what comes of it
+		if m.unpacked(dir) {
+			continue // its order says what comes of it
 		}
 		m.log.Warn("an unfinished capture; remove it if it is not needed", "dir", dir)
 	}

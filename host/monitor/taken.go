@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/google/uuid"
+
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/respond"
 )
@@ -107,6 +109,20 @@ func readTaken(dir string, partial []string) (*domain.Snapshot, error) {
 		}
 	}
 	return t.Shot, nil
+}
+
+// unpacked says whether a capture's directory holds what its order, which has no
+// result yet, is to be packed from.
+func (m *Monitor) unpacked(dir string) bool {
+	order, err := uuid.Parse(strings.TrimPrefix(filepath.Base(dir), capturing))
+	if err != nil {
+		return false
+	}
+	if _, err := os.Stat(filepath.Join(dir, takenName)); err != nil {
+		return false
+	}
+	e, err := m.journal.Entry(order)
+	return err == nil && e.Result == nil
 }
 
 // moveBack looks for a file by its inode, and says in which directory it was.

@@ -1,14 +1,20 @@
 package monitor
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/outguard/outguard/host/domain"
+	"github.com/outguard/outguard/host/respond"
 )
 
 // TestTaken: what was taken is found whole wherever a killed process has moved it
@@ -74,6 +80,37 @@ func TestTaken(t *testing.T) {
 				t.Errorf("the partial bundle: %v", err)
 			}
 		})
+	}
+}
+
+// TestLeftovers: a capture that nobody is going to pack any more is told of at each
+// start, and not one whose order goes on.
+func TestLeftovers(t *testing.T) {
+	state := t.TempDir()
+	journal, err := respond.OpenJournal(filepath.Join(state, "journal.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer journal.Close()
+	var said bytes.Buffer
+	m := &Monitor{cfg: &Config{StateDir: state}, journal: journal, log: slog.New(slog.NewTextHandler(&said, nil))}
+	c := newCapturer(m)
+	order := func() respond.Order {
+		o := respond.Order{ID: uuid.Must(uuid.NewV7()), VM: uuid.New(), Kind: respond.Capture, Given: time.Now()}
+		if err := errors.Join(os.MkdirAll(c.dir(o), 0o711), keepTaken(c.dir(o), &domain.Snapshot{})); err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	pending, failed, unknown := order(), order(), order()
+	if err := journal.Restore([]respond.Entry{{Order: pending}, {Order: failed, Result: &respond.Result{Order: failed.ID, Status: respond.Failed}}}); err != nil {
+		t.Fatal(err)
+	}
+	m.leftovers()
+	for _, o := range []respond.Order{pending, failed, unknown} {
+		if got := strings.Contains(said.String(), c.dir(o)); got != (o.ID != pending.ID) {
+			t.Errorf("told of %s: %t: %s", o.ID, got, said.String())
+		}
 	}
 }
 
