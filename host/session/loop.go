@@ -144,6 +144,9 @@ func (c *conn) events(payload []byte) error {
 			return fmt.Errorf("deliver: %w: %w", errOurs, err)
 		}
 		failpoint.At(failpoint.Unacked)
+		if err := c.recorded(); err != nil {
+			return err
+		}
 		c.pace(count)
 	}
 	return bad

@@ -175,6 +175,11 @@ func TestFloodIsHeldToItsRate(t *testing.T) {
 		if s, _ := m.StatusOf(vmID); s.Received.Bulk+s.Received.Critical != frames*batch || s.State != Live {
 			t.Errorf("status %+v", s)
 		}
+		w.mu.Lock()
+		if w.longest != 0 || !w.held.IsZero() {
+			t.Errorf("a record was held for %s, the last since %s", w.longest, w.held)
+		}
+		w.mu.Unlock()
 		c.hangUp()
 	})
 }

@@ -38,6 +38,9 @@ type world struct {
 	noRoom   bool          // what Room answers, turned round
 	full     bool          // Record has no room for what a proven agent sends
 	gate     chan struct{} // what Deliver waits for, if it is set
+
+	held    time.Time     // when Record was given what is held, zero when that is Recorded
+	longest time.Duration // from the one to the other
 }
 
 type entry struct {
@@ -83,13 +86,21 @@ func (w *world) Record(r *Received) (uint64, error) {
 		return 0, ErrFull
 	}
 	w.record = append(w.record, entry{r.Session, r.Whole, bytes.Clone(r.Raw)})
+	if r.Held {
+		w.held = time.Now()
+	}
 	if errors.Is(w.refuse, ErrNotKept) && r.Critical {
 		return uint64(len(w.record) - 1), nil
 	}
 	return uint64(len(w.record) - 1), w.refuse
 }
 
-func (w *world) Recorded(uuid.UUID) error { return nil }
+func (w *world) Recorded(uuid.UUID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.longest, w.held = max(w.longest, time.Since(w.held)), time.Time{}
+	return nil
+}
 
 func (w *world) Room(uuid.UUID, int) bool {
 	w.mu.Lock()
