@@ -255,7 +255,7 @@ func (m *Monitor) wire() error {
 	}
 	parts := session.Parts{
 		Keys: keys{m.domains}, Recorder: recorder{m}, Replayer: recorder{m}, Sink: sink{m},
-		Findings: m.judge.found, Domains: domainStates{m.domains}, Examiner: examiner{m}, Store: m.state, Log: m.log,
+		Findings: m.judge.found, Domains: domainStates{m.domains}, Examiner: examiner{m}, Store: sessionStore{m.state, m.store}, Log: m.log,
 	}
 	if m.watch != nil {
 		m.watch(&parts)
@@ -279,7 +279,7 @@ func (m *Monitor) addEngine(e Engine) error {
 	counts := m.metrics.Engine(e.Name)
 	judged := m.pipeline.Judged(e.Name)
 	s := engines.New(engines.Config{Name: e.Name, Path: e.Path, SHA256: e.SHA256, UID: uid, GID: gid, Memory: int64(e.Memory)}, m.judge.found, &engines.Options{
-		Logger: m.log, Store: m.checkpoints(), Replay: m.rejudge,
+		Logger: m.log, Store: modelStore{m.checkpoints(), m.store}, Replay: m.rejudge,
 		SocketDir: m.cfg.RunDir, Holds: holds,
 		Judged: func(b *engine.Batch, verdict time.Time) {
 			judged(b, verdict)
