@@ -59,7 +59,7 @@ func Verify(dir string, v note.Verifier) (Report, error) {
 func VerifyProgress(ctx context.Context, dir string, v note.Verifier, progress func(records uint64, bytes int64)) (Report, error) {
 	patience := time.Duration(0)
 	if inStore(dir) {
-		patience = time.Second // a monitor may be writing it
+		patience = 5 * time.Second // a monitor may be writing it: a check comes with the next sync at the latest
 	}
 	return verifyProgress(ctx, dir, v, patience, progress)
 }
