@@ -1,7 +1,6 @@
 package bundle
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"io"
@@ -40,22 +39,12 @@ func followArchive(ctx context.Context, path string, v note.Verifier, opts *Arch
 
 // archivedKeys reads KeysPart of an archive that v did not sign; nil where it did.
 func archivedKeys(ctx context.Context, path string, v note.Verifier, opts *ArchiveOptions) ([]byte, error) {
-	f, err := openRegular(path)
+	r, m, done, err := begin(path, opts.Identities)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	plain, err := openArchive(f, opts.Identities)
-	if err != nil {
-		return nil, err
-	}
-	defer plain.Close()
-	r := tar.NewReader(plain)
-	m, err := firstManifest(r)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := r.Next(); err != nil {
+	defer done()
+	if err := next(r, m, SigName, -1); err != nil {
 		return nil, err
 	}
 	sig, err := io.ReadAll(io.LimitReader(r, maxSig))
@@ -66,13 +55,10 @@ func archivedKeys(ctx context.Context, path string, v note.Verifier, opts *Archi
 		return nil, nil
 	}
 	for _, e := range m.Parts {
-		h, err := r.Next()
-		switch {
-		case err != nil:
+		if err := next(r, m, e.Path, e.Size); err != nil {
 			return nil, err
-		case h.Name != m.Name()+"/"+e.Path || h.Typeflag != tar.TypeReg || h.Size != e.Size:
-			return nil, ErrNotArchive
-		case e.Path == KeysPart && e.Size <= maxKeys:
+		}
+		if e.Path == KeysPart && e.Size <= maxKeys {
 			return io.ReadAll(r)
 		}
 		if err := skip(ctx, r, e, nil); err != nil {

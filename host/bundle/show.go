@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"filippo.io/age"
 )
 
 // maxShown bounds what Show reads of one part.
@@ -66,33 +68,19 @@ func ShowArchive(ctx context.Context, path string, opts *ArchiveOptions) (*Shown
 }
 
 func showArchive(ctx context.Context, path string, opts *ArchiveOptions) (*Shown, error) {
-	f, err := openRegular(path)
+	r, m, done, err := begin(path, opts.Identities)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	plain, err := openArchive(f, opts.Identities)
-	if err != nil {
-		return nil, err
-	}
-	defer plain.Close()
-	r := tar.NewReader(plain)
-	m, err := firstManifest(r)
-	if err != nil {
-		return nil, err
-	}
+	defer done()
 	s := &Shown{Dir: path, Manifest: m}
 	due := s.parts()
-	if h, err := r.Next(); err != nil || h.Name != m.Name()+"/"+SigName {
-		return nil, fmt.Errorf("%w: no signature follows its manifest: %w", ErrNotArchive, err)
+	if err := next(r, m, SigName, -1); err != nil {
+		return nil, err
 	}
 	for _, e := range m.Parts[:lastOf(m, due)] {
-		h, err := r.Next()
-		if err == nil && (h.Name != m.Name()+"/"+e.Path || h.Typeflag != tar.TypeReg || h.Size != e.Size) {
-			err = fmt.Errorf("%.300q of %d bytes is there", h.Name, h.Size)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%w: at %s: %w", ErrNotArchive, e.Path, err)
+		if err := next(r, m, e.Path, e.Size); err != nil {
+			return nil, err
 		}
 		if to := due[e.Path]; to != nil {
 			err = decodeShown(r, e.Path, to)
@@ -104,6 +92,39 @@ func showArchive(ctx context.Context, path string, opts *ArchiveOptions) (*Shown
 		}
 	}
 	return s, nil
+}
+
+// begin opens an archive and reads its manifest, until done is called.
+func begin(path string, identities []age.Identity) (r *tar.Reader, m *Manifest, done func(), err error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	plain, err := openArchive(f, identities)
+	if err != nil {
+		f.Close()
+		return nil, nil, nil, err
+	}
+	done = func() { _ = plain.Close(); _ = f.Close() }
+	r = tar.NewReader(plain)
+	if m, err = firstManifest(r); err != nil {
+		done()
+		return nil, nil, nil, err
+	}
+	return r, m, done, nil
+}
+
+// next comes to the file that must be the next in an archive, of size bytes unless
+// that is negative.
+func next(r *tar.Reader, m *Manifest, path string, size int64) error {
+	h, err := r.Next()
+	if err == nil && (h.Name != m.Name()+"/"+path || h.Typeflag != tar.TypeReg || size >= 0 && h.Size != size) {
+		err = fmt.Errorf("%.300q of %d bytes is there", h.Name, h.Size)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: at %s: %w", ErrNotArchive, path, err)
+	}
+	return nil
 }
 
 // lastOf is how many parts have to be read for those that are due.
