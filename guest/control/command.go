@@ -115,7 +115,6 @@ func stopTree(victims []victim) ([]victim, error) {
 			if len(victims) == maxTree {
 				return victims, fmt.Errorf("more than %d processes", maxTree)
 			}
-			in[pid] = true
 			v, err := hold(pid)
 			if err != nil {
 				continue // it has ended
@@ -124,6 +123,7 @@ func stopTree(victims []victim) ([]victim, error) {
 				unix.Close(v.fd)
 				continue
 			}
+			in[pid] = true
 			victims = append(victims, v)
 			_ = unix.PidfdSendSignal(v.fd, unix.SIGSTOP, nil, 0)
 		}
