@@ -69,20 +69,23 @@ func (b *Bundles) recipients() ([]age.Recipient, error) {
 
 // inForm gives a bundle the form that the configuration asks for, and returns its
 // path. Where that cannot be it stays a directory, which is worth more than none,
-// and that is a finding.
-func (c *capturer) inForm(ctx context.Context, o respond.Order, dir string) string {
+// and that is a finding. Where the monitor stops it is the next one's to do: that
+// alone is an error.
+func (c *capturer) inForm(ctx context.Context, o respond.Order, dir string) (string, error) {
 	if c.m.cfg.Bundles.Form != formArchive || bundle.IsArchive(dir) {
-		return dir
+		return dir, nil
 	}
 	path, err := c.archive(ctx, o, dir)
 	switch {
+	case err != nil && path == dir && errors.Is(ctx.Err(), context.Canceled):
+		return "", err
 	case err != nil && path == dir:
 		c.m.log.Error("a capture was not packed", "order", o.ID, "dir", dir, "error", err)
 		c.m.judge.found(notPacked(o, dir, len(c.m.recipients) > 0, err))
 	case err != nil:
 		c.m.log.Warn("a capture was packed, and its directory is left; the next start removes it", "order", o.ID, "dir", dir, "error", err)
 	}
-	return path
+	return path, nil
 }
 
 func (c *capturer) archive(ctx context.Context, o respond.Order, dir string) (string, error) {

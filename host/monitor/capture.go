@@ -114,12 +114,19 @@ func (c *capturer) Pack(ctx context.Context, o respond.Order) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir := c.dir(o)
 	path, err := c.pack(ctx, o, shot)
 	if err != nil {
-		return "", fmt.Errorf("%w; memory and disks stay in %s", err, dir) // there is no second copy
+		return "", fmt.Errorf("%w; memory and disks stay in %s", err, c.dir(o)) // there is no second copy
 	}
-	return path, os.RemoveAll(dir)
+	return c.packed(ctx, o, path)
+}
+
+// packed comes to the end of a capture whose bundle is whole.
+func (c *capturer) packed(ctx context.Context, o respond.Order, path string) (string, error) {
+	if err := os.RemoveAll(c.dir(o)); err != nil { // its parts are in the bundle
+		c.m.log.Warn("what is left of a capture", "order", o.ID, "error", err)
+	}
+	return c.inForm(ctx, o, path)
 }
 
 // release gives back what was promised of the disk.
@@ -138,11 +145,7 @@ func (c *capturer) pack(ctx context.Context, o respond.Order, shot *domain.Snaps
 	if err != nil {
 		return "", err
 	}
-	dir, err := bundle.Create(ctx, c.m.bundleDir(), spec, c.m.store.Key())
-	if err != nil {
-		return "", err
-	}
-	return c.inForm(ctx, o, dir), nil
+	return bundle.Create(ctx, c.m.bundleDir(), spec, c.m.store.Key())
 }
 
 // Captured finds the bundle that an earlier process finished for the order, or
@@ -153,10 +156,8 @@ func (c *capturer) Captured(ctx context.Context, o respond.Order) (string, time.
 		return "", time.Time{}, err
 	}
 	if path != "" {
-		if err := os.RemoveAll(c.dir(o)); err != nil { // its parts are in the bundle
-			c.m.log.Warn("what is left of a capture", "order", o.ID, "error", err)
-		}
-		return c.inForm(ctx, o, path), time.Time{}, nil
+		path, err := c.packed(ctx, o, path)
+		return path, time.Time{}, err
 	}
 	partial, err := bundle.Partial(c.m.bundleDir())
 	if err != nil {

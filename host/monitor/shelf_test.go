@@ -1,8 +1,10 @@
 package monitor
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/outguard/outguard/host/bundle"
 	"github.com/outguard/outguard/host/evidence"
+	"github.com/outguard/outguard/host/respond"
 	"github.com/outguard/outguard/plugins/engine"
 )
 
@@ -301,5 +304,26 @@ func TestSweep(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(s.dir, givenUp+"*")); len(left) != 0 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// TestStopWhilePacking: a capture that a stop of the monitor kept from being packed
+// is no finding, and the next one packs it.
+func TestStopWhilePacking(t *testing.T) {
+	s, _ := shelved(t, 100*mib, 1)
+	store, err := evidence.Open(t.TempDir(), s.key(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	c := newCapturer(&Monitor{cfg: &Config{StateDir: filepath.Dir(s.dir), Bundles: Bundles{Form: formArchive}}, store: store, shelf: s, log: slog.New(slog.DiscardHandler)})
+	dir, o := filepath.Join(s.dir, nameOf(t, s, "f0")), respond.Order{ID: uuid.New()}
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	if path, err := c.packed(stopped, o, dir); !errors.Is(err, context.Canceled) || path != "" || names(t, s) != "f0" || len(s.promised) != 0 {
+		t.Errorf("%q, %v, %s", path, err, names(t, s))
+	}
+	if path, err := c.packed(t.Context(), o, dir); err != nil || path != dir+bundle.ArchiveSuffix || names(t, s) != "f0" {
+		t.Errorf("%q, %v, %s", path, err, names(t, s))
 	}
 }
