@@ -68,6 +68,9 @@ func (c *capturer) tell(vm uuid.UUID, step string, done, total uint64) {
 // Take takes memory and disks into a directory of the order's. The room that was
 // promised for them is until they are packed.
 func (c *capturer) Take(ctx context.Context, o respond.Order) (time.Time, error) {
+	if err := os.RemoveAll(c.dir(o)); err != nil { // of an attempt before
+		return time.Time{}, err
+	}
 	need, err := c.m.libvirt.CaptureBytes(ctx, o.VM)
 	if err != nil {
 		return time.Time{}, err
@@ -89,7 +92,7 @@ func (c *capturer) Take(ctx context.Context, o respond.Order) (time.Time, error)
 
 func (c *capturer) take(ctx context.Context, o respond.Order) (*domain.Snapshot, error) {
 	dir := c.dir(o)
-	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o711)); err != nil {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
 	shot, err := c.m.libvirt.Capture(ctx, o.VM, dir, &domain.CaptureOptions{Progress: func(p domain.Progress) {

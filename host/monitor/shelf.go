@@ -257,6 +257,8 @@ func (s *shelf) makeRoom(need uint64) error {
 	for _, n := range s.promised {
 		used, kept = used+n, kept+n
 	}
+	left := s.unpacked()
+	used, kept = used+left, kept+left
 	for _, c := range all {
 		used += c.disk
 		if c.stays() {
@@ -264,7 +266,7 @@ func (s *shelf) makeRoom(need uint64) error {
 		}
 	}
 	if kept > s.budget {
-		return overBudget{fmt.Errorf("captures.budget is %d MiB; this one may take %d MiB, and %d MiB are pinned or under way: unpin one (outguard captures), or raise the budget", s.budget>>20, need>>20, (kept-need)>>20)}
+		return overBudget{fmt.Errorf("captures.budget is %d MiB; this one may take %d MiB, and %d MiB are pinned, under way or were never packed: unpin one (outguard captures), remove what outguard orders says was left, or raise the budget", s.budget>>20, need>>20, (kept-need)>>20)}
 	}
 	for _, c := range all {
 		if used <= s.budget {
@@ -279,6 +281,20 @@ func (s *shelf) makeRoom(need uint64) error {
 		used -= c.disk
 	}
 	return nil
+}
+
+// unpacked is what captures take on the disk that are taken and have no bundle:
+// those that could not be packed, and those of an earlier process. They may be all
+// there is of a memory, and nobody gives them up unasked.
+func (s *shelf) unpacked() (sum uint64) {
+	dirs, _ := filepath.Glob(filepath.Join(s.dir, capturing+"*")) // the pattern is sound
+	for _, dir := range dirs {
+		order, _ := uuid.Parse(strings.TrimPrefix(filepath.Base(dir), capturing))
+		if _, promised := s.promised[order]; !promised {
+			sum += onDisk(dir)
+		}
+	}
+	return sum
 }
 
 // giveUp removes a capture, with a finding of its VM's.

@@ -265,6 +265,35 @@ func TestRoomToPack(t *testing.T) {
 	}
 }
 
+// TestRoomBesideWhatWasNotPacked: what was taken and never packed takes of the
+// budget, and is not given up.
+func TestRoomBesideWhatWasNotPacked(t *testing.T) {
+	s, _ := shelved(t, 7*mib, 2, 2) // a little over 4 MiB
+	order := uuid.New()
+	left := filepath.Join(s.dir, capturing+order.String())
+	if err := os.Mkdir(left, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(left, "memory.elf"), []byte(strings.Repeat("x", 3*mib)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.promise(uuid.New(), 5*mib); !errors.As(err, new(overBudget)) || names(t, s) != "f0 f1" {
+		t.Errorf("%s, %v", names(t, s), err)
+	}
+	done, err := s.promise(uuid.New(), mib)
+	if err != nil || names(t, s) != "f1" {
+		t.Errorf("%s, %v", names(t, s), err)
+	}
+	done()
+	s.promised[order] = 4 * mib // it is under way
+	if err := s.makeRoom(0); err != nil || names(t, s) != "f1" {
+		t.Errorf("%s, %v", names(t, s), err)
+	}
+	if _, err := os.Stat(left); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSweepAfterPacking: the directory that a crash left beside its archive is no
 // second capture, and goes at the next start.
 func TestSweepAfterPacking(t *testing.T) {
