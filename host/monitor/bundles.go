@@ -67,12 +67,17 @@ func (b *Bundles) recipients() ([]age.Recipient, error) {
 	return append(all, more...), nil
 }
 
+// formed says whether a bundle has the form that the configuration asks for.
+func (c *capturer) formed(path string) bool {
+	return c.m.cfg.Bundles.Form != formArchive || bundle.IsArchive(path)
+}
+
 // inForm gives a bundle the form that the configuration asks for, and returns its
 // path. Where that cannot be it stays a directory, which is worth more than none,
 // and that is a finding. Where the monitor stops it is the next one's to do: that
 // alone is an error.
 func (c *capturer) inForm(ctx context.Context, o respond.Order, dir string) (string, error) {
-	if c.m.cfg.Bundles.Form != formArchive || bundle.IsArchive(dir) {
+	if c.formed(dir) {
 		return dir, nil
 	}
 	path, err := c.archive(ctx, o, dir)

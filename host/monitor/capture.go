@@ -110,6 +110,13 @@ func (c *capturer) take(ctx context.Context, o respond.Order) (*domain.Snapshot,
 // Pack packs what was taken with the record.
 func (c *capturer) Pack(ctx context.Context, o respond.Order) (string, error) {
 	defer c.release(o.ID)
+	whole, err := c.m.shelf.of(o.ID)
+	if err != nil {
+		return "", err
+	}
+	if whole != nil { // by an earlier process
+		return c.packed(ctx, o, whole.dir)
+	}
 	shot, err := c.taken(o)
 	if err == nil && shot == nil {
 		err = fmt.Errorf("nothing was taken: %w", fs.ErrNotExist)
@@ -152,14 +159,17 @@ func (c *capturer) pack(ctx context.Context, o respond.Order, shot *domain.Snaps
 }
 
 // Captured finds the bundle that an earlier process finished for the order, or
-// else what it took for one.
+// else what it took for one. One that is to be an archive yet is not finished: the
+// VM's next orders do not wait for that.
 func (c *capturer) Captured(ctx context.Context, o respond.Order) (string, time.Time, error) {
-	path, err := c.m.shelf.of(o.ID)
-	if err != nil {
+	whole, err := c.m.shelf.of(o.ID)
+	switch {
+	case err != nil:
 		return "", time.Time{}, err
-	}
-	if path != "" {
-		path, err := c.packed(ctx, o, path)
+	case whole != nil && !c.formed(whole.dir):
+		return "", whole.manifest.Created, nil
+	case whole != nil:
+		path, err := c.packed(ctx, o, whole.dir)
 		return path, time.Time{}, err
 	}
 	partial, err := bundle.Partial(c.m.bundleDir())

@@ -136,17 +136,17 @@ func (s *shelf) captures() ([]*capture, error) {
 	return s.list()
 }
 
-// of returns the path of an order's capture, "" where there is none.
-func (s *shelf) of(order uuid.UUID) (string, error) {
+// of returns an order's capture, nil where there is none.
+func (s *shelf) of(order uuid.UUID) (*capture, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all, err := s.list()
 	for _, c := range all {
 		if c.manifest.Order == order.String() {
-			return c.dir, nil
+			return c, nil
 		}
 	}
-	return "", err
+	return nil, err
 }
 
 // find returns one capture by its name, or by its archive's.

@@ -47,7 +47,7 @@ func shelved(t *testing.T, budget int64, sizes ...int) (s *shelf, found *[]engin
 			t.Fatal(err)
 		}
 		_, err = bundle.Create(t.Context(), filepath.Join(root, "bundles"), &bundle.Spec{
-			Host: "host", VM: uuid.UUID{byte(1 + i%2)}, VMName: "web", Finding: fmt.Sprint("f", i), Stream: stream.Dir(), From: 0, To: 1,
+			Host: "host", VM: uuid.UUID{byte(1 + i%2)}, VMName: "web", Finding: fmt.Sprint("f", i), Order: ordered(fmt.Sprint("f", i)).String(), Stream: stream.Dir(), From: 0, To: 1,
 			Timeline: &bundle.Timeline{}, Created: time.Date(2026, 1, 2, i, 0, 0, 0, time.UTC),
 			Parts: []bundle.Part{{Path: "memory.elf", Data: []byte(strings.Repeat("x", n*mib))}},
 		}, key)
@@ -58,6 +58,9 @@ func shelved(t *testing.T, budget int64, sizes ...int) (s *shelf, found *[]engin
 	found = &[]engine.Finding{}
 	return newShelf(filepath.Join(root, "bundles"), budget, func() *evidence.Key { return key }, func(f engine.Finding) { *found = append(*found, f) }), found
 }
+
+// ordered is the order of a finding's capture.
+func ordered(finding string) uuid.UUID { return uuid.NewSHA1(uuid.Nil, []byte(finding)) }
 
 func names(t *testing.T, s *shelf) string {
 	t.Helper()
@@ -337,7 +340,7 @@ func TestSweep(t *testing.T) {
 }
 
 // TestStopWhilePacking: a capture that a stop of the monitor kept from being packed
-// is no finding, and the next one packs it.
+// is no finding, and the next one packs it, beside the VM's next orders.
 func TestStopWhilePacking(t *testing.T) {
 	s, _ := shelved(t, 100*mib, 1)
 	store, err := evidence.Open(t.TempDir(), s.key(), nil)
@@ -346,13 +349,20 @@ func TestStopWhilePacking(t *testing.T) {
 	}
 	defer store.Close()
 	c := newCapturer(&Monitor{cfg: &Config{StateDir: filepath.Dir(s.dir), Bundles: Bundles{Form: formArchive}}, store: store, shelf: s, log: slog.New(slog.DiscardHandler)})
-	dir, o := filepath.Join(s.dir, nameOf(t, s, "f0")), respond.Order{ID: uuid.New()}
+	dir, o := filepath.Join(s.dir, nameOf(t, s, "f0")), respond.Order{ID: ordered("f0")}
 	stopped, stop := context.WithCancel(t.Context())
 	stop()
-	if path, err := c.packed(stopped, o, dir); !errors.Is(err, context.Canceled) || path != "" || names(t, s) != "f0" || len(s.promised) != 0 {
+	if path, err := c.Pack(stopped, o); !errors.Is(err, context.Canceled) || path != "" || names(t, s) != "f0" || len(s.promised) != 0 {
 		t.Errorf("%q, %v, %s", path, err, names(t, s))
 	}
-	if path, err := c.packed(t.Context(), o, dir); err != nil || path != dir+bundle.ArchiveSuffix || names(t, s) != "f0" {
+	if path, taken, err := c.Captured(t.Context(), o); err != nil || path != "" || taken.IsZero() {
+		t.Errorf("%q, %s, %v", path, taken, err)
+	}
+	path, err := c.Pack(t.Context(), o)
+	if err != nil || path != dir+bundle.ArchiveSuffix || names(t, s) != "f0" {
 		t.Errorf("%q, %v, %s", path, err, names(t, s))
+	}
+	if again, taken, err := c.Captured(t.Context(), o); err != nil || again != path || !taken.IsZero() {
+		t.Errorf("%q, %s, %v", again, taken, err)
 	}
 }
