@@ -12,9 +12,9 @@ import (
 // abortWithin is how long libvirt may take to abort a job.
 const abortWithin = 30 * time.Second
 
-// during runs fn, tells how far libvirt's job has come meanwhile, and aborts
-// the job when ctx ends; it returns after fn has, so that nothing is written
-// any more, unless libvirt does not abort it.
+// during runs fn, tells how far libvirt's job has come meanwhile, unless part is
+// "", and aborts the job when ctx ends; it returns after fn has, so that nothing is
+// written any more, unless libvirt does not abort it.
 func (k *taking) during(ctx context.Context, part string, fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
@@ -35,6 +35,9 @@ func (k *taking) during(ctx context.Context, part string, fn func() error) error
 		case <-late:
 			return errors.Join(context.Cause(ctx), fmt.Errorf("libvirt has not aborted its job within %s", abortWithin))
 		case <-tick.C:
+			if part == "" {
+				continue
+			}
 			if j, err := k.job(ctx, 0); err == nil {
 				k.tell(part, j)
 			}

@@ -197,7 +197,7 @@ func (k *taking) head(ctx context.Context) (*coreHead, error) {
 		read <- result{h, err}
 	}()
 	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), w.Fd())
-	dumped := k.during(ctx, "memory", func() error {
+	dumped := k.during(ctx, "", func() error { // fill tells how far the memory is
 		defer w.Close()
 		defer r.Close() // not before libvirt has opened it
 		return k.dump(ctx, path)
