@@ -113,21 +113,11 @@ func TestFullDisk(t *testing.T) {
 	s := testStore(t, dir, key, Options{})
 	st := testStream(t, s)
 	fill(t, st, 5)
-	signal.Ignore(unix.SIGXFSZ)
-	defer signal.Reset(unix.SIGXFSZ)
-	var was unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
-		t.Fatal(err)
-	}
-	limit := unix.Rlimit{Cur: uint64(st.size) + 1000, Max: was.Max}
-	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
-		t.Fatal(err)
-	}
-	_, big := st.Append(KindNote, at0, make([]byte, 5000))
-	_, small := st.Append(KindNote, at0, make([]byte, 500))
-	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
-		t.Fatal(err)
-	}
+	var big, small error
+	inFiles(t, st.size+1000, func() {
+		_, big = st.Append(KindNote, at0, make([]byte, 5000))
+		_, small = st.Append(KindNote, at0, make([]byte, 500))
+	})
 	if !errors.Is(big, unix.ENOSPC) || !errors.Is(big, ErrFull) || small != nil {
 		t.Errorf("big: %v; small: %v", big, small)
 	}
@@ -142,6 +132,56 @@ func TestFullDisk(t *testing.T) {
 	}
 	rep, err := Verify(st.Dir(), key.Verifier())
 	if err != nil || rep.Kinds["note"] != 1 || rep.Next != 9 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
+// inFiles runs do while no file may have more than so many bytes.
+func inFiles(t *testing.T, most int64, do func()) {
+	t.Helper()
+	signal.Ignore(unix.SIGXFSZ)
+	defer signal.Reset(unix.SIGXFSZ)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(most), Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	do()
+}
+
+// TestFullDiskAtTheCheck: a record whose check finds no room is not kept, what is
+// appended after it can be appended later, and the stream goes on then.
+func TestFullDiskAtTheCheck(t *testing.T) {
+	dir, key := t.TempDir(), testKey(t)
+	s := testStore(t, dir, key, Options{})
+	st := testStream(t, s)
+	fill(t, st, 5)
+	var kept, checked, after error
+	inFiles(t, st.size+recordHeaderSize+100+checkSize/2, func() {
+		_, kept = st.AppendUnchecked(KindFrame, false, at0, make([]byte, 100))
+		_, after = st.AppendCritical(KindFinding, at0, nil)
+		checked = st.Check()
+	})
+	if kept != nil || !errors.Is(checked, ErrFull) || !errors.Is(after, ErrFull) {
+		t.Errorf("%v; check: %v; after it: %v", kept, checked, after)
+	}
+	s.room.last = time.Time{}
+	s.room.look() // as Run does
+	if _, err := testStream(t, s).AppendCritical(KindFinding, at0, nil); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	rep, err := Verify(st.Dir(), key.Verifier())
+	if err != nil || len(rep.Cuts) != 1 || rep.Kinds["finding"] != 2 || rep.Kinds["frame"] != 4 { // one of the five is a finding
 		t.Errorf("%+v, %v", rep, err)
 	}
 }

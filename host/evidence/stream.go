@@ -118,7 +118,7 @@ func (s *Stream) AppendUnchecked(kind Kind, critical bool, at time.Time, parts .
 }
 
 // Check puts the check behind the last record, where it is owed. If that cannot be
-// the stream has stopped.
+// the stream has stopped; the error wraps ErrFull where the disk has no room.
 func (s *Stream) Check() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -272,6 +272,10 @@ func (s *Stream) check() error {
 	clear(iov)
 	if err == nil && n != checkSize {
 		err = unix.ENOSPC
+	}
+	if noRoom(err) {
+		s.room.ran()
+		err = errors.Join(ErrFull, err)
 	}
 	if err != nil {
 		s.err = fmt.Errorf("stream %s stopped: check of record %d: %w", s.id, s.next-1, err)
