@@ -36,12 +36,18 @@ type capturer struct {
 	m *Monitor
 
 	mu       sync.Mutex
-	progress map[uuid.UUID]func(*apipb.Progress) // by VM: who waits for its capture
-	promised map[uuid.UUID]func()                // by order: gives its room on the disk back
+	watching map[*watcher]bool    // who waits for a capture
+	promised map[uuid.UUID]func() // by order: gives its room on the disk back
+}
+
+// watcher is told of a VM's captures: one may be packed while the next is taken.
+type watcher struct {
+	vm   uuid.UUID
+	tell func(*apipb.Progress)
 }
 
 func newCapturer(m *Monitor) *capturer {
-	return &capturer{m: m, progress: map[uuid.UUID]func(*apipb.Progress){}, promised: map[uuid.UUID]func(){}}
+	return &capturer{m: m, watching: map[*watcher]bool{}, promised: map[uuid.UUID]func(){}}
 }
 
 // watch has tell told of the progress of vm's captures until the returned
@@ -49,19 +55,22 @@ func newCapturer(m *Monitor) *capturer {
 func (c *capturer) watch(vm uuid.UUID, tell func(*apipb.Progress)) (stop func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.progress[vm] = tell
+	w := &watcher{vm, tell}
+	c.watching[w] = true
 	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		delete(c.progress, vm)
+		delete(c.watching, w)
 	}
 }
 
 func (c *capturer) tell(vm uuid.UUID, step string, done, total uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if tell := c.progress[vm]; tell != nil {
-		tell(&apipb.Progress{Step: step, Done: done, Total: total})
+	for w := range c.watching {
+		if w.vm == vm {
+			w.tell(&apipb.Progress{Step: step, Done: done, Total: total})
+		}
 	}
 }
 

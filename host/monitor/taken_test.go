@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/api/apipb"
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/respond"
 )
@@ -111,6 +112,24 @@ func TestLeftovers(t *testing.T) {
 		if got := strings.Contains(said.String(), c.dir(o)); got != (o.ID != pending.ID) {
 			t.Errorf("told of %s: %t: %s", o.ID, got, said.String())
 		}
+	}
+}
+
+// TestWatchers: who waits for a VM's capture is told until that is over, whoever
+// else waits for another of the same VM.
+func TestWatchers(t *testing.T) {
+	c, vm := newCapturer(nil), uuid.New()
+	var told [3]int
+	count := func(i int) func(*apipb.Progress) { return func(*apipb.Progress) { told[i]++ } }
+	first, second := c.watch(vm, count(0)), c.watch(vm, count(1))
+	defer c.watch(uuid.New(), count(2))()
+	c.tell(vm, "pack memory", 1, 2)
+	first()
+	c.tell(vm, "memory", 1, 2)
+	second()
+	c.tell(vm, "memory", 2, 2)
+	if told != [3]int{1, 2, 0} {
+		t.Errorf("told %v", told)
 	}
 }
 
