@@ -61,7 +61,7 @@ func archivedKeys(ctx context.Context, path string, v note.Verifier, opts *Archi
 		if e.Path == KeysPart && e.Size <= maxKeys {
 			return io.ReadAll(r)
 		}
-		if err := skip(ctx, r, e, nil); err != nil {
+		if err := skip(ctx, r, e, opts.Progress); err != nil {
 			return nil, err
 		}
 	}
