@@ -20,7 +20,7 @@ var silences = []struct {
 	name, begin, rule, end string
 	stall                  bool
 }{
-	{"agent-stopped", "kill -STOP $(pidof outguard-agent)", silence, "kill -CONT $(pidof outguard-agent)", false},
+	{"agent-stopped", "p=$(pidof outguard-agent); sleep 3; kill -STOP $p", silence, "kill -CONT $(pidof outguard-agent)", false},
 	{"agent-killed", "mv /usr/sbin/outguard-agent /usr/sbin/away; kill -9 $(pidof outguard-agent)", silence, "mv /usr/sbin/away /usr/sbin/outguard-agent; killall -9 sleep", false},
 	{"channel-stalled", "", silence, "", true},
 	{"hooks-silent", "echo 0 >/proc/sys/kernel/ftrace_enabled", "session/unhooked", "echo 1 >/proc/sys/kernel/ftrace_enabled", false},
