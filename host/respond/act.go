@@ -243,7 +243,7 @@ func (r *Responder) packed(ctx context.Context, o Order) (string, error) {
 		return "", ctx.Err()
 	}
 	defer func() { <-r.packing }()
-	ctx, cancel := context.WithTimeout(ctx, r.opts.CaptureWithin)
+	ctx, cancel := context.WithTimeout(ctx, r.opts.PackWithin)
 	defer cancel()
 	dir, err := r.capture.Pack(ctx, o)
 	if err == nil && dir == "" {

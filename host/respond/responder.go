@@ -90,7 +90,8 @@ type guest interface {
 // Options of a Responder; zero values mean the documented defaults.
 type Options struct {
 	PauseWithin   time.Duration // default 5 s; resume has the same
-	CaptureWithin time.Duration // to take memory and disks, and again to pack them; default 10 min
+	CaptureWithin time.Duration // to take memory and disks, or to save or bring back a VM; default 10 min
+	PackWithin    time.Duration // to pack what was taken, which holds up nobody; default 6 h
 	AlertWithin   time.Duration // how long an alert is tried; default 10 min
 	Alerts        alerter       // default: alerts fail
 	Guest         guest         // default: what a guest has to do fails
@@ -193,6 +194,9 @@ func New(j *Journal, m machine, capture capturer, record recorder, opts *Options
 	}
 	if r.opts.PauseWithin == 0 {
 		r.opts.PauseWithin = 5 * time.Second
+	}
+	if r.opts.PackWithin == 0 {
+		r.opts.PackWithin = 6 * time.Hour
 	}
 	if r.opts.CaptureWithin == 0 {
 		r.opts.CaptureWithin = 10 * time.Minute
