@@ -11,7 +11,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -332,18 +331,9 @@ func TestKilledWithACaptureTaken(t *testing.T) {
 	h.died(failpoint.Taken)
 	l.Virsh("resume", h.vm.String()) // what was in memory then is nowhere else
 	h.start()
-	for {
-		r, err := h.api.ListBundles(ctx, &apipb.ListBundlesRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(r.Bundles) == 1 {
-			break
-		}
-		if ctx.Err() != nil {
-			t.Fatal("no bundle")
-		}
-		time.Sleep(20 * time.Millisecond)
+	h.order("capture", "done")
+	if r, err := h.api.ListBundles(ctx, &apipb.ListBundlesRequest{}); err != nil || len(r.Bundles) != 1 {
+		t.Errorf("bundles: %v, %v", r, err)
 	}
 	if err := h.end(syscall.SIGTERM); err != nil {
 		t.Error(err)
