@@ -24,6 +24,7 @@ func (m *Manager) listenTo(ctx context.Context, v *vm) {
 	if now.Sub(v.due) > m.o.Heartbeat && v.live.behind() {
 		v.due = now // it has spoken, and the host has not come to read it
 	}
+	v.live.fill(now)
 	m.lookAhead(ctx, v, now)
 	f, elsewhere := m.quiet(v, now), m.misplaced(v, now)
 	connected, l := v.live != nil, v.look
@@ -37,7 +38,7 @@ func (m *Manager) listenTo(ctx context.Context, v *vm) {
 	for _, f := range []*engine.Finding{f, elsewhere} {
 		switch {
 		case f == nil:
-		case (f.Rule == RuleSilent || f.Rule == RuleSlow) && m.p.Examiner != nil:
+		case f.Rule == RuleSilent && m.p.Examiner != nil:
 			m.running.Go(func() { m.diagnose(v, *f, connected, l) })
 		default:
 			m.report(v, *f)
@@ -129,7 +130,7 @@ func (m *Manager) quiet(v *vm, now time.Time) *engine.Finding {
 		f.Severity = step.severity
 		f.Detail["last_seen"] = v.seen.UTC().Format(time.RFC3339Nano)
 		f.Detail["connected"] = fmt.Sprint(v.live != nil)
-		v.slow(&f, now)
+		v.live.within(&f, now.Sub(v.due), now)
 		return &f
 	}
 	return nil

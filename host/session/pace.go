@@ -49,15 +49,29 @@ func (c *conn) deaf(err error) error {
 	return err
 }
 
-// slow turns a finding of silence into one of an agent that sends, and does not
-// come to the end of a frame. Called with v.mu held.
-func (v *vm) slow(f *engine.Finding, now time.Time) {
-	if v.live == nil {
+// fill takes note of how much of a frame has come. Called with v.mu held.
+func (c *conn) fill(now time.Time) {
+	if c == nil || c.link == nil {
 		return
 	}
-	if n := v.live.link.Begun(); n > 0 {
-		f.Rule = RuleSlow
-		f.Reason = fmt.Sprintf("The agent has sent %d bytes of a frame in %s, and not the rest.", n, now.Sub(v.due).Round(time.Millisecond))
-		f.Detail["bytes"] = fmt.Sprint(n)
+	if n := c.link.Begun(); n != c.begun {
+		c.begun, c.grew = n, now
 	}
+}
+
+// within completes a finding of silence with what has come of a frame that has
+// not come to its end. If more of it has come within a heartbeat its agent is not
+// silent, but slow. Called with v.mu held.
+func (c *conn) within(f *engine.Finding, silence time.Duration, now time.Time) {
+	if c == nil || c.begun == 0 {
+		return
+	}
+	f.Detail["bytes"] = fmt.Sprint(c.begun)
+	silence = silence.Round(time.Millisecond)
+	if now.Sub(c.grew) <= c.m.o.Heartbeat+c.m.lookEvery() {
+		f.Rule = RuleSlow
+		f.Reason = fmt.Sprintf("The agent has sent %d bytes of a frame in %s, and not the rest.", c.begun, silence)
+		return
+	}
+	f.Reason = fmt.Sprintf("The VM runs, and its agent has said nothing for %s, but for %d bytes of a frame.", silence, c.begun)
 }

@@ -82,10 +82,12 @@ func TestSlowFrameIsFound(t *testing.T) {
 	})
 }
 
-// TestFrameOfAnAgentThatEnded: over a virtio-serial port nobody says that an agent
-// has ended within a frame. QEMU knows: it is silent, and not slow.
-func TestFrameOfAnAgentThatEnded(t *testing.T) {
-	for answer, rules := range map[Answer]string{AnswerClosed: "silent", AnswerOpen: "slow"} {
+// TestFrameThatStops: an agent that ends, is stopped or loses its channel within
+// a frame is silent, and the cause is looked for, as with any other.
+func TestFrameThatStops(t *testing.T) {
+	for answer, cause := range map[Answer]Cause{
+		AnswerClosed: CauseClosed, AnswerOpen: CauseMute, AnswerRefused: CauseStopped, AnswerNone: CauseChannel, AnswerGone: CauseChannel,
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld()
 			m := w.manager(nil)
@@ -102,8 +104,8 @@ func TestFrameOfAnAgentThatEnded(t *testing.T) {
 			go io.Copy(io.Discard, ac)
 			ac.Write(eventFrame(1, prototest.Sample(vsockproto.FileOpen))[:40])
 			time.Sleep(3 * time.Second)
-			want(t, "findings", w.rules(), rules)
-			if f := w.findings[0]; !strings.Contains(f.Reason, "of a frame") || (f.Detail["cause"] == string(CauseClosed)) != (answer == AnswerClosed) {
+			want(t, "findings", w.rules(), "silent")
+			if f := w.findings[0]; f.Detail["bytes"] != "40" || !strings.Contains(f.Reason, "but for 40 bytes of a frame. ") || f.Detail["cause"] != string(cause) {
 				t.Errorf("%+v", f)
 			}
 			ac.Close()

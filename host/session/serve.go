@@ -35,10 +35,12 @@ type conn struct {
 	kept    error     // ErrNotKept for them
 	excess  bool      // they are a control frame beyond the pace
 
-	pmu  sync.Mutex // held while a policy is sent
-	in   bool       // v.mu: the agent has been accepted
-	busy bool       // v.mu: a frame is being worked on
-	why  string     // v.mu: why another goroutine ended the connection
+	pmu   sync.Mutex // held while a policy is sent
+	in    bool       // v.mu: the agent has been accepted
+	busy  bool       // v.mu: a frame is being worked on
+	begun int        // v.mu: bytes that have come of the next, at the last look
+	grew  time.Time  // v.mu: the look that first saw so many
+	why   string     // v.mu: why another goroutine ended the connection
 
 	got     Received // these are used again for each frame
 	event   vsockproto.Event

@@ -123,11 +123,6 @@ func (m *Manager) diagnose(v *vm, f engine.Finding, connected bool, l *look) {
 	if m.spoke(v, l.began) {
 		return // it was late, and is there
 	}
-	if f.Rule == RuleSlow && l.vitals.Vsock != AnswerClosed {
-		m.report(v, f)
-		return
-	}
-	f.Rule = RuleSilent // the rest of its frame does not come: nobody is there any more
 	cause := causeOf(l.vitals, connected)
 	f.Reason += " " + causeSentences[cause]
 	f.Detail["cause"] = string(cause)

@@ -19,15 +19,14 @@ type fault struct {
 	do   func(r *run, ctx context.Context) error
 }
 
-// silence is what may be said of every fault that keeps the agent from speaking;
-// of one that stops it within a frame, session/slow.
+// silence is what may be said of every fault that keeps the agent from speaking.
 const silence = "session/silent"
 
 var faults = []fault{
 	{"agent killed", "", silence, func(r *run, ctx context.Context) error {
 		return r.root(ctx, "kill -9 $(pidof outguard-agent); sleep 8") // over virtio-serial its connection seems to live until it is silent
 	}},
-	{"agent stopped", silence + " session/slow", "", func(r *run, ctx context.Context) error {
+	{"agent stopped", silence, "", func(r *run, ctx context.Context) error {
 		return r.root(ctx, "kill -STOP $(pidof outguard-agent); sleep 9; kill -CONT $(pidof outguard-agent)")
 	}},
 	{"channel stalled", silence, "session/loss session/canary session/deaf session/slow", func(r *run, ctx context.Context) error {
