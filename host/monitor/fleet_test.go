@@ -223,7 +223,8 @@ func TestDaemonHoldsAbusers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.write(h.config, strings.Replace(string(config), "heartbeat: 200ms", "heartbeat: 200ms, flood: 20000", 1))
+	// What comes less often than a heartbeat is silence, and not a byte a second.
+	h.write(h.config, strings.Replace(string(config), "heartbeat: 200ms", "heartbeat: 1s, flood: 20000", 1))
 	f := newFleet(h, agents, nil)
 	h.start()
 	f.connect(abusers)
