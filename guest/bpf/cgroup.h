@@ -18,10 +18,21 @@ struct {
 #define CGROUP_DEPTH 32
 #define CGROUP_NAME 256
 #define CGROUP_PATH 2048
-/* Where the nodes on the way up stand meanwhile, behind any path. */
-#define CGROUP_NODES (sizeof(struct cgroup_record) + 8 + CGROUP_PATH + CGROUP_NAME + 16)
 
-_Static_assert(CGROUP_NODES + CGROUP_DEPTH * 8 <= RECORD_ROOM, "a path and the nodes that it is made of have room");
+/* A walk from a cgroup up to the root, and down again. */
+struct cgroup_walk {
+	__u64 at;    /* the kernfs node */
+	__u32 count; /* of kept */
+	__u32 end;   /* of what is written */
+	__u32 cut;
+	__u32 pad;
+	__u64 kept[CGROUP_DEPTH];
+};
+
+/* It stands behind any path. */
+#define CGROUP_WALK_AT ((sizeof(struct cgroup_record) + 8 + CGROUP_PATH + CGROUP_NAME + 23) & ~7UL)
+
+_Static_assert(CGROUP_WALK_AT + sizeof(struct cgroup_walk) <= RECORD_ROOM, "a path and the walk along it have room");
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -54,6 +65,63 @@ static __always_inline bool is_unified(struct cgroup *cgrp)
 	return BPF_CORE_READ(cgrp, root, hierarchy_id) == 0;
 }
 
+static __always_inline struct cgroup_walk *cgroup_walk_of(struct scratch *sc)
+{
+	return (void *)sc + __builtin_offsetof(struct scratch, record) + CGROUP_WALK_AT;
+}
+
+/* Keep the node, unless it is the root, and go on to its parent. */
+static long climb_cgroup(__u32 i, struct walk_in *in)
+{
+	volatile struct cgroup_walk *w = cgroup_walk_of(in->sc);
+	__u64 at = w->at, up = (__u64)kernfs_parent((void *)at);
+	__u32 slot = w->count;
+
+	if (!up)
+		return 1;
+	if (slot >= CGROUP_DEPTH) {
+		w->cut = 1;
+		return 1;
+	}
+	w->kept[slot] = at;
+	w->count = slot + 1;
+	w->at = up;
+	return 0;
+}
+
+/* Write the name of the last node that was kept and is not written yet. */
+static long descend_cgroup(__u32 i, struct walk_in *in)
+{
+	const __u32 limit = sizeof(struct cgroup_record) + 8 + CGROUP_PATH;
+	struct scratch *sc = in->sc;
+	volatile struct cgroup_walk *w = cgroup_walk_of(sc);
+	__u32 slot = w->count - 1, end = w->end;
+	struct kernfs_node___up *node;
+	long len;
+
+	if (slot >= CGROUP_DEPTH)
+		return 1;
+	if (end > limit - 1) {
+		w->cut = 1;
+		return 1;
+	}
+	node = (void *)w->kept[slot];
+	sc->record[end] = '/';
+	len = bpf_probe_read_kernel_str(&sc->record[end + 1], CGROUP_NAME, BPF_CORE_READ(node, name));
+	if (len <= 1 || len > CGROUP_NAME) {
+		w->cut = 1;
+		return 1;
+	}
+	end += len; /* the slash for the NUL */
+	if (end > limit) {
+		end = limit;
+		w->cut = 1;
+	}
+	w->end = end;
+	w->count = slot;
+	return w->cut ? 1 : 0;
+}
+
 /*
  * Write the path of kn. Of one that is deeper only the last names are there, of
  * one that is longer the first; either is said to be cut.
@@ -61,49 +129,25 @@ static __always_inline bool is_unified(struct cgroup *cgrp)
 static __noinline __u32 put_cgroup_path(struct scratch *sc, void *kn)
 {
 	const __u32 at = sizeof(struct cgroup_record), start = at + 8;
-	__u64 *nodes = (void *)&sc->record[CGROUP_NODES];
-	__u32 end = start, flags = 0, n = 0, i;
-	void *up;
-	long len;
+	volatile struct cgroup_walk *w = cgroup_walk_of(sc);
+	struct walk_in in = {sc};
+	__u32 cut, end;
 
-	for (i = 0; i < CGROUP_DEPTH; i++) {
-		up = kernfs_parent(kn);
-		if (!up)
-			break;
-		nodes[i] = (__u64)kn;
-		n = i + 1;
-		kn = up;
-	}
-	if (n == CGROUP_DEPTH)
-		flags = TAIL_TRUNCATED;
-	if (n == 0) {
+	w->at = (__u64)kn;
+	w->count = 0;
+	w->cut = 0;
+	bpf_loop(CGROUP_DEPTH + 1, climb_cgroup, &in, 0);
+	cut = w->cut;
+	w->cut = 0;
+	w->end = start;
+	if (w->count) {
+		bpf_loop(CGROUP_DEPTH, descend_cgroup, &in, 0);
+	} else {
 		sc->record[start] = '/';
-		end = start + 1;
+		w->end = start + 1;
 	}
-	for (i = 0; i < CGROUP_DEPTH; i++) {
-		__u32 k = n - 1 - i;
-		struct kernfs_node___up *node;
-
-		if (i >= n || k >= CGROUP_DEPTH)
-			break;
-		node = (void *)nodes[k];
-		if (end > start + CGROUP_PATH - 1) {
-			flags = TAIL_TRUNCATED;
-			break;
-		}
-		sc->record[end] = '/';
-		len = bpf_probe_read_kernel_str(&sc->record[end + 1], CGROUP_NAME, BPF_CORE_READ(node, name));
-		if (len <= 1 || len > CGROUP_NAME) {
-			flags = TAIL_TRUNCATED;
-			break;
-		}
-		end += len; /* the slash for the NUL */
-	}
-	if (end > start + CGROUP_PATH) {
-		end = start + CGROUP_PATH;
-		flags = TAIL_TRUNCATED;
-	}
-	return close_tail(sc, at, TAG_PATH, flags, end - start);
+	end = w->end;
+	return close_tail(sc, at, TAG_PATH, cut | w->cut ? TAIL_TRUNCATED : 0, end - start);
 }
 
 /* Report a cgroup with its path. What finds no room is named again when it is met. */

@@ -67,6 +67,11 @@ struct scratch {
 	__u8 record[RECORD_ROOM];
 };
 
+/* What a loop is given has to be on the stack; where it stands is in the scratch. */
+struct walk_in {
+	struct scratch *sc;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 2 << 20);

@@ -37,10 +37,6 @@ static __always_inline struct walk *walk_of(struct scratch *sc)
 	return (void *)sc + __builtin_offsetof(struct scratch, record) + WALK_AT;
 }
 
-struct walk_in { /* a loop's context has to be on the stack */
-	struct scratch *sc;
-};
-
 /* Keep the dentry and go on to its parent, or to where its mount is. */
 static long climb(__u32 i, struct walk_in *in)
 {
