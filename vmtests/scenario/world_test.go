@@ -191,6 +191,12 @@ func (w *world) keep(t *testing.T) {
 			t.Error(err)
 		}
 		lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+		// A guest that panics boots again, and its console goes on.
+		if i := slices.IndexFunc(lines, func(l string) bool {
+			return strings.Contains(l, "] Oops: ") || strings.Contains(l, "] Kernel panic ") || strings.Contains(l, "] BUG: ")
+		}); i >= 0 {
+			t.Logf("%s tells of a kernel in trouble:\n%s", from, strings.Join(lines[i:min(len(lines), i+25)], "\n"))
+		}
 		t.Logf("%s ends:\n%s", from, strings.Join(lines[max(0, len(lines)-25):], "\n"))
 	}
 }
