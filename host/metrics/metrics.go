@@ -17,7 +17,7 @@ import (
 
 // Options of Metrics. Zero values mean the defaults.
 type Options struct {
-	MaxVMs     int // VMs with labels of their own, default 2000
+	MaxVMs     int // VMs with labels of their own, default 10000
 	MaxEngines int // default 64
 	MaxRules   int // rules of findings and of the playbook, default 500
 	Version    string
@@ -33,12 +33,6 @@ type Metrics struct {
 	vms      table[*VM]
 	engines  table[*Engine]
 	rules    bounded
-
-	received, lost, missing    *prometheus.CounterVec // vm, class
-	frames, frameBytes         *prometheus.CounterVec // vm
-	refused, sessions          *prometheus.CounterVec // vm
-	gaveUp                     *prometheus.CounterVec // vm, reason
-	live, evidence, evidenceIx *prometheus.GaugeVec   // vm
 
 	judged, restarts *prometheus.CounterVec   // engine
 	up, queue        *prometheus.GaugeVec     // engine
@@ -89,7 +83,7 @@ func (o *Options) withDefaults() Options {
 	if o != nil {
 		out = *o
 	}
-	for v, d := range map[*int]int{&out.MaxVMs: 2000, &out.MaxEngines: 64, &out.MaxRules: 500} {
+	for v, d := range map[*int]int{&out.MaxVMs: 10000, &out.MaxEngines: 64, &out.MaxRules: 500} {
 		if *v == 0 {
 			*v = d
 		}
@@ -98,17 +92,25 @@ func (o *Options) withDefaults() Options {
 }
 
 func (m *Metrics) collectVMs(b builder) {
-	m.received = b.counter("events_received_total", "Records received.", "vm", "class")
-	m.lost = b.counter("events_lost_total", "Records that the guest's agent declared lost.", "vm", "class")
-	m.missing = b.counter("events_missing_total", "Records neither received nor declared lost: each is a violation.", "vm", "class")
-	m.frames = b.counter("frames_total", "Frames received.", "vm")
-	m.frameBytes = b.counter("bytes_total", "Bytes of frames received.", "vm")
-	m.refused = b.counter("evidence_refused_total", "Bulk frames that the VM's quota kept out of the record.", "vm")
-	m.gaveUp = b.counter("evidence_given_up_total", "Records that retention gave up, by its reason: age or size.", "vm", "reason")
-	m.sessions = b.counter("sessions_total", "Sessions begun.", "vm")
-	m.live = b.gauge("session_live", "Whether the VM's agent has a live session.", "vm")
-	m.evidence = b.gauge("evidence_bytes", "Size of the VM's record on disk.", "vm")
-	m.evidenceIx = b.gauge("evidence_index", "Index that the VM's next record gets.", "vm")
+	c := &vms{table: &m.vms}
+	c.addClasses("events_received_total", "Records received.", func(v *VM) *counts { return &v.received })
+	c.addClasses("events_lost_total", "Records that the guest's agent declared lost.", func(v *VM) *counts { return &v.lost })
+	c.addClasses("events_missing_total", "Records neither received nor declared lost: each is a violation.",
+		func(v *VM) *counts { return &v.missing })
+	c.addCounter("frames_total", "Frames received.", func(v *VM) uint64 { return v.frames.Load() })
+	c.addCounter("bytes_total", "Bytes of frames received.", func(v *VM) uint64 { return v.frameBytes.Load() })
+	c.addCounter("evidence_refused_total", "Bulk frames that the VM's quota kept out of the record.",
+		func(v *VM) uint64 { return v.refused.Load() })
+	c.addLabelled("evidence_given_up_total", "Records that retention gave up, by its reason: age or size.", "reason",
+		map[string]func(v *VM) uint64{
+			"age":  func(v *VM) uint64 { return v.byAge.Load() },
+			"size": func(v *VM) uint64 { return v.bySize.Load() },
+		})
+	c.addCounter("sessions_total", "Sessions begun.", func(v *VM) uint64 { return v.sessions.Load() })
+	c.addGauge("session_live", "Whether the VM's agent has a live session.", func(v *VM) uint64 { return v.live.Load() })
+	c.addGauge("evidence_bytes", "Size of the VM's record on disk.", func(v *VM) uint64 { return v.evidence.Load() })
+	c.addGauge("evidence_index", "Index that the VM's next record gets.", func(v *VM) uint64 { return v.evidenceIx.Load() })
+	b.r.MustRegister(c)
 	m.evidenceFull = b.gauge("evidence_full", "Whether the disk is full up to the reserve, and what guests send waits.").WithLabelValues()
 	m.evidenceErrors = b.counter("evidence_errors_total", "Writes to the record that failed.").WithLabelValues()
 }

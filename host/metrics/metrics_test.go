@@ -95,6 +95,33 @@ outguard_frames_total{vm="vm3"} 1
 `, "outguard_frames_total")
 }
 
+// TestVMsOfOneName: a name that is another VM's label, or stands for all past the
+// bound, is nobody's twice.
+func TestVMsOfOneName(t *testing.T) {
+	m := metrics.New(&metrics.Options{MaxVMs: 3})
+	for n, name := range []string{"web", "web", "other", "past"} {
+		m.VM(id(byte(n)), name).Frame(1)
+	}
+	compare(t, m, `
+# HELP outguard_frames_total Frames received.
+# TYPE outguard_frames_total counter
+outguard_frames_total{vm="00000000-0000-0000-0000-000000000001"} 1
+outguard_frames_total{vm="00000000-0000-0000-0000-000000000002"} 1
+outguard_frames_total{vm="other"} 1
+outguard_frames_total{vm="web"} 1
+`, "outguard_frames_total")
+	m.Forget(id(0))
+	m.VM(id(4), "web").Frame(1)
+	compare(t, m, `
+# HELP outguard_frames_total Frames received.
+# TYPE outguard_frames_total counter
+outguard_frames_total{vm="00000000-0000-0000-0000-000000000001"} 1
+outguard_frames_total{vm="00000000-0000-0000-0000-000000000002"} 1
+outguard_frames_total{vm="other"} 1
+outguard_frames_total{vm="web"} 1
+`, "outguard_frames_total")
+}
+
 func TestFindingsAreBounded(t *testing.T) {
 	m := metrics.New(&metrics.Options{MaxRules: 2})
 	m.Engine("tsem")

@@ -3,12 +3,14 @@ package metrics
 import "sync"
 
 // table holds one value for each key, of at most limit keys; all further keys
-// share one value, labelled "other".
+// share one value, labelled "other". A label has one key: one that is taken is
+// not given again, and the key stands in its place.
 type table[V any] struct {
 	limit int
 
-	mu    sync.Mutex // guards byKey
+	mu    sync.Mutex // guards what follows
 	byKey map[string]entry[V]
+	taken map[string]bool // labels
 	rest  *entry[V]
 }
 
@@ -30,8 +32,12 @@ func (t *table[V]) get(key, label string, make func(label string) V) V {
 		return t.rest.value
 	}
 	if t.byKey == nil {
-		t.byKey = map[string]entry[V]{}
+		t.byKey, t.taken = map[string]entry[V]{}, map[string]bool{other: true}
 	}
+	if t.taken[label] {
+		label = key
+	}
+	t.taken[label] = true
 	e := entry[V]{label, make(label)}
 	t.byKey[key] = e
 	return e.value
@@ -47,12 +53,25 @@ func (t *table[V]) label(key string) string {
 	return other
 }
 
-func (t *table[V]) drop(key string) (label string, ok bool) {
+func (t *table[V]) drop(key string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e, ok := t.byKey[key]
+	delete(t.taken, t.byKey[key].label)
 	delete(t.byKey, key)
-	return e.label, ok
+}
+
+// all are the values that there are, in no order.
+func (t *table[V]) all() []V {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := make([]V, 0, len(t.byKey)+1)
+	for _, e := range t.byKey {
+		list = append(list, e.value)
+	}
+	if t.rest != nil {
+		list = append(list, t.rest.value)
+	}
+	return list
 }
 
 // bounded passes the first limit different values through.

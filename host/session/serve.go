@@ -65,8 +65,14 @@ func (m *Manager) Serve(ctx context.Context, nc net.Conn, id uuid.UUID, transpor
 	stop := context.AfterFunc(ctx, func() { _ = c.link.Reject(vsockproto.RejectClosing, "the monitor stops") })
 	defer stop()
 
-	m.loadOnce(c.v)
-	if err := c.greet(transport); err != nil {
+	// A handshake reaches deep, into ciphers and files. It has a stack of its own:
+	// the session's would stay as large for as long as it lasts.
+	greeted := make(chan error)
+	go func() {
+		m.loadOnce(c.v)
+		greeted <- c.greet(transport)
+	}()
+	if err := <-greeted; err != nil {
 		return fmt.Errorf("serve %s: %w", id, c.refuse(err))
 	}
 	err := c.loop()
