@@ -29,8 +29,9 @@ const classes = int(vsockproto.Bulk) + 1
 var classNames = [classes]string{other, "critical", "bulk"}
 
 // VM returns the counters of a VM, labelled by its domain's name (by the UUID
-// where that is empty, or another VM's label). All VMs past the bound share one. The first call makes them,
-// later ones find them; a domain that changes its name keeps its first.
+// where that is empty, or another VM's label). All VMs past the bound share one.
+// The first call makes them, later ones find them; a domain that changes its name
+// keeps its first.
 func (m *Metrics) VM(id uuid.UUID, name string) *VM {
 	if name == "" {
 		name = id.String()
