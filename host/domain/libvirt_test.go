@@ -57,8 +57,8 @@ func TestLife(t *testing.T) {
 	if p, err := c.Paused(ctx, g.UUID); !p || err != nil {
 		t.Fatalf("paused %t, %v", p, err)
 	}
-	if s := qmp(t, g.QMP, "query-status"); !strings.Contains(s, `"status": "paused"`) {
-		t.Errorf("QEMU says %s", s)
+	if s, err := qmp(g.QMP, "query-status"); err != nil || !strings.Contains(s, `"status": "paused"`) {
+		t.Errorf("QEMU says %s, %v", s, err)
 	}
 	listed(t, c, g, Paused)
 	cpu(t, c, g.UUID, false)
@@ -429,9 +429,9 @@ func captureRefuses(t *testing.T, g *domaintest.Guest) {
 // captureInterrupted resumes the domain, or gives up, during a capture.
 func captureInterrupted(t *testing.T, g *domaintest.Guest) {
 	c := client(t)
-	for i, interrupt := range []func(cancel func()){
-		func(cancel func()) { cancel() },
-		func(func()) { qmp(t, g.QMP, "cont") },
+	for i, interrupt := range []func(cancel func()) error{
+		func(cancel func()) error { cancel(); return nil },
+		func(func()) error { _, err := qmp(g.QMP, "cont"); return err },
 	} {
 		if err := c.Pause(t.Context(), g.UUID); err != nil {
 			t.Fatal(err)
@@ -439,11 +439,15 @@ func captureInterrupted(t *testing.T, g *domaintest.Guest) {
 		ctx, cancel := context.WithCancel(t.Context())
 		dir := filepath.Join(g.Dir, fmt.Sprint("c", i))
 		var interrupting sync.WaitGroup
+		var refused error
 		interrupting.Go(func() {
 			for ctx.Err() == nil {
 				if _, err := os.Stat(filepath.Join(dir, "memory.elf")); err == nil {
-					interrupt(cancel)
-					return
+					// While it dumps, QEMU lets nothing run: again when it has.
+					if err = interrupt(cancel); err == nil || !strings.Contains(err.Error(), "There is a dump in process") {
+						refused = err
+						return
+					}
 				}
 				time.Sleep(time.Millisecond)
 			}
@@ -453,6 +457,9 @@ func captureInterrupted(t *testing.T, g *domaintest.Guest) {
 		cancel()
 		interrupting.Wait() // QEMU's answer may come when the dump has ended
 		t.Logf("interrupted after %s: %v", time.Since(began), err)
+		if refused != nil {
+			t.Errorf("interrupt it: %v", refused)
+		}
 		want := []error{context.Canceled, ErrResumed}[i]
 		if !errors.Is(err, want) {
 			t.Errorf("got %v, want %v", err, want)

@@ -5,29 +5,37 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"testing"
+	"time"
 )
 
-// qmp runs one command on the guest's second monitor.
-func qmp(t testing.TB, socket, command string) string {
-	t.Helper()
+// qmp runs one command on the guest's second monitor. What QEMU refuses is an
+// error, as is an answer that does not come within half a minute.
+func qmp(socket, command string) (string, error) {
 	conn, err := net.Dial("unix", socket)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return "", err
+	}
 	r := bufio.NewReader(conn)
 	if _, err := r.ReadString('\n'); err != nil {
-		t.Fatal(err)
+		return "", fmt.Errorf("QMP's greeting: %w", err)
 	}
 	var answer string
 	for _, cmd := range []string{"qmp_capabilities", command} {
-		fmt.Fprintf(conn, `{"execute": %q}`, cmd)
-		for answer = ""; !strings.HasPrefix(answer, `{"return"`); {
+		if _, err := fmt.Fprintf(conn, `{"execute": %q}`, cmd); err != nil {
+			return "", err
+		}
+		for answer = ""; !strings.HasPrefix(answer, `{"return"`); { // events come between
 			if answer, err = r.ReadString('\n'); err != nil {
-				t.Fatal(err)
+				return "", fmt.Errorf("QMP's answer to %s: %w", cmd, err)
+			}
+			if strings.HasPrefix(answer, `{"error"`) {
+				return "", fmt.Errorf("QMP %s: %s", cmd, strings.TrimSpace(answer))
 			}
 		}
 	}
-	return answer
+	return answer, nil
 }
