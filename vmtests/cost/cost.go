@@ -92,6 +92,7 @@ type Options struct {
 	Profiles []string  // which to measure; default those of Columns
 	Only     []string  // operations to measure, and nothing beside them; default all
 	Quick    bool      // few rounds: to see that it works
+	Sample   bool      // measure nothing: say for each operation where the CPU is
 }
 
 // Operations names what can be measured.
@@ -266,6 +267,12 @@ func (m *measurement) column(ctx context.Context, column string) error {
 		if m.h != nil {
 			m.h.forget()
 		}
+		if m.o.Sample {
+			if err := m.sample(ctx, op, column); err != nil {
+				return err
+			}
+			continue
+		}
 		c, err := m.one(ctx, op)
 		if err != nil {
 			return fmt.Errorf("%s with %s: %w", op.name, column, err)
@@ -276,6 +283,18 @@ func (m *measurement) column(ctx context.Context, column string) error {
 		m.r.Costs[op.name][column] = c
 		fmt.Fprintf(m.o.Out, "%s %s %s: %.0f instructions, %.0f of them the agent's; %.0f the task's alone, %.2f events%s\n",
 			m.r.Kernel, column, op.name, c.Total, c.Agent, c.Task, c.Events, m.came())
+	}
+	return nil
+}
+
+// sample says where the CPU is in the course of an operation.
+func (m *measurement) sample(ctx context.Context, op op, column string) error {
+	out, err := m.root(ctx, fmt.Sprintf(toil+"sample %s %d", op.name, op.count))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(out) {
+		fmt.Fprintf(m.o.Out, "%s %s %s %s", m.r.Kernel, column, op.name, line)
 	}
 	return nil
 }

@@ -38,6 +38,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	operations := flags.String("operations", "", "which to measure, and nothing else: of "+strings.Join(cost.Operations(), ","))
 	doc := flags.String("doc", "", "a document to write the table into")
 	clone := flags.String("clone", ".", "the repository, where make build has been")
+	sample := flags.Bool("sample", false, "measure nothing: tell where the CPU is in the course of each of -operations")
 	quick := flags.Bool("quick", false, "few rounds, to see that it works")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -55,12 +56,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return fmt.Errorf("operation %q: want some of %s", o, strings.Join(cost.Operations(), ","))
 		}
 	}
+	if *sample && len(only) == 0 {
+		return errors.New("-sample wants to know of which -operations")
+	}
 	if *doc != "" && len(only) > 0 {
 		return errors.New("-doc takes all operations: leave -operations out")
 	}
 	var all []*cost.Result
 	for _, line := range strings.Split(*kernels, ",") {
-		r, err := cost.Measure(ctx, line, cost.Options{Clone: dir, Out: stderr, Quick: *quick, Profiles: strings.Split(*profiles, ","), Only: only})
+		r, err := cost.Measure(ctx, line, cost.Options{Clone: dir, Out: stderr, Quick: *quick, Profiles: strings.Split(*profiles, ","), Only: only, Sample: *sample})
 		if err != nil {
 			return fmt.Errorf("measure: %w", err)
 		}

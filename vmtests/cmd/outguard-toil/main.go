@@ -21,6 +21,14 @@
 //
 //	program NAME RUNS NS
 //
+//	outguard-toil sample OP COUNT
+//
+// says where the CPU was meanwhile, looked at every 7,919 ns:
+//
+//	sample TIMES THREAD UNDER FUNCTION
+//
+// UNDER is the system call or the interrupt, in the kernel.
+//
 //	outguard-toil agent PROGRAM ARG...
 //
 // runs the agent, what it says going to standard error, and prints once
@@ -64,10 +72,13 @@ func run(args []string) error {
 		return echoes()
 	}
 	if len(args) == 3 && args[0] == "programs" {
-		return each(args[1], args[2])
+		return each(args[1], args[2], programs)
+	}
+	if len(args) == 3 && args[0] == "sample" {
+		return each(args[1], args[2], sample)
 	}
 	if len(args) != 3 {
-		return errors.New("want OP ROUNDS COUNT, programs OP COUNT, or agent and a program")
+		return errors.New("want OP ROUNDS COUNT, programs OP COUNT, sample OP COUNT, or agent and a program")
 	}
 	rounds, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -128,7 +139,7 @@ func toil(do func() error, b *books, rounds, count int, settle bool) error {
 	return nil
 }
 
-func each(name, times string) error {
+func each(name, times string, look func(do func() error, count int) error) error {
 	count, err := strconv.Atoi(times)
 	if err != nil {
 		return err
@@ -141,7 +152,7 @@ func each(name, times string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	return programs(do, count)
+	return look(do, count)
 }
 
 func times(do func() error, n int) error {
