@@ -57,6 +57,10 @@ func vsockDialer(channel, rest string) (DialFunc, error) {
 		case err != nil:
 			return nil, err
 		}
-		return conn, nil
+		d, err := newDirect(conn)
+		if err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+		return socket{conn, d}, nil
 	}, nil
 }

@@ -41,7 +41,11 @@ func serialDialer(channel, name string) (DialFunc, error) {
 		if err != nil {
 			return nil, err
 		}
-		return serial.Dial(ctx, f)
+		d, err := newDirect(f)
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		return serial.Dial(ctx, port{f, d})
 	}, nil
 }
 

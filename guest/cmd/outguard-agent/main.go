@@ -111,12 +111,13 @@ func serve(ctx context.Context, keyFile string, dial uplink.DialFunc, log *slog.
 	}, &uplink.Options{Log: log, Stale: s.Resumed()}).Run(ctx)
 }
 
-// settle makes the runtime small. With one P a goroutine in a system call that
-// the kernel holds up could stop all the others.
+// settle makes the runtime small. Its goroutines take turns on one processor: with
+// a second one to give them, the runtime wakes another thread each time that one
+// of them has something to do, to look for more, and that costs the guest more
+// than what there is to do. What the kernel holds up in a system call does not
+// stop the others: the runtime takes the processor away from it.
 func settle() {
-	if runtime.GOMAXPROCS(0) < 2 {
-		runtime.GOMAXPROCS(2)
-	}
+	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(16 << 20) // rather collect than grow while the programs are loaded
 }
