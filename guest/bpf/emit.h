@@ -6,8 +6,7 @@
 /*
  * How long bulk records may wait before one wakes the agent, and how many bytes
  * may come in between. What is in the ring tells nothing: the agent has read it
- * and leaves it there until the host has it. So long the start and the end of a
- * task may wait as well: one that is woken for each costs more than the task.
+ * and leaves it there until the host has it.
  */
 #define BULK_WAKE_NS 16000000
 #define BULK_WAKE_BYTES (256 << 10)
@@ -87,11 +86,9 @@ static __always_inline __u64 bulk_wakeup(__u64 now)
 	return BPF_RB_FORCE_WAKEUP;
 }
 
-/* Who is woken reads both rings, and stays awake for longer than BULK_WAKE_NS. */
-static __always_inline __u64 critical_wakeup(__u64 now, __u16 type)
+/* A critical record waits for nothing. Who is woken reads both rings. */
+static __always_inline __u64 critical_wakeup(__u64 now)
 {
-	if ((type == TASK_NEWTASK || type == SCHED_PROCESS_EXIT) && now - woken_ns < BULK_WAKE_NS)
-		return BPF_RB_NO_WAKEUP;
 	woken_ns = now;
 	return BPF_RB_FORCE_WAKEUP;
 }
@@ -124,7 +121,7 @@ static __always_inline long emit_file(struct record_header *h, __u32 length, __u
 	h->boot_ns = bpf_ktime_get_boot_ns();
 	h->sequence = __sync_fetch_and_add(&c->emitted, 1) + 1;
 	if (class == CLASS_CRITICAL)
-		err = bpf_ringbuf_output(&critical, h, length, critical_wakeup(h->boot_ns, type));
+		err = bpf_ringbuf_output(&critical, h, length, critical_wakeup(h->boot_ns));
 	else
 		err = bpf_ringbuf_output(&bulk, h, length, bulk_wakeup(h->boot_ns));
 	__sync_fetch_and_add(err ? &c->lost : &c->submitted, 1);
