@@ -28,7 +28,8 @@ var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state
 
 // loader brings the programs into the kernel.
 type loader struct {
-	kernel *btf.Spec // nil once it is given up; see types
+	kernel *btf.Spec  // nil once it is given up: much memory, and seldom needed again
+	read   *btf.Cache // has it too, so that nothing else reads it a second time
 	pins   string
 	cpus   int
 	log    *slog.Logger
@@ -53,6 +54,15 @@ func (o *objects) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// learn reads the kernel's types, and forget gives them up.
+func (l *loader) learn() (err error) {
+	l.read = btf.NewCache()
+	l.kernel, err = kernelTypes(l.read)
+	return err
+}
+
+func (l *loader) forget() { l.kernel, l.read = nil, nil }
 
 func (l *loader) link(program string) string { return filepath.Join(l.pins, "link_"+program) }
 
@@ -94,6 +104,7 @@ func (l *loader) tryLoad(o *objects) error {
 	options := &ebpf.CollectionOptions{
 		Maps:     ebpf.MapOptions{PinPath: l.pins},
 		Programs: ebpf.ProgramOptions{KernelTypes: l.kernel},
+		Cache:    l.read,
 	}
 	if err := runAdopt(spec, options); err != nil {
 		return err

@@ -16,8 +16,8 @@ import (
 const bootWithBPF = "boot with bpf in the lsm= list of the kernel command line (what is active: /sys/kernel/security/lsm)"
 
 // kernelTypes reads the kernel's description of itself.
-func kernelTypes() (*btf.Spec, error) {
-	kernel, err := btf.LoadKernelSpec()
+func kernelTypes(read *btf.Cache) (*btf.Spec, error) {
+	kernel, err := read.Kernel()
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errors.ErrUnsupported) {
 		return nil, fmt.Errorf("read kernel types: %w: the kernel needs CONFIG_DEBUG_INFO_BTF=y and /sys mounted "+
 			"(Debian's and every other large distribution's kernel has it: /sys/kernel/btf/vmlinux)", err)

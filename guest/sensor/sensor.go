@@ -101,15 +101,15 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 		return err
 	}
 	adoptEarly(pins, log)
-	kernel, err := kernelTypes()
-	if err != nil {
+	l := &loader{pins: pins, log: log}
+	if err := l.learn(); err != nil {
 		return err
 	}
+	defer l.forget()
 	if s.cpus, err = ebpf.PossibleCPU(); err != nil {
 		return fmt.Errorf("count cpus: %w", err)
 	}
-	l := &loader{kernel: kernel, pins: pins, cpus: s.cpus, log: log}
-	s.loader = l
+	l.cpus, s.loader = s.cpus, l
 	l.look()
 	want := l.inForce()
 	if err := l.load(&s.objects); err != nil {
@@ -129,7 +129,6 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 	if err := s.tell(); err != nil {
 		return err
 	}
-	l.kernel = nil // much memory, and seldom needed again
 	return s.listen()
 }
 

@@ -137,12 +137,11 @@ func (l *loader) loadMore(s *Sensor, missing []hook) error {
 	// while they are in use would take a time that is better spent.
 	limit := debug.SetMemoryLimit(math.MaxInt64)
 	defer func() {
-		l.kernel = nil
+		l.forget()
 		debug.SetMemoryLimit(limit)
 		debug.FreeOSMemory()
 	}()
-	var err error
-	if l.kernel, err = kernelTypes(); err != nil {
+	if err := l.learn(); err != nil {
 		return err
 	}
 	return errors.Join(
@@ -195,6 +194,7 @@ func (l *loader) loadOf(s *Sensor, wanted map[string]bool, load func() (*ebpf.Co
 	all, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		Maps:            ebpf.MapOptions{PinPath: l.pins},
 		Programs:        ebpf.ProgramOptions{KernelTypes: l.kernel},
+		Cache:           l.read,
 		MapReplacements: shared,
 	})
 	if err != nil {

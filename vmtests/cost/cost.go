@@ -92,7 +92,7 @@ type Options struct {
 	Profiles []string  // which to measure; default those of Columns
 	Only     []string  // operations to measure, and nothing beside them; default all
 	Quick    bool      // few rounds: to see that it works
-	Sample   bool      // measure nothing: say for each operation where the CPU is
+	Sample   bool      // measure nothing: say where the CPU is while the agent starts, and for each of Only
 }
 
 // Operations names what can be measured.
@@ -213,7 +213,7 @@ func (m *measurement) all(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(m.o.Only) > 0 {
+	if len(m.o.Only) > 0 || m.o.Sample {
 		return nil
 	}
 	if err := m.h.put(ctx, vsockproto.DefaultProfile); err != nil {
@@ -231,13 +231,20 @@ func (m *measurement) all(ctx context.Context) error {
 // start starts the agent and waits until its session is there.
 func (m *measurement) start(ctx context.Context) error {
 	fmt.Fprintf(m.o.Out, "%s: the agent starts\n", m.r.Kernel)
-	if _, err := m.root(ctx, "outguard-toil agent /usr/sbin/outguard-agent --key /etc/outguard.key >/run/toil 2>/dev/console & true"); err != nil {
+	how := "agent"
+	if m.o.Sample {
+		how = "sample-agent"
+	}
+	if _, err := m.root(ctx, "outguard-toil "+how+" /usr/sbin/outguard-agent --key /etc/outguard.key >/run/toil 2>/dev/console & true"); err != nil {
 		return err
 	}
 	if _, err := m.g.WaitConsole(ctx, "msg=connected", 3*time.Minute); err != nil {
 		return err
 	}
 	text, err := m.root(ctx, "cat /run/toil")
+	if m.o.Sample && err == nil {
+		m.seen("start", text)
+	}
 	if err == nil {
 		_, err = fmt.Sscanf(text, "ready %g", &m.r.Ready)
 	}
@@ -258,7 +265,7 @@ func (m *measurement) root(ctx context.Context, line string) (string, error) {
 // column measures every operation as things are.
 func (m *measurement) column(ctx context.Context, column string) error {
 	for _, op := range ops {
-		if len(m.o.Only) > 0 && !slices.Contains(m.o.Only, op.name) {
+		if (len(m.o.Only) > 0 || m.o.Sample) && !slices.Contains(m.o.Only, op.name) {
 			continue
 		}
 		if m.o.Quick {
@@ -293,10 +300,15 @@ func (m *measurement) sample(ctx context.Context, op op, column string) error {
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(out) {
-		fmt.Fprintf(m.o.Out, "%s %s %s %s", m.r.Kernel, column, op.name, line)
-	}
+	m.seen(column+" "+op.name, out)
 	return nil
+}
+
+// seen passes on what was sampled.
+func (m *measurement) seen(of, text string) {
+	for line := range strings.Lines(text) {
+		fmt.Fprintf(m.o.Out, "%s %s %s", m.r.Kernel, of, line)
+	}
 }
 
 // came says which records have come of an operation, the most frequent first.

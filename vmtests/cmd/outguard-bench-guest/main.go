@@ -38,7 +38,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	operations := flags.String("operations", "", "which to measure, and nothing else: of "+strings.Join(cost.Operations(), ","))
 	doc := flags.String("doc", "", "a document to write the table into")
 	clone := flags.String("clone", ".", "the repository, where make build has been")
-	sample := flags.Bool("sample", false, "measure nothing: tell where the CPU is in the course of each of -operations")
+	sample := flags.Bool("sample", false, "measure nothing: tell where the CPU is while the agent starts, and in the course of each of -operations")
 	quick := flags.Bool("quick", false, "few rounds, to see that it works")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -56,11 +56,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return fmt.Errorf("operation %q: want some of %s", o, strings.Join(cost.Operations(), ","))
 		}
 	}
-	if *sample && len(only) == 0 {
-		return errors.New("-sample wants to know of which -operations")
-	}
-	if *doc != "" && len(only) > 0 {
-		return errors.New("-doc takes all operations: leave -operations out")
+	if *doc != "" && (len(only) > 0 || *sample) {
+		return errors.New("-doc takes all that is measured: leave -operations and -sample out")
 	}
 	var all []*cost.Result
 	for _, line := range strings.Split(*kernels, ",") {

@@ -23,9 +23,11 @@
 //
 //	outguard-toil sample OP COUNT
 //
-// says where the CPU was meanwhile, looked at every 7,919 ns:
+// says where the CPU was meanwhile, looked at every 7,919 ns, and how often each
+// function of the agent's was among the callers:
 //
 //	sample TIMES THREAD UNDER FUNCTION
+//	within TIMES FUNCTION
 //
 // UNDER is the system call or the interrupt, in the kernel.
 //
@@ -36,6 +38,8 @@
 //	ready NS PID
 //
 // when it has attached its programs. It ends when the agent does.
+// outguard-toil sample-agent says where the CPU was until then as well, looked at
+// every 79,193 ns.
 //
 // GODEBUG=asyncpreemptoff=1 keeps Go's runtime from signalling a thread that is
 // in the kernel for long: each signal would be a record.
@@ -66,7 +70,14 @@ func main() {
 
 func run(args []string) error {
 	if len(args) > 1 && args[0] == "agent" {
-		return agent(args[1:])
+		return agent(args[1:], nil)
+	}
+	if len(args) > 1 && args[0] == "sample-agent" {
+		s, err := newSampler(sampleSeldom)
+		if err != nil {
+			return err
+		}
+		return agent(args[1:], s)
 	}
 	if len(args) == 1 && args[0] == echo {
 		return echoes()
@@ -164,28 +175,51 @@ func times(do func() error, n int) error {
 	return nil
 }
 
-func agent(args []string) error {
+// agent runs the agent, and samples until it is ready where s is not nil.
+func agent(args []string, s *sampler) error {
 	cmd := exec.Command(args[0], args[1:]...)
 	r, err := cmd.StderrPipe()
 	if err != nil {
 		return err
 	}
-	began := time.Now()
-	if err := cmd.Start(); err != nil {
+	lines := bufio.NewReader(r)
+	var took time.Duration
+	start := func() (err error) {
+		took, err = untilAttached(cmd, lines)
 		return err
 	}
-	lines := bufio.NewReader(r)
-	for {
-		line, err := lines.ReadString('\n')
-		fmt.Fprint(os.Stderr, line)
-		if err != nil {
-			return errors.Join(err, cmd.Wait())
-		}
-		if strings.Contains(line, "msg=attached") {
-			fmt.Println("ready", time.Since(began).Nanoseconds(), cmd.Process.Pid)
-			break
+	if s != nil {
+		err = s.while(start)
+	} else {
+		err = start()
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready", took.Nanoseconds(), cmd.Process.Pid)
+	if s != nil {
+		if err := s.tell(); err != nil {
+			return err
 		}
 	}
 	_, err = io.Copy(os.Stderr, lines)
 	return errors.Join(err, cmd.Wait())
+}
+
+// untilAttached starts the agent and returns when it says that it has attached.
+func untilAttached(cmd *exec.Cmd, lines *bufio.Reader) (time.Duration, error) {
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	for {
+		line, err := lines.ReadString('\n')
+		fmt.Fprint(os.Stderr, line)
+		if err != nil {
+			return 0, errors.Join(err, cmd.Wait())
+		}
+		if strings.Contains(line, "msg=attached") {
+			return time.Since(began), nil
+		}
+	}
 }

@@ -20,8 +20,12 @@ import (
 )
 
 const (
-	samplePeriod = 7919    // ns, which are instructions; a prime, to fall into step with nothing
-	sampleRoom   = 8 << 20 // bytes of samples, a power of two
+	// How often is looked, in ns, which are instructions: primes, to fall into step
+	// with nothing.
+	sampleOften  = 7919
+	sampleSeldom = 79193
+
+	sampleRoom = 16 << 20 // bytes of samples, a power of two
 )
 
 // sampled is one place where the CPU was.
@@ -31,49 +35,73 @@ type sampled struct {
 	at    string // the function
 }
 
-// sample does an operation count times and prints where the only CPU was
-// meanwhile. Code that keeps interrupts out is seen where it lets them in again.
-func sample(do func() error, count int) error {
+// sampler looks where the only CPU is. Code that keeps interrupts out is seen
+// where it lets them in again.
+type sampler struct {
+	fd   int
+	ring []byte
+}
+
+func newSampler(period uint64) (*sampler, error) {
 	attr := &unix.PerfEventAttr{
 		Type:        unix.PERF_TYPE_SOFTWARE,
 		Config:      unix.PERF_COUNT_SW_CPU_CLOCK,
-		Sample:      samplePeriod,
+		Sample:      period,
 		Sample_type: unix.PERF_SAMPLE_IP | unix.PERF_SAMPLE_TID | unix.PERF_SAMPLE_CALLCHAIN,
-		Bits:        unix.PerfBitDisabled | unix.PerfBitExcludeCallchainUser,
+		Bits:        unix.PerfBitDisabled,
 	}
 	attr.Size = uint32(unsafe.Sizeof(*attr))
 	fd, err := unix.PerfEventOpen(attr, -1, 0, -1, unix.PERF_FLAG_FD_CLOEXEC)
 	if err != nil {
-		return os.NewSyscallError("perf_event_open", err)
+		return nil, os.NewSyscallError("perf_event_open", err)
 	}
-	defer unix.Close(fd)
 	ring, err := unix.Mmap(fd, 0, os.Getpagesize()+sampleRoom, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return os.NewSyscallError("mmap", err)
+		return nil, errors.Join(os.NewSyscallError("mmap", err), unix.Close(fd))
 	}
-	names, err := readNames()
+	return &sampler{fd, ring}, nil
+}
+
+// while looks while do is done.
+func (s *sampler) while(do func() error) error {
+	if err := unix.IoctlSetInt(s.fd, unix.PERF_EVENT_IOC_ENABLE, 0); err != nil {
+		return os.NewSyscallError("perf_event_enable", err)
+	}
+	return errors.Join(do(), unix.IoctlSetInt(s.fd, unix.PERF_EVENT_IOC_DISABLE, 0))
+}
+
+// tell prints what was seen, the most frequent first.
+func (s *sampler) tell() error {
+	n, err := readNames()
+	if err != nil {
+		return err
+	}
+	at, within, lost := n.count(s.ring)
+	for _, k := range slices.SortedFunc(maps.Keys(at), func(a, b sampled) int { return cmp.Compare(at[b], at[a]) }) {
+		fmt.Println("sample", at[k], k.task, k.under, k.at)
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(within), func(a, b string) int { return cmp.Compare(within[b], within[a]) }) {
+		fmt.Println("within", within[k], k)
+	}
+	if lost > 0 {
+		return fmt.Errorf("%d samples found no room", lost)
+	}
+	return nil
+}
+
+// sample tells where the CPU is while an operation is done count times.
+func sample(do func() error, count int) error {
+	s, err := newSampler(sampleOften)
 	if err != nil {
 		return err
 	}
 	if err := times(do, 3); err != nil {
 		return err
 	}
-	if err := unix.IoctlSetInt(fd, unix.PERF_EVENT_IOC_ENABLE, 0); err != nil {
-		return os.NewSyscallError("perf_event_enable", err)
+	if err := s.while(func() error { return times(do, count) }); err != nil {
+		return err
 	}
-	err = times(do, count)
-	return errors.Join(err, unix.IoctlSetInt(fd, unix.PERF_EVENT_IOC_DISABLE, 0), tell(names.count(ring)))
-}
-
-// tell prints "sample COUNT TASK UNDER AT", the most frequent first.
-func tell(counts map[sampled]int, lost int) error {
-	for _, s := range slices.SortedFunc(maps.Keys(counts), func(a, b sampled) int { return cmp.Compare(counts[b], counts[a]) }) {
-		fmt.Println("sample", counts[s], s.task, s.under, s.at)
-	}
-	if lost > 0 {
-		return fmt.Errorf("%d samples found no room", lost)
-	}
-	return nil
+	return s.tell()
 }
 
 // names knows the kernel's functions, and those of a Go program.
@@ -131,24 +159,29 @@ func functionsOf(path string) (*gosym.Table, error) {
 	return gosym.NewTable(nil, gosym.NewLineTable(b, text.Addr))
 }
 
-// count reads the ring, which nothing writes any more.
-func (n *names) count(ring []byte) (counts map[sampled]int, lost int) {
-	counts = map[sampled]int{}
+// count reads the ring, which nothing writes any more: how often each place was
+// seen, and how often each function of the agent's was among the callers.
+func (n *names) count(ring []byte) (at map[sampled]int, within map[string]int, lost int) {
+	at, within = map[sampled]int{}, map[string]int{}
 	meta := (*unix.PerfEventMmapPage)(unsafe.Pointer(&ring[0]))
 	data := ring[os.Getpagesize():]
-	for at, end := uint64(0), atomic.LoadUint64(&meta.Data_head); at < end; {
-		head := around(data, at, 8)
+	for pos, end := uint64(0), atomic.LoadUint64(&meta.Data_head); pos < end; {
+		head := around(data, pos, 8)
 		size := uint64(binary.LittleEndian.Uint16(head[6:]))
-		body := around(data, at+8, size-8)
+		body := around(data, pos+8, size-8)
 		switch binary.LittleEndian.Uint32(head) {
 		case unix.PERF_RECORD_SAMPLE:
-			counts[n.place(body)]++
+			place, callers := n.place(body)
+			at[place]++
+			for f := range callers {
+				within[f]++
+			}
 		case unix.PERF_RECORD_LOST:
 			lost += int(binary.LittleEndian.Uint64(body[8:]))
 		}
-		at += size
+		pos += size
 	}
-	return counts, lost
+	return at, within, lost
 }
 
 func around(data []byte, at, size uint64) []byte {
@@ -161,22 +194,27 @@ func around(data []byte, at, size uint64) []byte {
 // userspace is the first address that is the kernel's.
 const userspace = 1 << 63
 
-// place reads a sample: address, process, thread, and the callers.
-func (n *names) place(b []byte) sampled {
+// place reads a sample: address, process, thread, and the callers. Of those it
+// returns the agent's own functions.
+func (n *names) place(b []byte) (s sampled, callers map[string]bool) {
 	le := binary.LittleEndian
 	ip, pid, tid := le.Uint64(b), le.Uint32(b[8:]), le.Uint32(b[12:])
-	s := sampled{task: n.task(tid), under: "-", at: n.at(ip, pid)}
+	s = sampled{task: n.task(tid), under: "-", at: n.at(ip, pid)}
+	callers = map[string]bool{}
 	for i := range le.Uint64(b[16:]) {
 		caller := le.Uint64(b[24+8*i:])
-		if caller < userspace || caller >= ^uint64(4095) { // a mark, not an address
+		if caller >= ^uint64(4095) { // a mark, not an address
 			continue
 		}
-		if f := n.at(caller, pid); enters(f) {
+		f := n.at(caller, pid)
+		if caller >= userspace && s.under == "-" && enters(f) {
 			s.under = f
-			break
+		}
+		if caller < userspace && pid == n.pid {
+			callers[f] = true
 		}
 	}
-	return s
+	return s, callers
 }
 
 // enters reports whether a function is where something else begins: a system
