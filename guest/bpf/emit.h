@@ -11,6 +11,26 @@
 #define BULK_WAKE_NS 16000000
 #define BULK_WAKE_BYTES (256 << 10)
 
+/* Has the kernel bpf_rdonly_cast (Linux 6.2)? What it casts is read without a probe. */
+const volatile bool has_casts = false;
+
+/*
+ * Are the kernel's types unsorted (before Linux 7.0)? Then the verifier looks up to
+ * four times through all of them for each pointer that is read out of one that it
+ * trusts: most of the time that it takes to load a program.
+ */
+const volatile bool unsorted_types = false;
+
+extern void *bpf_rdonly_cast(const void *obj, __u32 type) __ksym __weak;
+
+#define cast_to(type, p) ((type *)bpf_rdonly_cast((void *)(p), bpf_core_type_id_kernel(type)))
+
+/*
+ * p, to read pointers out of: cast, it is not trusted, and nothing is looked for.
+ * What is no pointer costs less to read out of p itself.
+ */
+#define to_follow(type, p) (has_casts && unsorted_types ? cast_to(type, p) : (p))
+
 static volatile __u64 woken_ns;
 static volatile __u64 bulk_woken_pos;
 
@@ -25,8 +45,8 @@ static __always_inline __u32 exec_id(struct task_struct *t)
  */
 static __always_inline bool is_agent(const struct agent_config *c, struct task_struct *t)
 {
-	return t->tgid == c->agent_tgid && t->group_leader->start_boottime == c->agent_start_ns &&
-	       exec_id(t) == c->agent_exec_id;
+	return t->tgid == c->agent_tgid && exec_id(t) == c->agent_exec_id &&
+	       to_follow(struct task_struct, t)->group_leader->start_boottime == c->agent_start_ns;
 }
 
 static __always_inline struct agent_config *get_config(void)
@@ -193,19 +213,20 @@ static __always_inline void fill_cred(struct subject *s, const struct cred *c)
 /* s is all zero before. */
 static __always_inline void fill_subject(struct subject *s, struct task_struct *t)
 {
-	struct task_struct *parent = t->real_parent;
-	struct nsproxy *ns = t->nsproxy;
+	struct task_struct *from = to_follow(struct task_struct, t);
+	struct task_struct *parent = from->real_parent;
+	struct nsproxy *ns = from->nsproxy;
 
 	fill_task(&s->task, t);
-	s->leader_start_ns = t->group_leader->start_boottime;
+	s->leader_start_ns = from->group_leader->start_boottime;
 	s->parent_tgid = parent->tgid;
 	s->exec_id = exec_id(t);
 	s->parent_start_ns = parent->group_leader->start_boottime;
-	s->cgroup_id = t->cgroups->dfl_cgrp->kn->id;
+	s->cgroup_id = from->cgroups->dfl_cgrp->kn->id;
 	s->mnt_ns = ns->mnt_ns->ns.inum;
-	s->pid_ns = pid_ns(t);
+	s->pid_ns = pid_ns(from);
 	s->net_ns = ns->net_ns->ns.inum;
-	fill_cred(s, t->cred);
+	fill_cred(s, from->cred);
 	s->kernel_thread = (t->flags & PF_KTHREAD) != 0;
 	/* The kernel pads a name with zeros; to look for its end would cost more. */
 	((__u64 *)s->comm)[0] = *(__u64 *)&t->comm[0];

@@ -167,11 +167,13 @@ static __always_inline __u8 digest_for(struct file *file, struct inode *inode, b
  */
 static __always_inline __u8 path_kind(struct task_struct *t)
 {
-	struct task_struct *init = t->thread_pid->numbers[0].ns->child_reaper;
-	struct vfsmount *mnt = t->fs->root.mnt;
-	struct dentry *root = t->fs->root.dentry;
+	struct task_struct *from = to_follow(struct task_struct, t);
+	struct task_struct *init = from->thread_pid->numbers[0].ns->child_reaper;
+	struct fs_struct *fs = from->fs;
+	struct vfsmount *mnt = fs->root.mnt;
+	struct dentry *root = fs->root.dentry;
 
-	if (t->nsproxy->mnt_ns != init->nsproxy->mnt_ns)
+	if (from->nsproxy->mnt_ns != init->nsproxy->mnt_ns)
 		return root == mnt->mnt_root ? PATH_NAMESPACE : PATH_CHROOT;
 	if (root == init->fs->root.dentry && mnt == init->fs->root.mnt)
 		return PATH_ROOT;
@@ -187,9 +189,10 @@ static __always_inline unsigned long mount_of(unsigned long mnt)
 /* Is the mount of file in another namespace than the task's, or in none? */
 static __always_inline bool is_foreign(struct file *file, struct task_struct *t)
 {
-	struct mount *m = (void *)mount_of((unsigned long)file->f_path.mnt);
+	struct mount *m = (void *)mount_of((unsigned long)to_follow(struct file, file)->f_path.mnt);
+	struct mnt_namespace *own = to_follow(struct task_struct, t)->nsproxy->mnt_ns;
 
-	return BPF_CORE_READ(m, mnt_ns) != t->nsproxy->mnt_ns;
+	return (has_casts ? cast_to(struct mount, m)->mnt_ns : BPF_CORE_READ(m, mnt_ns)) != own;
 }
 
 /* A walk from a file up to the task's root, mount by mount. */
@@ -250,10 +253,28 @@ static __always_inline bool is_outside(struct file *file, struct task_struct *t,
 	return !a.met;
 }
 
+/*
+ * The id of a file system, all zero before. Its end is looked for in eight bytes at
+ * a time: behind it can be what is left of a longer one.
+ */
+static __always_inline void fill_fsid(__u64 *to, const __u64 *from)
+{
+	for (int i = 0; i < 4; i++) {
+		__u64 word = from[i];
+		__u64 ends = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+
+		if (ends) {
+			to[i] = word & (((ends & -ends) >> 7) - 1);
+			return;
+		}
+		to[i] = word;
+	}
+}
+
 /* f is all zero before; path kind and digest are the caller's. */
 static __always_inline void fill_file(struct file_body *f, struct file *file, struct inode *inode)
 {
-	struct super_block *sb = inode->i_sb;
+	struct super_block *sb = to_follow(struct inode, inode)->i_sb;
 
 	f->inode = inode->i_ino;
 	f->generation = inode->i_generation;
@@ -265,7 +286,7 @@ static __always_inline void fill_file(struct file_body *f, struct file *file, st
 	f->magic = sb->s_magic;
 	f->links = inode->i_nlink;
 	f->size = inode->i_size;
-	bpf_probe_read_kernel_str(f->fsid, sizeof(f->fsid), sb->s_id);
+	fill_fsid((__u64 *)f->fsid, (__u64 *)sb->s_id);
 	((__u64 *)f->uuid)[0] = *(__u64 *)&sb->s_uuid.b[0];
 	((__u64 *)f->uuid)[1] = *(__u64 *)&sb->s_uuid.b[8];
 }

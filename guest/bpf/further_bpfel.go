@@ -201,8 +201,10 @@ const (
 	FurtherProgUringOverrideCreds  = "uring_override_creds"
 	FurtherProgUringSqpoll         = "uring_sqpoll"
 	FurtherProgUsernsCreate        = "userns_create"
+	FurtherVarHasCasts             = "has_casts"
 	FurtherVarPerfTakesAttr        = "perf_takes_attr"
 	FurtherVarSetattrTakesIdmap    = "setattr_takes_idmap"
+	FurtherVarUnsortedTypes        = "unsorted_types"
 )
 
 // LoadFurther returns the embedded CollectionSpec for Further.
@@ -364,8 +366,10 @@ type FurtherMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FurtherVariableSpecs struct {
+	HasCasts          *ebpf.VariableSpec `ebpf:"has_casts"`
 	PerfTakesAttr     *ebpf.VariableSpec `ebpf:"perf_takes_attr"`
 	SetattrTakesIdmap *ebpf.VariableSpec `ebpf:"setattr_takes_idmap"`
+	UnsortedTypes     *ebpf.VariableSpec `ebpf:"unsorted_types"`
 }
 
 // FurtherObjects contains all objects after they have been loaded into the kernel.
@@ -429,8 +433,10 @@ func (m *FurtherMaps) Close() error {
 //
 // It can be passed to LoadFurtherObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FurtherVariables struct {
+	HasCasts          *ebpf.Variable `ebpf:"has_casts"`
 	PerfTakesAttr     *ebpf.Variable `ebpf:"perf_takes_attr"`
 	SetattrTakesIdmap *ebpf.Variable `ebpf:"setattr_takes_idmap"`
+	UnsortedTypes     *ebpf.Variable `ebpf:"unsorted_types"`
 }
 
 // FurtherPrograms contains all programs after they have been loaded into the kernel.

@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/guest/bpf"
@@ -55,14 +59,26 @@ func (o *objects) Close() error {
 	return errors.Join(errs...)
 }
 
-// learn reads the kernel's types, and forget gives them up.
-func (l *loader) learn() (err error) {
+// learn reads the kernel's types, unless they are known, until forget gives them
+// up. They take more than the agent otherwise needs: to collect while they are in
+// use, in order to keep within its limit, would take a time that is better spent.
+func (l *loader) learn() (forget func(), err error) {
+	if l.kernel != nil {
+		return func() {}, nil
+	}
+	limit := debug.SetMemoryLimit(math.MaxInt64)
+	forget = func() {
+		l.kernel, l.read = nil, nil
+		debug.SetMemoryLimit(limit)
+		debug.FreeOSMemory()
+	}
 	l.read = btf.NewCache()
-	l.kernel, err = kernelTypes(l.read)
-	return err
+	if l.kernel, err = kernelTypes(l.read); err != nil {
+		forget()
+		return nil, err
+	}
+	return forget, nil
 }
-
-func (l *loader) forget() { l.kernel, l.read = nil, nil }
 
 func (l *loader) link(program string) string { return filepath.Join(l.pins, "link_"+program) }
 
@@ -180,7 +196,7 @@ func (l *loader) fit(spec *ebpf.CollectionSpec) error {
 	if !l.has("bpf_lsm_" + postOpen) {
 		delete(spec.Programs, postOpen)
 	}
-	return set(spec, map[string]bool{"snapshot_paths": l.paths, "has_post_open": l.has("bpf_lsm_" + postOpen)})
+	return l.fitReads(spec, map[string]bool{"snapshot_paths": l.paths, "has_post_open": l.has("bpf_lsm_" + postOpen)})
 }
 
 func (l *loader) fitMaps(spec *ebpf.CollectionSpec) error {
@@ -194,6 +210,36 @@ func (l *loader) fitMaps(spec *ebpf.CollectionSpec) error {
 	spec.Maps["counters"].MaxEntries = uint32(2 * l.cpus)
 	spec.Maps["filtered"].MaxEntries = uint32(l.cpus)
 	return nil
+}
+
+// fitReads gives an object's constants their values, and those that say how this
+// kernel's memory is read.
+func (l *loader) fitReads(spec *ebpf.CollectionSpec, values map[string]bool) error {
+	values["has_casts"] = describes(l.kernel, "bpf_rdonly_cast")
+	values["unsorted_types"] = l.unsorted()
+	if !values["has_casts"] {
+		withoutCasts(spec)
+	}
+	return set(spec, values)
+}
+
+// unsorted reports whether the kernel's types are not sorted, as far as its version
+// tells. It makes no difference but to how long programs take to load.
+func (l *loader) unsorted() bool {
+	v, err := features.LinuxVersionCode()
+	return err == nil && v < 7<<16
+}
+
+// withoutCasts takes the calls of bpf_rdonly_cast out, which are never reached in a
+// kernel that has it not: it would be looked for in the types of every module.
+func withoutCasts(spec *ebpf.CollectionSpec) {
+	for _, p := range spec.Programs {
+		for i, ins := range p.Instructions {
+			if ins.IsKfuncCall() {
+				p.Instructions[i] = asm.Mov.Imm(asm.R0, 0).WithSymbol(ins.Symbol()).WithSource(ins.Source())
+			}
+		}
+	}
 }
 
 // set gives an object's constants their values.

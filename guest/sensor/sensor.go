@@ -102,10 +102,11 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 	}
 	adoptEarly(pins, log)
 	l := &loader{pins: pins, log: log}
-	if err := l.learn(); err != nil {
+	forget, err := l.learn()
+	if err != nil {
 		return err
 	}
-	defer l.forget()
+	defer forget()
 	if s.cpus, err = ebpf.PossibleCPU(); err != nil {
 		return fmt.Errorf("count cpus: %w", err)
 	}

@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -133,17 +131,11 @@ func (l *loader) loadMore(s *Sensor, missing []hook) error {
 	if len(first)+len(further) == 0 {
 		return nil
 	}
-	// The kernel's types take more than the agent otherwise needs: to collect them
-	// while they are in use would take a time that is better spent.
-	limit := debug.SetMemoryLimit(math.MaxInt64)
-	defer func() {
-		l.forget()
-		debug.SetMemoryLimit(limit)
-		debug.FreeOSMemory()
-	}()
-	if err := l.learn(); err != nil {
+	forget, err := l.learn()
+	if err != nil {
 		return err
 	}
+	defer forget()
 	return errors.Join(
 		l.loadOf(s, first, bpf.LoadProbe, l.fit),
 		l.loadOf(s, further, bpf.LoadFurther, l.fitFurther),
@@ -166,7 +158,7 @@ func (l *loader) fitFurther(spec *ebpf.CollectionSpec) error {
 		}
 		values["perf_takes_attr"] = n == 2
 	}
-	return set(spec, values)
+	return l.fitReads(spec, values)
 }
 
 // loadOf loads some programs of an object, with the maps of what is attached.
