@@ -18,7 +18,10 @@ import (
 
 // CaptureOptions of one capture; nil and zero mean the documented defaults.
 type CaptureOptions struct {
-	Progress func(Progress) // called about ten times a second; default: not at all
+	// Progress is called when the capture comes to the memory, about ten times a
+	// second from then on, and never twice at once; the capture does not end before
+	// it has returned. Default: not at all.
+	Progress func(Progress)
 }
 
 // Progress is how far a capture has come with one part.
@@ -125,11 +128,12 @@ func (c *Client) capture(ctx context.Context, vm uuid.UUID, dir string, opts *Ca
 			return nil, err
 		}
 	}
-	if err = c.still(ctx, vm); err != nil {
-		return nil, err
+	err = c.still(ctx, vm)
+	if ran.Load() || errors.Is(err, errRuns) { // its event may be on the way
+		err = ErrResumed
 	}
-	if ran.Load() {
-		return nil, ErrResumed
+	if err != nil {
+		return nil, err
 	}
 	s.Finished = time.Now()
 	return s, nil
@@ -174,6 +178,9 @@ func reachable(dir string) error {
 	}
 }
 
+// errRuns is of a domain that is active and not paused.
+var errRuns = errors.New("pause it first")
+
 // still returns an error unless the domain is paused.
 func (c *Client) still(ctx context.Context, vm uuid.UUID) error {
 	s, err := c.State(ctx, vm)
@@ -185,7 +192,7 @@ func (c *Client) still(ctx context.Context, vm uuid.UUID) error {
 	case !s.Active():
 		return ErrNotRunning
 	}
-	return fmt.Errorf("the domain is %s: pause it first", s)
+	return fmt.Errorf("the domain is %s: %w", s, errRuns)
 }
 
 // guard checks that the domain is paused and watches for it to run, stop or

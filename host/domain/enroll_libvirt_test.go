@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/outguard/outguard/host/domain/domaintest"
 )
@@ -46,13 +45,23 @@ func serve(t *testing.T, binary string, e *Enrolment) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	for range 200 {
-		if _, err := os.Stat(e.Vhost); err == nil {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+	await(t, "the backend to come up", func() bool { return listens(t, e.Vhost) })
+}
+
+// listens reports whether somebody does at a socket, which is there before.
+func listens(t *testing.T, path string) bool {
+	t.Helper()
+	all, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("the backend did not come up")
+	const accepts = "00010000" // __SO_ACCEPTCON, the fourth column
+	for line := range strings.Lines(string(all)) {
+		if f := strings.Fields(line); len(f) == 8 && f[3] == accepts && f[7] == path {
+			return true
+		}
+	}
+	return false
 }
 
 // TestEnroll enrols a domain twice, boots it, has it read its key and show

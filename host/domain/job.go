@@ -18,6 +18,9 @@ const abortWithin = 30 * time.Second
 func (k *taking) during(ctx context.Context, part string, fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
+	if part != "" {
+		k.tell(part, job{})
+	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	ended := ctx.Done()

@@ -95,6 +95,7 @@ func (k *taking) fill(ctx context.Context, to, ram *os.File, n uint64) error {
 	ended := make(chan error, 2)
 	go func() { ended <- copyPieces(ctx, to, ram, parts, &done) }()
 	go func() { ended <- k.around(ctx, to, ram, n) }()
+	k.tell("memory", job{total: total})
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for left := 2; left > 0; {

@@ -165,7 +165,7 @@ func TestKilledWhileCopying(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 24 {
-		cmd := exec.Command(os.Args[0], "-test.run", "^TestCopyHelper$")
+		cmd := exec.Command(os.Args[0], "-test.run", "^TestCopyHelper$", "-test.timeout", "5m")
 		cmd.Env = append(os.Environ(), "OUTGUARD_TEST_COPY="+g.UUID.String(), "OUTGUARD_TEST_DIR="+filepath.Join(g.Dir, fmt.Sprint("killed", i)))
 		out, err := cmd.StdoutPipe()
 		if err != nil {

@@ -39,7 +39,7 @@ func captureAsMonitor(t *testing.T, g *domaintest.Guest, caps, want string) {
 	caps = "-all,+dac_read_search" + caps
 	cmd := exec.Command("setpriv", "--reuid", uid, "--regid", uid, "--groups", group.Gid, "--no-new-privs",
 		"--inh-caps", caps, "--ambient-caps", caps, "--bounding-set", caps,
-		self, "-test.run", "^TestMonitorHelper$", "-test.v")
+		self, "-test.run", "^TestMonitorHelper$", "-test.v", "-test.timeout", "5m")
 	cmd.Dir = g.Dir
 	cmd.Env = append(os.Environ(), "OUTGUARD_TEST_MONITOR="+g.UUID.String(), "OUTGUARD_TEST_DIR="+dir, "OUTGUARD_TEST_MEMORY="+want, "TMPDIR=/tmp")
 	out, err := cmd.CombinedOutput()

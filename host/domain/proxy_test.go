@@ -49,7 +49,7 @@ func (p *proxy) up() {
 			d, err := net.Dial("unix", DefaultSocket)
 			if err != nil {
 				_ = c.Close()
-				return
+				continue
 			}
 			p.mu.Lock()
 			p.all = append(p.all, c, d)
@@ -87,24 +87,12 @@ func TestLibvirtdRestarts(t *testing.T) {
 		if _, err := c.State(t.Context(), g.UUID); !errors.Is(err, ErrUnreachable) {
 			t.Errorf("while it is away: %v", err)
 		}
-		s.mu.Lock()
-		before := len(s.all)
-		s.mu.Unlock()
+		before := s.resyncs()
 		p.up()
 		if _, err := c.State(t.Context(), g.UUID); err != nil {
 			t.Errorf("when it is back: %v", err)
 		}
-		for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-			s.mu.Lock()
-			n, last := len(s.all), s.all[len(s.all)-1].Kind
-			s.mu.Unlock()
-			if n > before && last == Resync {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatal("the watcher was not told to look again")
-			}
-		}
+		await(t, "the watcher to be told to look again", func() bool { return s.resyncs() > before })
 	}
 	g.Virsh(t, "start")
 	s.want(t, g.UUID, "started booted")

@@ -32,9 +32,6 @@ func TestSavable(t *testing.T) {
 	}
 }
 
-// TestSaveAndRevert brings a guest that counts back to an earlier count, running
-// and stopped, in its memory and on its disks; what others did with snapshots is
-// no concern of ours.
 func TestLastBefore(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
 	all := []Saved{{Name: "a", Created: at(10)}, {Name: "b", Created: at(20)}, {Name: "c", Created: at(20)}, {Name: "d", Created: at(30)}}
@@ -45,6 +42,9 @@ func TestLastBefore(t *testing.T) {
 	}
 }
 
+// TestSaveAndRevert brings a guest that counts back to an earlier count, running
+// and stopped, in its memory and on its disks; what others did with snapshots is
+// no concern of ours.
 func TestSaveAndRevert(t *testing.T) {
 	g := domaintest.Start(t, domaintest.Config{Disks: []string{"qcow2"}, CDROM: true})
 	c, ctx := client(t), t.Context()
@@ -123,12 +123,18 @@ func counts(t *testing.T, g *domaintest.Guest) (all []int) {
 	return all
 }
 
-// counting waits until the guest's counts are as wanted, and returns them.
+// counting waits until the guest's counts are as wanted, and returns them. It
+// gives up on one that has stopped counting.
 func counting(t *testing.T, g *domaintest.Guest, wanted func([]int) bool) []int {
 	t.Helper()
-	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if all := counts(t, g); wanted(all) {
+	had := 0
+	for end := time.Now().Add(awaited); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		all := counts(t, g)
+		if wanted(all) {
 			return all
+		}
+		if len(all) > had {
+			had, end = len(all), time.Now().Add(awaited)
 		}
 	}
 	t.Fatalf("the guest counts %v", counts(t, g))
