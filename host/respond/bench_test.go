@@ -134,13 +134,19 @@ func (q *monitor) do(command string) {
 	if _, err := io.WriteString(q.c, fmt.Sprintf("{\"execute\": %q}\n", command)); err != nil {
 		q.t.Fatal(err)
 	}
-	for !strings.HasPrefix(q.line(), `{"return"`) {
+	for line := ""; !strings.HasPrefix(line, `{"return"`); {
+		if line = q.line(); strings.HasPrefix(line, `{"error"`) {
+			q.t.Fatalf("QMP %s: %s", command, line)
+		}
 	}
 }
 
 // line reads a line and keeps the time of a STOP event.
 func (q *monitor) line() string {
 	q.t.Helper()
+	if err := q.c.SetReadDeadline(time.Now().Add(awaited)); err != nil {
+		q.t.Fatal(err)
+	}
 	line, err := q.r.ReadString('\n')
 	if err != nil {
 		q.t.Fatal(err)

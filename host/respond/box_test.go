@@ -281,11 +281,37 @@ func submit(t *testing.T, r *Responder, vm uuid.UUID, steps ...Kind) []Order {
 	return orders
 }
 
+// awaited bounds what a test waits for: a machine may be loaded, or far slower.
+const awaited = 5 * time.Minute
+
 func wait(t *testing.T, r *Responder, o Order) Result {
 	t.Helper()
-	res, err := r.Wait(context.Background(), o.ID)
+	ctx, cancel := context.WithTimeout(context.Background(), awaited)
+	defer cancel()
+	res, err := r.Wait(ctx, o.ID)
 	if err != nil {
 		t.Fatalf("%s: %v", o.Kind, err)
 	}
 	return res
+}
+
+// waiting returns when n orders wait: one is counted out just after its result is
+// told.
+func waiting(t *testing.T, r *Responder, n int64) {
+	t.Helper()
+	for end := time.Now().Add(awaited); r.Stats().Waiting != n; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d orders wait, want %d", r.Stats().Waiting, n)
+		}
+	}
+}
+
+// until waits for what is said on a channel, or for the order to be given up.
+func until[T any](ctx context.Context, said <-chan T) (T, error) {
+	select {
+	case v := <-said:
+		return v, nil
+	case <-ctx.Done():
+		return *new(T), ctx.Err()
+	}
 }

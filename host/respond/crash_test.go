@@ -18,7 +18,7 @@ import (
 // more, in the middle of libvirt's call; the next one finds the order.
 func TestKilledWhilePausing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal.db")
-	cmd := exec.Command(os.Args[0], "-test.run", "^TestCrashHelper$")
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestCrashHelper$", "-test.timeout", "5m")
 	cmd.Env = append(os.Environ(), "OUTGUARD_TEST_JOURNAL="+path)
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -153,9 +153,11 @@ func TestSerialPerVM(t *testing.T) {
 	j := journal(t)
 	b := newBox(j)
 	hold := make(chan struct{})
-	b.capture = func(_ context.Context, o Order) (string, error) {
+	b.capture = func(ctx context.Context, o Order) (string, error) {
 		if o.VM == vm1 {
-			<-hold
+			if _, err := until(ctx, hold); err != nil {
+				return "", err
+			}
 		}
 		return "/b", nil
 	}
@@ -167,7 +169,10 @@ func TestSerialPerVM(t *testing.T) {
 	var all []Order
 	for range 10 {
 		wg.Go(func() {
-			o := submit(t, r, vm1, Pause, Resume)
+			o, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{Pause, Resume}, Asked: "test"})
+			if err != nil {
+				t.Error(err)
+			}
 			mu.Lock()
 			all = append(all, o...)
 			mu.Unlock()
@@ -225,7 +230,7 @@ func TestLogNeedsNoTurn(t *testing.T) {
 	j := journal(t)
 	b := newBox(j)
 	hold := make(chan struct{})
-	b.capture = func(context.Context, Order) (string, error) { <-hold; return "/b", nil }
+	b.capture = func(ctx context.Context, _ Order) (string, error) { _, err := until(ctx, hold); return "/b", err }
 	r := New(j, b, b, b, &Options{Waiting: 2})
 	run(t, r)
 	capture := submit(t, r, vm1, Capture)[0]
@@ -247,10 +252,10 @@ func TestLogNeedsNoTurn(t *testing.T) {
 	if res := wait(t, r, orders[1]); res.Status != Done {
 		t.Errorf("%+v", res)
 	}
-	if n := strings.Count(b.said(), "order log; log done"); n < 100 {
-		t.Errorf("%d of 101 logs are on the record", n)
+	if n, m := strings.Count(b.said(), "order log"), strings.Count(b.said(), "log done"); n != 101 || m != 101 {
+		t.Errorf("%d and %d of 101 logs are on the record", n, m)
 	}
-	waiting(r, 0)
+	waiting(t, r, 0)
 	if s := r.Stats(); s.Given != 103 || s.Done != 103 {
 		t.Errorf("%+v", s)
 	}
@@ -277,41 +282,43 @@ func TestBadRequests(t *testing.T) {
 // TestStopDuringCapture leaves the order for the next process.
 func TestStopDuringCapture(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "j.db")
-	j := reopen(t, path)
-	b := newBox(j)
-	entered := make(chan struct{})
-	b.capture = func(ctx context.Context, _ Order) (string, error) {
-		close(entered)
-		<-ctx.Done()
-		return "", ctx.Err()
-	}
-	r := New(j, b, b, b, nil)
-	stop := run(t, r)
-	orders := submit(t, r, vm1, Pause, Capture, Resume)
-	<-entered
-	stop()
-	if _, err := r.Wait(context.Background(), orders[1].ID); !errors.Is(err, ErrStopped) {
-		t.Errorf("Wait: %v", err)
-	}
-	if _, err := r.Submit(context.Background(), Request{VM: vm1, Steps: []Kind{Log}, Asked: "a"}); !errors.Is(err, ErrStopped) {
-		t.Errorf("Submit: %v", err)
-	}
-	_ = j.Close()
+	synctest.Test(t, func(t *testing.T) {
+		j := reopen(t, path)
+		b := newBox(j)
+		entered := make(chan struct{})
+		b.capture = func(ctx context.Context, _ Order) (string, error) {
+			close(entered)
+			<-ctx.Done()
+			return "", ctx.Err()
+		}
+		r := New(j, b, b, b, nil)
+		stop := run(t, r)
+		orders := submit(t, r, vm1, Pause, Capture, Resume)
+		<-entered
+		stop()
+		if _, err := r.Wait(context.Background(), orders[1].ID); !errors.Is(err, ErrStopped) {
+			t.Errorf("Wait: %v", err)
+		}
+		if _, err := r.Submit(context.Background(), Request{VM: vm1, Steps: []Kind{Log}, Asked: "a"}); !errors.Is(err, ErrStopped) {
+			t.Errorf("Submit: %v", err)
+		}
+		_ = j.Close()
 
-	j = reopen(t, path)
-	next := newBox(j)
-	next.set(vm1, true)
-	r = New(j, next, next, next, nil)
-	run(t, r)
-	capture, resume := wait(t, r, orders[1]), wait(t, r, orders[2])
-	if capture.Status != Done || !capture.Recovered || resume.Status != Done {
-		t.Errorf("capture %+v, resume %+v", capture, resume)
-	}
-	calls := strings.Split(next.said(), "; ") // packed beside what follows
-	calls = slices.DeleteFunc(calls, func(s string) bool { return s == "capture done" })
-	if got := strings.Join(calls, "; "); got != "order capture; capture; order resume; resume; resume done" {
-		t.Errorf("calls: %s", next.said())
-	}
+		j = reopen(t, path)
+		next := newBox(j)
+		next.set(vm1, true)
+		r = New(j, next, next, next, nil)
+		run(t, r)
+		capture, resume := wait(t, r, orders[1]), wait(t, r, orders[2])
+		if capture.Status != Done || !capture.Recovered || resume.Status != Done {
+			t.Errorf("capture %+v, resume %+v", capture, resume)
+		}
+		calls := strings.Split(next.said(), "; ") // packed beside what follows
+		calls = slices.DeleteFunc(calls, func(s string) bool { return s == "capture done" })
+		if got := strings.Join(calls, "; "); got != "order capture; capture; order resume; resume; resume done" {
+			t.Errorf("calls: %s", next.said())
+		}
+	})
 }
 
 // TestPackingHoldsNothingUp: what a capture took is packed while the VM's next
@@ -320,8 +327,11 @@ func TestStopDuringCapture(t *testing.T) {
 func TestPackingHoldsNothingUp(t *testing.T) {
 	j := journal(t)
 	b := newBox(j)
-	hold := make(chan error)
-	b.pack = func(context.Context, Order) (string, error) { return "/b", <-hold }
+	hold := make(chan error, 1)
+	b.pack = func(ctx context.Context, _ Order) (string, error) {
+		failed, err := until(ctx, hold)
+		return "/b", errors.Join(failed, err)
+	}
 	r := New(j, b, b, b, nil)
 	run(t, r)
 	for _, c := range []struct {
@@ -335,24 +345,16 @@ func TestPackingHoldsNothingUp(t *testing.T) {
 		if e, err := j.Entry(orders[1].ID); err != nil || e.Result != nil {
 			t.Errorf("capture has a result before it is packed: %+v, %v", e.Result, err)
 		}
-		waiting(r, 1)
+		waiting(t, r, 1)
 		hold <- c.err
 		res := wait(t, r, orders[1])
 		if res.Status != c.want || res.Taken.IsZero() || res.Taken.After(res.Finished) || c.err == nil && (res.Bundle != "/b" || res.Effect.Before(res.Taken)) {
 			t.Errorf("capture: %+v", res)
 		}
-		waiting(r, 0)
+		waiting(t, r, 0)
 	}
 	if s := r.Stats(); s.Done != 5 || s.Failed != 1 {
 		t.Errorf("%+v", s)
-	}
-}
-
-// waiting returns when n orders wait: one is counted out just after its result is
-// told.
-func waiting(r *Responder, n int64) {
-	for r.Stats().Waiting != n {
-		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -435,30 +437,33 @@ func TestRecovery(t *testing.T) {
 		{"log", Log, time.Hour, false, "", Done, false, "order log; log done"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			j := journal(t)
-			q := Request{VM: vm1, Steps: []Kind{c.kind}, Asked: "earlier"}
-			orders, err := q.orders(time.Now().Add(-c.age), &Options{Away: time.Hour})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := j.begin(orders, nil); err != nil {
-				t.Fatal(err)
-			}
-			b := newBox(j)
-			b.set(vm1, c.paused)
-			b.bundles[orders[0].ID] = c.bundle
-			r := New(j, b, b, b, nil)
-			run(t, r)
-			res, err := r.Wait(context.Background(), orders[0].ID)
-			if err != nil || res.Status != c.status || res.Already != c.already || !res.Recovered {
-				t.Errorf("%+v, %v", res, err)
-			}
-			if got := b.said(); got != c.calls {
-				t.Errorf("calls: %s, want %s", got, c.calls)
-			}
-			if p, _ := j.Pending(); len(p) != 0 {
-				t.Errorf("still pending: %v", p)
-			}
+			path := filepath.Join(t.TempDir(), "j.db")
+			synctest.Test(t, func(t *testing.T) {
+				j := reopen(t, path)
+				q := Request{VM: vm1, Steps: []Kind{c.kind}, Asked: "earlier"}
+				orders, err := q.orders(time.Now().Add(-c.age), &Options{Away: time.Hour})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := j.begin(orders, nil); err != nil {
+					t.Fatal(err)
+				}
+				b := newBox(j)
+				b.set(vm1, c.paused)
+				b.bundles[orders[0].ID] = c.bundle
+				r := New(j, b, b, b, nil)
+				run(t, r)
+				res, err := r.Wait(context.Background(), orders[0].ID)
+				if err != nil || res.Status != c.status || res.Already != c.already || !res.Recovered {
+					t.Errorf("%+v, %v", res, err)
+				}
+				if got := b.said(); got != c.calls {
+					t.Errorf("calls: %s, want %s", got, c.calls)
+				}
+				if p, _ := j.Pending(); len(p) != 0 {
+					t.Errorf("still pending: %v", p)
+				}
+			})
 		})
 	}
 }
