@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -259,13 +260,19 @@ func copyFile(from, to string) error {
 	return os.WriteFile(to, b, 0o644)
 }
 
-// freePort returns a port of 127.0.0.1 that nobody listens on. QEMU takes it a
-// moment later.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+// Ports that guests are reached at: below those that Linux hands out by itself
+// (net.ipv4.ip_local_port_range), of which any may be taken by any connection
+// until QEMU takes the guest's, which is when it is started.
+const firstPort, lastPort = 20000, 32767
+
+// freePort returns a port of 127.0.0.1 that nobody listens on.
+func freePort() (port int, err error) {
+	for range 100 {
+		port = firstPort + rand.IntN(lastPort-firstPort+1)
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, fmt.Errorf("a port for the guest: %w", err)
 }

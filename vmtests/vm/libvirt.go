@@ -69,7 +69,7 @@ func EnsureLibvirt(ctx context.Context, uri string) (Choice, error) {
 			return c, fmt.Errorf("start %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
 		}
 	}
-	return c, poll(ctx, 30*time.Second, "libvirtd to answer", func() bool {
+	return c, poll(ctx, 2*time.Minute, "libvirtd to answer", func() bool {
 		_, err := virsh(ctx, uri, "uri")
 		return err == nil
 	})
