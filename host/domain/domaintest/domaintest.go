@@ -10,7 +10,9 @@ package domaintest
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -77,7 +79,8 @@ func Libvirt(t testing.TB) {
 		_, err := exec.LookPath(name)
 		Require(t, err == nil, "no %s", name)
 	}
-	Require(t, exec.Command("virsh", "-c", "qemu:///system", "version").Run() == nil, "libvirtd does not answer: virtlogd -d && libvirtd -d")
+	_, err := output("virsh", "-c", "qemu:///system", "version")
+	Require(t, err == nil, "libvirtd does not answer: virtlogd -d && libvirtd -d")
 	path, _ := kernel()
 	Require(t, path != "", "no kernel with its modules, in the cache or in /boot")
 }
@@ -122,8 +125,8 @@ func Start(t testing.TB, c Config) *Guest {
 	write(t, def, g.xml(c))
 	virsh(t, "define", def)
 	t.Cleanup(func() {
-		_ = exec.Command("virsh", "-c", "qemu:///system", "destroy", g.Name).Run()
-		_ = exec.Command("virsh", "-c", "qemu:///system", "undefine", "--snapshots-metadata", g.Name).Run()
+		_, _ = output("virsh", "-c", "qemu:///system", "destroy", g.Name)
+		_, _ = output("virsh", "-c", "qemu:///system", "undefine", "--snapshots-metadata", g.Name)
 	})
 	if !c.Off {
 		g.Boot(t)
@@ -171,11 +174,21 @@ func reachable(t testing.TB) string {
 
 func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
+	out, err := output(name, args...)
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// output runs a command, which has as long as a guest has to boot.
+func output(name string, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), bootWithin)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay = time.Second // for what it started and left behind
+	out, err := cmd.CombinedOutput()
+	return out, errors.Join(err, ctx.Err())
 }
 
 func virsh(t testing.TB, args ...string) string {

@@ -58,7 +58,9 @@ func NewPrivate(t testing.TB) *Private {
 	}
 	t.Cleanup(func() {
 		_ = in.Close() // the shell ends, and with it all in its process namespace
+		late := time.AfterFunc(endWithin, func() { _ = cmd.Process.Kill() })
 		_ = cmd.Wait()
+		late.Stop()
 		if t.Failed() {
 			b, _ := os.ReadFile(log.Name())
 			t.Logf("the private libvirtd's log:\n%s", b)
@@ -69,6 +71,10 @@ func NewPrivate(t testing.TB) *Private {
 	p.Start()
 	return p
 }
+
+// endWithin is how long the shell has to come to its end of input: what it runs
+// may hang.
+const endWithin = 30 * time.Second
 
 const setUp = `
 for d in /run/libvirt /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
@@ -91,7 +97,7 @@ func (p *Private) say(format string, args ...any) {
 func (p *Private) Start() {
 	p.t.Helper()
 	p.say("rm -f %[1]s/pid; libvirtd --daemon --config /etc/libvirt/libvirtd.conf --pid-file %[1]s/pid", p.dir)
-	for end := time.Now().Add(time.Minute); p.virsh("version") != nil; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(bootWithin); p.virsh("version") != nil; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			p.t.Fatalf("the private libvirtd does not answer: %v", p.virsh("version"))
 		}
@@ -102,7 +108,7 @@ func (p *Private) Start() {
 func (p *Private) Kill() {
 	p.t.Helper()
 	p.say("kill -9 $(cat %[1]s/pid)", p.dir)
-	for end := time.Now().Add(time.Minute); p.virsh("version") == nil; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(bootWithin); p.virsh("version") == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			p.t.Fatal("the private libvirtd does not end")
 		}
@@ -111,7 +117,7 @@ func (p *Private) Kill() {
 
 func (p *Private) virsh(args ...string) error {
 	uri := "qemu+unix:///system?socket=" + p.Socket
-	out, err := exec.Command("virsh", append([]string{"-q", "-c", uri}, args...)...).CombinedOutput()
+	out, err := output("virsh", append([]string{"-q", "-c", uri}, args...)...)
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
