@@ -260,19 +260,17 @@ func copyFile(from, to string) error {
 	return os.WriteFile(to, b, 0o644)
 }
 
-// Ports that guests are reached at: below those that Linux hands out by itself
-// (net.ipv4.ip_local_port_range), of which any may be taken by any connection
-// until QEMU takes the guest's, which is when it is started.
-const firstPort, lastPort = 20000, 32767
-
-// freePort returns a port of 127.0.0.1 that nobody listens on.
-func freePort() (port int, err error) {
+// freePort returns a port of 127.0.0.1 that nobody listens on. QEMU takes it later,
+// and anew at each start: so it is none of those that the kernel gives to whoever
+// asks for any (32768 and above).
+func freePort() (int, error) {
+	var err error
 	for range 100 {
-		port = firstPort + rand.IntN(lastPort-firstPort+1)
+		port := 12000 + rand.N(20000)
 		var l net.Listener
 		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			return port, l.Close()
 		}
 	}
-	return 0, fmt.Errorf("a port for the guest: %w", err)
+	return 0, err
 }

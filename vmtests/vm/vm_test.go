@@ -61,11 +61,11 @@ func TestGuestServesAndFalls(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	if g.channel != nil { // before the guest asks
+		answer(t, lab, g)
+	}
 	if err := g.Start(t.Context()); err != nil {
 		t.Fatal(err)
-	}
-	if g.channel != nil {
-		answer(t, lab, g)
 	}
 	began := time.Now()
 	if _, err := g.WaitConsole(t.Context(), "guest: up", slow); err != nil {
