@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -50,7 +51,10 @@ type victim struct{ pid, fd int }
 
 // kill ends a process that started then, and with tree all that descends from
 // it. They are stopped first, one generation after the other, so that none makes
-// children that nobody sees.
+// children that nobody sees, and ended the other way round: when a process ends
+// that tied its children's group to the session, the kernel has those of the group
+// that are stopped go on, and whoever ignores the hangup that comes along makes
+// more of them.
 func kill(pid int, startNs uint64, tree bool) (killed uint32, err error) {
 	if pid == os.Getpid() || pid == 1 {
 		return 0, fmt.Errorf("process %d is not ended", pid)
@@ -71,7 +75,7 @@ func kill(pid int, startNs uint64, tree bool) (killed uint32, err error) {
 	if tree {
 		victims, err = stopTree(victims)
 	}
-	for _, v := range victims {
+	for _, v := range slices.Backward(victims) {
 		if e := unix.PidfdSendSignal(v.fd, unix.SIGKILL, nil, 0); e == nil {
 			killed++
 		} else if !errors.Is(e, unix.ESRCH) {
