@@ -85,7 +85,7 @@ func (h *host) died(p failpoint.Point) {
 		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 			h.t.Fatalf("outguardd ended by itself: %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		_ = h.cmd.Process.Kill()
 		<-done
 		h.t.Fatalf("outguardd was never at %s", p)
