@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -31,9 +32,10 @@ type HybridOptions struct {
 // HybridListener listens at one unix socket per domain. The socket of a domain
 // says that it is that domain which speaks.
 type HybridListener struct {
-	dir  string
-	o    HybridOptions
-	door *door
+	dir   string
+	o     HybridOptions
+	door  *door
+	probe time.Duration // for an answer to Probe
 
 	mu    sync.Mutex // guards what follows
 	at    map[uuid.UUID]*socket
@@ -56,7 +58,7 @@ func newSocket(name, path string, ln net.Listener) *socket {
 
 // NewHybrid makes a listener whose sockets are in dir. It starts nothing.
 func NewHybrid(dir string, serve Serve, o *HybridOptions) *HybridListener {
-	h := &HybridListener{dir: dir, at: map[uuid.UUID]*socket{}}
+	h := &HybridListener{dir: dir, probe: probeTime, at: map[uuid.UUID]*socket{}}
 	if o != nil {
 		h.o = *o
 	}

@@ -48,7 +48,7 @@ func (h *HybridListener) Probe(ctx context.Context, vm uuid.UUID) Answer {
 	if s == nil {
 		return Unknown
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	ctx, cancel := context.WithTimeout(ctx, h.probe)
 	defer cancel()
 	if !s.free(ctx) {
 		return Mute // not even the request before was taken
