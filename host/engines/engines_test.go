@@ -176,7 +176,7 @@ func (h *harness) add(f engine.Finding) {
 // await returns the findings once one satisfies is.
 func (h *harness) await(what string, is func(engine.Finding) bool) engine.Finding {
 	h.t.Helper()
-	timeout := time.After(30 * time.Second)
+	timeout := time.After(2 * time.Minute)
 	for {
 		h.mu.Lock()
 		i := slices.IndexFunc(h.findings, is)
@@ -339,7 +339,7 @@ func TestPoison(t *testing.T) {
 }
 
 func TestSilent(t *testing.T) {
-	h := start(t, Config{}, &Options{Deadline: 200 * time.Millisecond, MinBackoff: time.Millisecond})
+	h := start(t, Config{}, &Options{Deadline: time.Second, MinBackoff: time.Millisecond})
 	h.submit(vmA, 1, "hang")
 	if f := h.awaitRule(RuleSilent); f.VM != vmA {
 		t.Errorf("finding %+v", f)
