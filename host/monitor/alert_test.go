@@ -242,16 +242,19 @@ rules: [{name: host, match: {host: true, severity: high}, steps: [log, alert]}]
 	if n := web.notices(t)[0]; n.VM != "" || n.Finding.Rule != "monitor/playbook" || n.Rule != "host" || n.Count != 1 {
 		t.Errorf("%+v", n)
 	}
-	h.eventually("orders of the host", func() error {
-		r, err := h.api.ListOrders(t.Context(), &apipb.ListOrdersRequest{})
-		if err == nil && (len(r.Orders) != 2 || r.Orders[1].State != "done" || r.Orders[1].Uuid != "") {
-			err = fmt.Errorf("%v", r.Orders)
-		}
-		return err
-	})
+	h.eventually("orders of the host", h.toldOfItself)
 	if err := h.end(syscall.SIGTERM); err != nil {
 		t.Error(err)
 	}
+}
+
+// toldOfItself is an error until the host's own log and alert are done.
+func (h *host) toldOfItself() error {
+	r, err := h.api.ListOrders(h.t.Context(), &apipb.ListOrdersRequest{})
+	if err == nil && (len(r.Orders) != 2 || r.Orders[1].State != "done" || r.Orders[1].Uuid != "") {
+		err = fmt.Errorf("%v", r.Orders)
+	}
+	return err
 }
 
 // TestHostsOwnFindingIsGoneOnWith: one that the monitor was killed over is decided
@@ -277,12 +280,7 @@ rules: [{name: host, match: {host: true, severity: high}, steps: [log, alert]}]
 	h.write(file, text)
 	for range 2 { // the second time there is nothing to go on with
 		h.start()
-		h.eventually("an alert", func() error {
-			if len(web.notices(t)) == 0 {
-				return fmt.Errorf("none")
-			}
-			return nil
-		})
+		h.eventually("an alert of the host, told", h.toldOfItself) // else the next tells it again
 		if err := h.end(syscall.SIGTERM); err != nil {
 			t.Error(err)
 		}
