@@ -253,12 +253,18 @@ func reopen(t *testing.T, path string) *Journal {
 	return j
 }
 
-// run runs a responder until the returned function is called.
+// run runs a responder, which has read its journal by then, until the returned
+// function is called.
 func run(t *testing.T, r *Responder) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
+	select {
+	case <-r.opened:
+	case err := <-done: // it could not
+		done <- err
+	}
 	var once sync.Once
 	stop = func() {
 		once.Do(func() {
