@@ -111,12 +111,15 @@ type caller struct {
 	ask  func() (uuid.UUID, error) // nil: vm is known
 }
 
-// accept takes connections from l until it is closed. Each is served in a
-// goroutine of wg; who says where it comes from, at once.
+// accept takes connections from l until it is closed, or ctx ends. Each is served
+// in a goroutine of wg; who says where it comes from, at once.
 func (d *door) accept(ctx context.Context, wg *sync.WaitGroup, l net.Listener, transport string, who func(net.Conn) caller) error {
 	for {
 		c, err := l.Accept()
 		switch {
+		case err == nil && ctx.Err() != nil: // those that are served are on their way out, and come back
+			c.Close()
+			return nil
 		case err == nil:
 			wg.Go(func() { d.enter(ctx, c, transport, who(c)) })
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
@@ -136,6 +139,9 @@ func (d *door) accept(ctx context.Context, wg *sync.WaitGroup, l net.Listener, t
 // bounded as well.
 func (d *door) enter(ctx context.Context, c net.Conn, transport string, from caller) {
 	defer c.Close()
+	if ctx.Err() != nil {
+		return
+	}
 	vm, peer := from.vm, from.peer
 	g := &guest{Conn: c, door: d, vm: vm}
 	old, why := d.admit(g, from)

@@ -208,6 +208,40 @@ func TestTheUnprovenAreBounded(t *testing.T) {
 	})
 }
 
+// A listener that ends serves nobody any more: agents that come back at once, and
+// find those places taken that are not given free yet, are no crowd.
+func TestWhoComesAtTheEndIsNoCrowd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		served := 0
+		o := quiet(func(r Refusal) { t.Errorf("refused %+v", r) })
+		o.Total = 1
+		d := newDoor(func(_ context.Context, c net.Conn, _ uuid.UUID, _ string) {
+			served++
+			c.Read(make([]byte, 1))
+		}, &o)
+		l := one{conns: make(chan net.Conn)}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			var wg sync.WaitGroup
+			_ = d.accept(ctx, &wg, l, Hybrid, func(net.Conn) caller { return caller{vm: alpha, peer: "alpha"} })
+			wg.Wait()
+		}()
+		first, a := net.Pipe()
+		l.conns <- a
+		synctest.Wait()
+		cancel()
+		second, b := net.Pipe()
+		l.conns <- b
+		if _, err := second.Read(make([]byte, 1)); err == nil || served != 1 {
+			t.Errorf("%d served, read: %v", served, err)
+		}
+		first.Close()
+		<-done
+	})
+}
+
 // Who is asked about holds a place as well: strangers are bounded, one peer
 // takes no more than its share, and what is refused is not asked about.
 func TestThoseWhoAreAskedAboutAreBounded(t *testing.T) {
