@@ -178,7 +178,7 @@ func TestOtherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "engine")
-	if err := os.WriteFile(path, content, 0o755); err != nil {
+	if err := errors.Join(os.WriteFile(path, content, 0o755), os.Chmod(path, 0o755)); err != nil { // whatever the umask
 		t.Fatal(err)
 	}
 	uid, gid := uint32(65534), uint32(65533)
