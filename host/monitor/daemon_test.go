@@ -77,6 +77,7 @@ func TestMain(m *testing.M) {
 		serveHostile(filepath.Base(os.Args[0]))
 		os.Exit(0)
 	}
+	syscall.Umask(0o022) // engines may run as a user of their own, who has to come at what is built
 	code := m.Run()
 	for _, dir := range built {
 		os.RemoveAll(dir)
