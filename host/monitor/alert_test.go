@@ -94,7 +94,6 @@ rules:
 	h.start()
 	a := prototest.NewAgent(nil)
 	stop := h.connect(a)
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	h.seal()
 	const violations = 1000
@@ -178,7 +177,6 @@ rules: [{name: violation, match: {engine: tsem}, steps: [alert], once_per: event
 	a := prototest.NewAgent(nil)
 	stop := h.persistent(a)
 	defer stop()
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	h.seal()
 	send(t, a, opened("/new"))

@@ -96,7 +96,7 @@ func (h *host) died(p failpoint.Point) {
 }
 
 // persistent has the agent connect again whenever its connection ends, as a
-// guest's does, until the returned stop.
+// guest's does, from where it has been accepted until the returned stop.
 func (h *host) persistent(a *prototest.Agent) (stop func()) {
 	h.t.Helper()
 	ctx, cancel := context.WithCancel(h.t.Context())
@@ -112,6 +112,7 @@ func (h *host) persistent(a *prototest.Agent) (stop func()) {
 			}
 		}
 	})
+	h.accepted(a, nil)
 	return sync.OnceFunc(func() { cancel(); wg.Wait() })
 }
 
@@ -284,7 +285,6 @@ func killedGivingUp(t *testing.T, p failpoint.Point) {
 	a := prototest.NewAgent(nil)
 	stop := h.persistent(a)
 	defer stop()
-	<-a.Up()
 	noise := func(n int) (bulk []*vsockproto.Event) {
 		for range n {
 			path := make([]byte, 1500)
@@ -345,7 +345,6 @@ func killedAt(t *testing.T, p failpoint.Point) {
 	a := prototest.NewAgent(nil)
 	stop := h.persistent(a)
 	defer stop()
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"), opened(long))
 	h.seal()
 	sent := uint64(2)
@@ -456,7 +455,6 @@ func TestProductCannotBeToldToDie(t *testing.T) {
 	a := prototest.NewAgent(nil)
 	stop := h.persistent(a)
 	defer stop()
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	h.seal()
 	send(t, a, opened("/new"))
@@ -479,7 +477,6 @@ func TestFilesCut(t *testing.T) {
 	a := prototest.NewAgent(nil)
 	stop := h.persistent(a)
 	defer stop()
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	h.seal()
 	send(t, a, opened("/new"))

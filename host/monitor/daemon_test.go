@@ -219,14 +219,28 @@ func (h *host) dial() (conn net.Conn) {
 	return conn
 }
 
-// connect has the agent speak to web's socket until the returned stop.
+// connect has the agent speak to web's socket, from where it has been accepted
+// until the returned stop.
 func (h *host) connect(a *prototest.Agent) (stop func() error) {
 	h.t.Helper()
 	conn := h.dial()
 	ctx, cancel := context.WithCancel(h.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx, conn) }()
+	h.accepted(a, done)
 	return func() error { cancel(); return <-done }
+}
+
+// accepted waits until the agent has been, or its connection has ended.
+func (h *host) accepted(a *prototest.Agent, ended <-chan error) {
+	h.t.Helper()
+	select {
+	case <-a.Up():
+	case err := <-ended:
+		h.t.Fatalf("the agent's connection ended: %v", err)
+	case <-time.After(patience):
+		h.t.Fatal("the agent is not accepted")
+	}
 }
 
 // findings lists the rules of the VM's findings, oldest first.
@@ -353,7 +367,6 @@ func TestDaemonWithoutLibvirt(t *testing.T) {
 	h.start()
 	a := prototest.NewAgent(nil)
 	stop := h.connect(a)
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	h.seal()
 	send(t, a, opened("/etc/passwd"), opened("/etc/shadow"))
@@ -402,7 +415,6 @@ func TestDaemonKilled(t *testing.T) {
 	h.start()
 	a := prototest.NewAgent(nil)
 	stop := h.connect(a)
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	h.seal()
 	send(t, a, opened("/first"))
@@ -489,7 +501,6 @@ func TestDaemonWrongKey(t *testing.T) {
 	}
 	a := prototest.NewAgent(nil)
 	stop := h.connect(a)
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	_ = stop()
 }
@@ -501,7 +512,6 @@ func TestDaemonCorruptEvidence(t *testing.T) {
 	h.start()
 	a := prototest.NewAgent(nil)
 	stop := h.connect(a)
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	_ = stop()
 	if err := h.end(syscall.SIGTERM); err != nil {
@@ -530,7 +540,6 @@ func TestDaemonCorruptEvidence(t *testing.T) {
 	}
 	a = prototest.NewAgent(&prototest.AgentOptions{BootID: [16]byte{2}})
 	stop = h.connect(a)
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	_ = stop()
 	if err := h.end(syscall.SIGTERM); err != nil {
@@ -545,7 +554,6 @@ func TestDaemonMissingEvidence(t *testing.T) {
 	h.start()
 	a := prototest.NewAgent(nil)
 	stop := h.connect(a)
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	h.seal() // and a checkpoint with it
 	_ = stop()

@@ -129,7 +129,6 @@ func TestHostileEngines(t *testing.T) {
 			a := prototest.NewAgent(nil)
 			stop := h.persistent(a)
 			defer stop()
-			<-a.Up()
 			send(t, a, opened("/etc/passwd"))
 			h.seal()
 			var want []string

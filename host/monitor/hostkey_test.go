@@ -96,7 +96,6 @@ func TestRotateKeyWhileItRuns(t *testing.T) {
 	a := prototest.NewAgent(nil)
 	stop := h.persistent(a)
 	defer stop()
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	for n := uint64(1); n <= 2; n++ {
 		before := h.pinned()
@@ -146,7 +145,6 @@ func killedRotating(t *testing.T, p failpoint.Point) {
 	a := prototest.NewAgent(nil)
 	stop := h.persistent(a)
 	defer stop()
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	h.arm(p)
 	if r, err := h.api.RotateKey(t.Context(), &apipb.RotateKeyRequest{}); err == nil {

@@ -68,7 +68,6 @@ func TestKillIsHeldAgainstTheRecord(t *testing.T) {
 				return c.answer
 			}})
 			stop := h.connect(a)
-			<-a.Up()
 			send(t, a, opened("/etc/passwd"))
 			h.seal()
 			send(t, a, bad)
@@ -103,7 +102,6 @@ func TestFreezeIsTheGuestsWord(t *testing.T) {
 		return vsockproto.CommandAck{}
 	}})
 	stop := h.connect(a)
-	<-a.Up()
 	send(t, a, opened("/etc/passwd"))
 	h.seal()
 	bad := opened("/new")
@@ -147,7 +145,6 @@ func TestKilledAroundTheGuest(t *testing.T) {
 				}})
 				stop := h.persistent(a)
 				defer stop()
-				<-a.Up()
 				send(t, a, opened("/etc/passwd"))
 				h.seal()
 				h.arm(p)

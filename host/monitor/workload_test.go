@@ -48,7 +48,6 @@ func TestDaemonWorkloads(t *testing.T) {
 	h.start()
 	a := prototest.NewAgent(nil)
 	stop := h.connect(a)
-	<-a.Up()
 	send(t, a, contained("/srv/known")...)
 	h.eventually("a model of the container", func() error {
 		_, err := h.api.SealModel(t.Context(), &apipb.SealModelRequest{Vm: h.vm.String(), Workload: web})
