@@ -67,7 +67,7 @@ generated: install-check ## fail if generating the BPF objects and the rest anew
 
 .PHONY: unit
 unit: install-check ## unit tests with -race, the fuzz targets' seeds among them
-	@echo "== go test -race"; GORACE=atexit_sleep_ms=0 $(GO) test -buildvcs=false -race -timeout 10m ./...
+	@echo "== go test -race"; GORACE=atexit_sleep_ms=0 $(GO) test -buildvcs=false -race -timeout 30m ./...
 
 .PHONY: check
 check: install-check lint generated unit ## everything that needs no VM

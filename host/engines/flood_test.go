@@ -47,6 +47,7 @@ func TestFloodIsBounded(t *testing.T) {
 // another one's findings all come.
 func TestFloodDoesNotStopTheOthers(t *testing.T) {
 	h := start(t, Config{}, nil)
+	began := time.Now()
 	for i := range uint64(5) {
 		h.submit(vmA, i+1, "flood")
 	}
@@ -55,7 +56,8 @@ func TestFloodDoesNotStopTheOthers(t *testing.T) {
 	if f := h.awaitRule(RuleFlood); f.VM != vmA || f.Detail["held"] == "" {
 		t.Errorf("%+v", f)
 	}
-	if n := len(h.reasons()); n < floodBurst || n > 2*floodBurst { // and what the rate adds on a slow machine
-		t.Errorf("%d findings of 5120", n)
+	n := len(h.reasons())
+	if most := floodBurst + 2 + floodRate*time.Since(began).Seconds(); n < floodBurst || float64(n) > most { // the calm one, and one by rounding
+		t.Errorf("%d findings of 5120, of which %g may be", n, most)
 	}
 }
