@@ -64,6 +64,7 @@ func TestDiskFull(t *testing.T) {
 	for name, toTheLastByte := range map[string]bool{"to the reserve": false, "to the last byte": true} {
 		t.Run(name, func(t *testing.T) {
 			h := newMortal(t)
+			h.beat("1s") // nobody is silent because the machine is slow
 			h.onSmallDisk("40m")
 			h.configureEvidence("{segment: 1MiB, reserve: 8MiB, sync: 50ms}")
 			h.start()
@@ -90,7 +91,7 @@ func TestDiskFull(t *testing.T) {
 				defer h.fillUp("more", 0)()
 			}
 			received := h.received()
-			time.Sleep(500 * time.Millisecond)
+			time.Sleep(2500 * time.Millisecond) // long enough for an agent to be silent
 			if now := h.received(); now != received || now >= flood {
 				t.Errorf("%d records received on a full disk, then %d", received, now)
 			}
