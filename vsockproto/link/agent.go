@@ -84,7 +84,9 @@ type Agent struct {
 	restored  bool   // begun by another process: its numbering is the host's to tell
 	over      bool   // Bye was sent
 	connected bool   // between Welcome and the end of the connection
-	written   uint64 // offset of the next byte to write
+	written   uint64 // offset up to which bytes were given out to be written
+	sent      uint64 // and up to which they are: what lies between is being read
+	recorded  uint64 // the host has every frame before this one
 	base      uint64 // offset at which this connection's credit counts from
 	limit     uint64 // offset up to which credit reaches
 	withheld  bool   // the host wants no bulk
@@ -306,11 +308,12 @@ func (a *Agent) begin(s State, ack *vsockproto.HelloAck, resumed bool) error {
 		a.begun = false
 		return fmt.Errorf("host expects frame %d, held are %d to %d: %w", ack.Next, h.seq, h.next()-1, ErrResume)
 	default:
+		a.sent = h.last // nothing is being written
 		a.release(ack.Next)
 	}
 	a.over = a.over && (resumed || h.count > 0) // a new session, unless a Bye is still to be sent
 	a.state, a.begun, a.restored = s, true, false
-	a.written, a.base = h.first, h.first
+	a.written, a.sent, a.base, a.recorded = h.first, h.first, h.first, h.seq
 	a.limit = a.base + min(ack.Credit, 1<<62)
 	a.withheld = ack.Withheld
 	a.beat = time.Duration(ack.HeartbeatMs) * time.Millisecond
@@ -355,35 +358,39 @@ const maxWrite = 16 << 10
 
 // pump writes what is held and within credit, until the connection ends.
 func (a *Agent) pump(conn net.Conn) error {
-	for {
-		from, end, ok := a.due()
-		if !ok {
+	for n := 0; ; {
+		b := a.due(n)
+		if b == nil {
 			return nil
 		}
-		for from < end {
-			n, err := conn.Write(a.hold.chunk(from, min(end, from+maxWrite)))
-			if err != nil {
-				return fmt.Errorf("write: %w", err)
-			}
-			from += uint64(n)
+		var err error
+		if n, err = conn.Write(b); err != nil {
+			return fmt.Errorf("write: %w", err)
 		}
 	}
 }
 
-// due waits for bytes to write and takes them as written: what is written only
-// in part is sent again on the next connection.
-func (a *Agent) due() (from, end uint64, ok bool) {
+// due takes n bytes as written and waits for the next, nil when the connection has
+// ended. They are whole frames together, but may come in parts: what was written
+// only in part is sent again on the next connection.
+func (a *Agent) due(n int) []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.sent += uint64(n)
+	if a.recorded > a.hold.seq {
+		a.release(a.recorded)
+		a.changed.Broadcast()
+	}
 	for a.connected {
-		from = a.written
-		if end = a.hold.within(from, a.limit); end > from {
-			a.written = end
-			return from, end, true
+		if a.sent == a.written {
+			a.written = a.hold.within(a.written, a.limit)
+		}
+		if a.sent < a.written {
+			return a.hold.chunk(a.sent, min(a.written, a.sent+maxWrite))
 		}
 		a.changed.Wait()
 	}
-	return 0, 0, false
+	return nil
 }
 
 func (a *Agent) disconnect() {

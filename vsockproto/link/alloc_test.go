@@ -55,7 +55,7 @@ func TestSendAllocatesNothing(t *testing.T) {
 		if err := a.SendHeartbeat(beat); err != nil {
 			t.Fatal(err)
 		}
-		a.hold.release(a.hold.next())
+		a.hold.release(a.hold.next(), a.hold.last)
 	}
 	send()
 	if n := testing.AllocsPerRun(100, send); n != 0 {
@@ -82,7 +82,7 @@ func TestHoldWraps(t *testing.T) {
 				}
 			}
 			off += uint64(len(raw))
-			h.release(got + 1)
+			h.release(got+1, off)
 			got++
 		}
 		payload := make([]byte, n)

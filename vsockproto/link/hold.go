@@ -50,10 +50,14 @@ func (h *hold) chunk(off, end uint64) []byte {
 	return b[:min(uint64(len(b)), end-off)]
 }
 
-// release forgets the frames before seq.
-func (h *hold) release(seq uint64) {
+// release forgets the frames before seq that end at or before the offset until.
+func (h *hold) release(seq, until uint64) {
 	for h.count > 0 && h.seq < seq {
-		h.first += h.frameLen(h.first)
+		n := h.frameLen(h.first)
+		if h.first+n > until {
+			return
+		}
+		h.first += n
 		h.seq++
 		h.count--
 	}

@@ -97,6 +97,42 @@ func TestUnackedFramesComeAgain(t *testing.T) {
 	})
 }
 
+// late passes on what is written a second before it says so.
+type late struct{ net.Conn }
+
+func (c late) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	time.Sleep(time.Second)
+	return n, err
+}
+
+// TestAckBeforeTheWriteReturns: what is being written is not given to other
+// frames, however early the host says that it has it.
+func TestAckBeforeTheWriteReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var came time.Time
+		h := prototest.NewHost(&prototest.HostOptions{OnEvent: func(*vsockproto.Event) { came = time.Now() }})
+		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
+		ac, hc := prototest.Pipe()
+		agentEnd, hostEnd := make(chan error, 1), make(chan error, 1)
+		go func() { agentEnd <- a.Run(t.Context(), late{ac}) }()
+		go func() { hostEnd <- h.Serve(hc) }()
+		<-a.Up()
+		if err := a.Send(t.Context(), prototest.Sample(vsockproto.FileOpen)); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Drained(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(came); came.IsZero() || took != time.Second {
+			t.Errorf("given up %s after it came, and a second more it was being written", took)
+		}
+		h.Break()
+		<-agentEnd
+		<-hostEnd
+	})
+}
+
 func TestAgentNeverExceedsItsCredit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// A frame of one file_open is 328 bytes: the credit is for three.

@@ -90,11 +90,14 @@ func (a *Agent) acked(payload []byte) error {
 	return nil
 }
 
-// release forgets the frames before seq.
+// release forgets the frames before seq, which the host has. One that is still
+// being written waits until it is: a host can say that it has what it cannot have.
 func (a *Agent) release(seq uint64) {
-	if seq > a.hold.seq {
-		a.hold.release(seq)
-		a.journal.Acked(seq - 1)
+	a.recorded = max(a.recorded, seq)
+	was := a.hold.seq
+	a.hold.release(a.recorded, a.sent)
+	if a.hold.seq > was {
+		a.journal.Acked(a.hold.seq - 1)
 	}
 }
 
