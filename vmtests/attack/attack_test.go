@@ -2,9 +2,9 @@ package attack
 
 import (
 	"bytes"
+	"context"
 	"debug/elf"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 )
 
 func TestProgramCallsOut(t *testing.T) {
@@ -23,6 +24,8 @@ func TestProgramCallsOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
 	b, err := Program(l.Addr().(*net.TCPAddr).AddrPort(), []byte("salt"))
 	if err != nil {
 		t.Fatal(err)
@@ -31,21 +34,15 @@ func TestProgramCallsOut(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path)
+	cmd := exec.CommandContext(ctx, path)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
+	if !awaitCall(ctx, l) {
+		t.Errorf("it did not call and say %q", greeting)
 	}
-	said := make([]byte, len(greeting))
-	if _, err := io.ReadFull(c, said); err != nil || string(said) != greeting {
-		t.Errorf("said %q, %v", said, err)
-	}
-	c.Close()
 	if err := cmd.Wait(); err != nil {
-		t.Errorf("the program ended: %v", err)
+		t.Errorf("the program ended: %v", errors.Join(err, ctx.Err()))
 	}
 }
 
@@ -58,9 +55,11 @@ func TestProgramEndsWithoutAttacker(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
 	var exit *exec.ExitError
-	if err := exec.Command(path).Run(); errors.As(err, &exit) && exit.ExitCode() == -1 {
-		t.Errorf("the program was killed: %v", err)
+	if err := exec.CommandContext(ctx, path).Run(); errors.As(err, &exit) && exit.ExitCode() == -1 {
+		t.Errorf("the program was killed: %v", errors.Join(err, ctx.Err()))
 	}
 }
 
