@@ -3,6 +3,7 @@ package vm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -104,7 +105,7 @@ func virsh(ctx context.Context, uri string, args ...string) (string, error) {
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("virsh %s: %w: %s", args[0], err, strings.TrimSpace(errs.String()))
+		return "", fmt.Errorf("virsh %s: %w: %s", args[0], errors.Join(err, ctx.Err()), strings.TrimSpace(errs.String()))
 	}
 	return strings.TrimSpace(out.String()), nil
 }

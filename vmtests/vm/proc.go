@@ -117,17 +117,18 @@ func threads(pid int) bool {
 	return err == nil && len(all) > 1
 }
 
-// stop ends a process that may not be a child: it is asked, and after some
-// seconds made to.
+// stop ends a process that may not be a child: it is asked, and after a minute
+// made to. One that stands still is let go on, to hear it.
 func stop(ctx context.Context, pid int) error {
 	gone := func() bool {
 		_, err := startTime(pid)
 		return err != nil
 	}
 	syscall.Kill(pid, syscall.SIGTERM)
-	if poll(ctx, 10*time.Second, "", gone) == nil {
+	syscall.Kill(pid, syscall.SIGCONT)
+	if poll(ctx, time.Minute, "", gone) == nil {
 		return nil
 	}
 	syscall.Kill(pid, syscall.SIGKILL)
-	return poll(ctx, 5*time.Second, fmt.Sprintf("process %d to end", pid), gone)
+	return poll(ctx, time.Minute, fmt.Sprintf("process %d to end", pid), gone)
 }

@@ -61,7 +61,7 @@ func (g *Guest) startVsock(ctx context.Context) error {
 		return err
 	}
 	var early error
-	err = poll(ctx, 5*time.Second, "vhost-device-vsock's socket", func() bool {
+	err = poll(ctx, time.Minute, "vhost-device-vsock's socket", func() bool {
 		select {
 		case e := <-ended:
 			early = fmt.Errorf("vhost-device-vsock ended at once (%v), see %s", e, log.Name())
