@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 )
 
 // Learn opens a domain's model, makes normal traffic until the model has seen
-// nothing new for two rounds, and seals it. visit is one round.
-func (p *Install) Learn(ctx context.Context, name string, visit func(context.Context) error) (Model, error) {
+// nothing new for two rounds, and seals it.
+func (p *Install) Learn(ctx context.Context, name string, port int) (Model, error) {
 	if _, err := p.CLI(ctx, "model", "learn", name); err != nil {
 		return Model{}, err
 	}
@@ -18,10 +17,9 @@ func (p *Install) Learn(ctx context.Context, name string, visit func(context.Con
 		if round == 20 {
 			return Model{}, fmt.Errorf("the model still grows after %d rounds of the same traffic: %d points", round, before)
 		}
-		if err := visit(ctx); err != nil {
+		if err := p.Visit(ctx, name, port, 2); err != nil {
 			return Model{}, err
 		}
-		time.Sleep(500 * time.Millisecond) // the last events are on their way
 		m, err := p.Model(ctx, name)
 		if err != nil {
 			return Model{}, err
@@ -41,13 +39,14 @@ func (p *Install) Learn(ctx context.Context, name string, visit func(context.Con
 	return m, err
 }
 
-// Captured returns the last capture of a domain that is done, and an error as
-// soon as an order has failed.
+// Captured returns the last capture of a domain that is done, if none of its orders
+// is under way, and an error as soon as one has failed.
 func (p *Install) Captured(ctx context.Context, name string) (last Order, ok bool, err error) {
 	all, err := p.Orders(ctx, name)
 	if err != nil {
 		return Order{}, false, err
 	}
+	under := false
 	for _, o := range all {
 		if o.State == "failed" {
 			return Order{}, false, fmt.Errorf("order %s, %s: %s", o.ID, o.Step, o.Error)
@@ -55,6 +54,7 @@ func (p *Install) Captured(ctx context.Context, name string) (last Order, ok boo
 		if o.Step == "capture" && o.State == "done" {
 			last, ok = o, true
 		}
+		under = under || o.State == "pending" || o.State == "waiting"
 	}
-	return last, ok, nil
+	return last, ok && !under, nil
 }

@@ -52,7 +52,7 @@ func (p *Install) StartMonitor(ctx context.Context) error {
 
 // awaitMonitor waits until the monitor answers the command line.
 func (p *Install) awaitMonitor(ctx context.Context, ended <-chan struct{}) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for {
 		_, err := p.CLI(ctx, "vms", "--json")

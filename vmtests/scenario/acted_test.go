@@ -1,7 +1,6 @@
 package scenario
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strconv"
@@ -17,9 +16,11 @@ func (w *world) acted(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 2, "acted NAME FILE")
 	g := w.known(ts, args[0])
 	said := saidActs(ts, ts.ReadFile(args[1]))
+	ctx, cancel := bounded()
+	defer cancel()
 	var wrong []string
-	if !poll(60*time.Second, func() bool {
-		text, err := w.install.CLI(context.Background(), "events", "--vm", g.Name, "--json")
+	if !poll(3*time.Minute, func() bool {
+		text, err := w.install.CLI(ctx, "events", "--vm", g.Name, "--json")
 		ts.Check(err)
 		wrong = append(miscounted(said, text), disordered(ts.ReadFile(args[1]), text)...)
 		return len(wrong) == 0

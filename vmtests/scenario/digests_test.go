@@ -22,9 +22,11 @@ func (w *world) digests(ts *testscript.TestScript, neg bool, args []string) {
 	if len(want) == 0 {
 		ts.Fatalf("no line of %s says digest %s", args[1], event)
 	}
+	ctx, cancel := bounded()
+	defer cancel()
 	var wrong string
-	if !poll(30*time.Second, func() bool {
-		got, err := w.recorded(g.Name, event)
+	if !poll(3*time.Minute, func() bool {
+		got, err := w.recorded(ctx, g.Name, event)
 		ts.Check(err)
 		wrong = compare(want, got)
 		return wrong == ""
@@ -69,8 +71,8 @@ type use struct {
 
 // recorded are the digests of each file's uses: of mappings those that can be
 // run, of opens those to read only.
-func (w *world) recorded(name, event string) (map[string][]string, error) {
-	text, err := w.install.CLI(context.Background(), "events", "--vm", name, "--type", event, "--json")
+func (w *world) recorded(ctx context.Context, name, event string) (map[string][]string, error) {
+	text, err := w.install.CLI(ctx, "events", "--vm", name, "--type", event, "--json")
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,10 @@
 //	client SOCKET FILE              connect to a socket, write the file, and stay
 //	client SOCKET leave             and be gone
 //	console NAME TEXT [WAIT]        wait for text on the guest's console
-//	visit NAME [ROUNDS]             the service's normal traffic, answers checked
+//	visit NAME [ROUNDS [unheard]]   the service's normal traffic, answers checked, until it is
+//	                                judged; unheard: nobody is there to hear of it
+//	heard NAME                      wait until all that the guest has done is judged; by way
+//	                                of two commands of root's, which a sealed model minds
 //	knock NAME PATH                 ask for a page, whatever becomes of the answer
 //	learn NAME                      open the model, visit until it is quiet, seal it
 //	attack NAME [called]            the exploit; called: it must have reached the attacker.

@@ -1,7 +1,6 @@
 package scenario
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,9 +18,11 @@ func (w *world) hooks(ts *testscript.TestScript, neg bool, args []string) {
 	if len(said) < 80 {
 		ts.Fatalf("%s tells of %d hooks:\n%s", args[1], len(said), ts.ReadFile(args[1]))
 	}
+	ctx, cancel := bounded()
+	defer cancel()
 	var missing []string
-	if !poll(60*time.Second, func() bool {
-		text, err := w.install.CLI(context.Background(), "events", "--vm", g.Name, "--json")
+	if !poll(3*time.Minute, func() bool {
+		text, err := w.install.CLI(ctx, "events", "--vm", g.Name, "--json")
 		ts.Check(err)
 		missing = unrecorded(said, text)
 		return len(missing) == 0

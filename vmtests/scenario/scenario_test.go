@@ -68,7 +68,9 @@ func (w *world) params(script string) testscript.Params {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"install": func(ts *testscript.TestScript, neg bool, args []string) {
 				usage(ts, !neg && len(args) == 0, "install")
-				ts.Check(w.ensureInstalled(context.Background()))
+				ctx, cancel := bounded()
+				defer cancel()
+				ts.Check(w.ensureInstalled(ctx))
 			},
 			"monitor": w.monitor,
 			"guest":   w.guest,
@@ -77,6 +79,7 @@ func (w *world) params(script string) testscript.Params {
 			"console": w.console,
 			"root":    w.root,
 			"visit":   w.visit,
+			"heard":   w.heard,
 			"crowd":   w.crowdDo,
 			"knock":   w.knock,
 			"learn":   w.learn,
@@ -112,14 +115,16 @@ func usage(ts *testscript.TestScript, ok bool, text string) {
 
 func (w *world) monitor(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 1, "monitor start|stop|kill")
-	ts.Check(w.ensureInstalled(context.Background()))
+	ctx, cancel := bounded()
+	defer cancel()
+	ts.Check(w.ensureInstalled(ctx))
 	switch args[0] {
 	case "start":
-		ts.Check(w.install.StartMonitor(context.Background()))
+		ts.Check(w.install.StartMonitor(ctx))
 	case "stop":
-		ts.Check(w.install.StopMonitor(context.Background()))
+		ts.Check(w.install.StopMonitor(ctx))
 	case "kill":
-		ts.Check(w.install.KillMonitor(context.Background()))
+		ts.Check(w.install.KillMonitor(ctx))
 	default:
 		ts.Fatalf("monitor %s: none of start, stop, kill", args[0])
 	}
@@ -127,7 +132,9 @@ func (w *world) monitor(ts *testscript.TestScript, neg bool, args []string) {
 
 func (w *world) guest(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, len(args) >= 2 && (!neg || args[0] == "state"), "guest define|start|stop|pause|resume|stall|unstall|remove|state NAME ...")
-	ctx, verb, name := context.Background(), args[0], args[1]
+	ctx, cancel := bounded()
+	defer cancel()
+	verb, name := args[0], args[1]
 	if verb == "define" {
 		usage(ts, w.guests[name] == nil, "guest define NAME, of a new guest")
 		ts.Check(w.ensureInstalled(ctx)) // the sockets' directory is the monitor's
@@ -164,7 +171,9 @@ func (w *world) guest(ts *testscript.TestScript, neg bool, args []string) {
 func (w *world) enroll(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && (len(args) == 1 || len(args) == 2), "enroll NAME [TRANSPORT]")
 	g := w.known(ts, args[0])
-	c, err := w.install.Enroll(context.Background(), g.Name, append(args, "")[1])
+	ctx, cancel := bounded()
+	defer cancel()
+	c, err := w.install.Enroll(ctx, g.Name, append(args, "")[1])
 	ts.Check(err)
 	if ts.Setenv("SOCKET", c.Socket); c.Vhost == "" {
 		g.Serve(nil)
@@ -199,10 +208,12 @@ func (w *world) known(ts *testscript.TestScript, name string) *vm.Guest {
 }
 
 func (w *world) state(ts *testscript.TestScript, neg bool, g *vm.Guest, want string, within time.Duration) {
+	ctx, cancel := bounded()
+	defer cancel()
 	var got string
 	ok := poll(within, func() bool {
 		var err error
-		got, err = g.State(context.Background())
+		got, err = g.State(ctx)
 		ts.Check(err)
 		return (got == want) != neg
 	})
@@ -213,7 +224,7 @@ func (w *world) state(ts *testscript.TestScript, neg bool, g *vm.Guest, want str
 
 func (w *world) console(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) >= 2, "console NAME TEXT [WAIT]")
-	_, err := w.known(ts, args[0]).WaitConsole(context.Background(), args[1], wait(ts, args, 2))
+	_, err := w.known(ts, args[0]).WaitConsole(context.Background(), args[1], wait(ts, args, 2)) // reads a file
 	ts.Check(err)
 }
 
@@ -229,23 +240,41 @@ func (w *world) root(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func (w *world) visit(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) >= 1, "visit NAME [ROUNDS]")
+	usage(ts, !neg && (len(args) == 1 || len(args) == 2 || len(args) == 3 && args[2] == "unheard"), "visit NAME [ROUNDS [unheard]]")
 	rounds := 1
 	if len(args) > 1 {
 		n, err := strconv.Atoi(args[1])
 		ts.Check(err)
 		rounds = n
 	}
+	ctx, cancel := bounded()
+	defer cancel()
 	g := w.known(ts, args[0])
-	ts.Check(service.Wait(context.Background(), g.Port, time.Minute))
-	ts.Check(service.Visit(context.Background(), g.Port, rounds))
+	ts.Check(service.Wait(ctx, g.Port, 3*time.Minute))
+	if len(args) == 3 {
+		ts.Check(service.Visit(ctx, g.Port, rounds))
+		return
+	}
+	ts.Check(w.install.Visit(ctx, g.Name, g.Port, rounds))
+}
+
+// heard waits until all that the guest has done is judged.
+func (w *world) heard(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 1, "heard NAME")
+	ctx, cancel := bounded()
+	defer cancel()
+	g := w.known(ts, args[0])
+	ts.Check(w.install.Heard(ctx, g.Name, "/tmp/heard", time.Now(), 0, func(ctx context.Context) error {
+		_, _, err := g.Root(ctx, ": >/tmp/heard", time.Minute)
+		return err
+	}))
 }
 
 // knock asks for a page whose answer may never come: the question stops the
 // guest.
 func (w *world) knock(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 2, "knock NAME PATH")
-	client := http.Client{Timeout: 5 * time.Second}
+	client := http.Client{Timeout: 10 * time.Second}
 	resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", w.known(ts, args[0]).Port, args[1]))
 	if err == nil {
 		err = resp.Body.Close()
@@ -256,7 +285,9 @@ func (w *world) knock(ts *testscript.TestScript, neg bool, args []string) {
 func (w *world) learn(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 1, "learn NAME")
 	g := w.known(ts, args[0])
-	m, err := w.install.Learn(context.Background(), g.Name, func(ctx context.Context) error { return service.Visit(ctx, g.Port, 2) })
+	ctx, cancel := context.WithTimeout(context.Background(), 3*longest)
+	defer cancel()
+	m, err := w.install.Learn(ctx, g.Name, g.Port)
 	ts.Check(err)
 	ts.Logf("%d points out of %d events", m.Points, m.Events)
 }
@@ -264,15 +295,19 @@ func (w *world) learn(ts *testscript.TestScript, neg bool, args []string) {
 // capture waits for a bundle that no script has been given yet.
 func (w *world) capture(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) >= 1, "capture NAME [WAIT]")
+	ctx, cancel := bounded()
+	defer cancel()
 	var dir string
-	ok := poll(wait(ts, args, 1), func() bool {
-		o, ok, err := w.install.Captured(context.Background(), args[0])
+	within := wait(ts, args, 1)
+	ok := poll(within, func() bool {
+		o, ok, err := w.install.Captured(ctx, args[0])
 		ts.Check(err)
 		dir = o.Bundle
 		return ok && !w.bundles[dir]
 	})
 	if !ok {
-		ts.Fatalf("no new bundle of %s", args[0])
+		text, err := w.install.CLI(ctx, "orders", "--vm", args[0])
+		ts.Fatalf("no new bundle of %s within %s; its orders (%v):\n%s", args[0], within, err, text)
 	}
 	w.bundles[dir] = true
 	ts.Setenv("BUNDLE", dir)
@@ -280,7 +315,9 @@ func (w *world) capture(ts *testscript.TestScript, neg bool, args []string) {
 
 func (w *world) attack(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && (len(args) == 1 || len(args) == 2 && args[1] == "called"), "attack NAME [called]")
-	r, err := attack.Run(context.Background(), w.known(ts, args[0]).Port, 15*time.Second)
+	ctx, cancel := bounded()
+	defer cancel()
+	r, err := attack.Run(ctx, w.known(ts, args[0]).Port, 15*time.Second)
 	ts.Check(err)
 	if len(args) == 2 && !r.Called {
 		ts.Fatalf("the attacker's program did not call")
@@ -296,11 +333,14 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	re, err := regexp.Compile("(?m)" + args[1])
 	ts.Check(err)
 	var last string
+	ctx, cancel := context.WithTimeout(context.Background(), within+time.Minute) // also of a question that nobody answers
+	defer cancel()
 	ok := poll(within, func() bool {
-		cmd := exec.Command(lookPath(ts, args[2]), args[3:]...)
+		cmd := exec.CommandContext(ctx, lookPath(ts, args[2]), args[3:]...)
 		cmd.Dir, cmd.Env = ts.Getenv("WORK"), append(os.Environ(), "PATH="+ts.Getenv("PATH"), "LAB="+ts.Getenv("LAB"), "STATE="+ts.Getenv("STATE"))
+		cmd.WaitDelay = time.Second // what a shell has started may keep its output
 		out, err := cmd.CombinedOutput()
-		last = fmt.Sprintf("%s(%v)", out[max(0, len(out)-2000):], err)
+		last = fmt.Sprintf("%s(%v)", out[max(0, len(out)-2000):], errors.Join(err, ctx.Err()))
 		return err == nil && re.Match(out)
 	})
 	if !ok {
@@ -323,14 +363,22 @@ func lookPath(ts *testscript.TestScript, name string) string {
 	return ""
 }
 
-// wait is the duration at args[i], or half a minute.
+// wait is the duration at args[i], or two minutes.
 func wait(ts *testscript.TestScript, args []string, i int) time.Duration {
 	if len(args) <= i {
-		return 30 * time.Second
+		return 2 * time.Minute
 	}
 	d, err := time.ParseDuration(args[i])
 	ts.Check(err)
 	return d
+}
+
+// longest is how long a step may take that is over at once where nobody waits for
+// the machine: one that hangs is to fail, with its name, before the whole run does.
+const longest = 5 * time.Minute
+
+func bounded() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), longest)
 }
 
 // poll asks until the answer is yes, for at most d.

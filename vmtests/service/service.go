@@ -20,12 +20,24 @@ var visits = []struct{ path, want string }{
 	{"/cgi-bin/search.cgi?q=anvil", "no such part\n"},
 }
 
+// A round of Visit opens Page so often, and Front once more.
+const (
+	Page  = "/srv/www/index.html"
+	Pages = 2
+)
+
+// Front asks for the first page.
+func Front(ctx context.Context, port int) error {
+	_, err := get(ctx, port, "/")
+	return err
+}
+
 // Wait waits until the service on 127.0.0.1:port answers.
 func Wait(ctx context.Context, port int, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for {
-		_, err := get(ctx, port, "/")
+		err := Front(ctx, port)
 		if err == nil {
 			return nil
 		}
@@ -55,7 +67,7 @@ func Visit(ctx context.Context, port, rounds int) error {
 }
 
 func get(ctx context.Context, port int, path string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), nil)
 	if err != nil {
