@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,7 +32,7 @@ type crowd struct {
 	names []string         // of all
 	sent  []uint64         // by those that behave
 	made  []string         // domains
-	stop  func()           // ends the abuse and the sending
+	stop  func() error     // ends the abuse and the sending
 	leave func()           // and the connections
 }
 
@@ -49,11 +51,15 @@ func (w *world) crowdDo(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		c := &crowd{}
 		w.crowd = c
-		ts.Check(c.start(w, n))
+		ctx, cancel := bounded()
+		defer cancel()
+		ts.Check(c.start(ctx, w, n))
 	case args[0] == "stop" && len(args) == 1:
-		w.crowd.stop()
+		ts.Check(w.crowd.stop())
 	case args[0] == "whole" && len(args) == 1:
-		ts.Check(w.crowd.whole(w))
+		ctx, cancel := bounded()
+		defer cancel()
+		ts.Check(w.crowd.whole(ctx, w))
 	case args[0] == "leave" && len(args) == 1:
 		w.crowd.end()
 		w.crowd = nil
@@ -62,7 +68,7 @@ func (w *world) crowdDo(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func (c *crowd) start(w *world, n int) error {
+func (c *crowd) start(starting context.Context, w *world, n int) error {
 	abuses := prototest.Abuses()
 	for i := range n {
 		name := fmt.Sprintf("%s-crowd-%d-watched", w.site.Prefix, i)
@@ -71,7 +77,7 @@ func (c *crowd) start(w *world, n int) error {
 		}
 		id := uuid.New()
 		if i < len(abuses) {
-			if err := c.domain(name, id); err != nil {
+			if err := c.domain(starting, name, id); err != nil {
 				return err
 			}
 		}
@@ -87,14 +93,12 @@ func (c *crowd) start(w *world, n int) error {
 	ctx, stop := context.WithCancel(context.Background())
 	connected, leave := context.WithCancel(context.Background())
 	var busy, there sync.WaitGroup
-	c.stop = sync.OnceFunc(func() { stop(); busy.Wait() })
+	c.stop = sync.OnceValue(func() error { stop(); return ended(&busy) })
 	c.leave = sync.OnceFunc(func() { leave(); there.Wait() })
 	there.Go(func() {
 		c.fleet.Run(connected, func(i int) (net.Conn, error) { return c.dial(w, len(abuses)+i) })
 	})
-	patience, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	if err := c.fleet.Up(patience); err != nil {
+	if err := c.fleet.Up(starting); err != nil {
 		return err
 	}
 	for i, abuse := range abuses {
@@ -111,6 +115,18 @@ func (c *crowd) start(w *world, n int) error {
 	return nil
 }
 
+// ended waits for all of w, whose last record may wait for credit.
+func ended(w *sync.WaitGroup) error {
+	all := make(chan struct{})
+	go func() { w.Wait(); close(all) }()
+	select {
+	case <-all:
+		return nil
+	case <-time.After(longest):
+		return fmt.Errorf("after %s some of the crowd still send: they have no credit, or the monitor does not read", longest)
+	}
+}
+
 func (c *crowd) dial(w *world, i int) (net.Conn, error) { return net.Dial("unix", c.socket(w, i)) }
 
 func (c *crowd) socket(w *world, i int) string {
@@ -118,10 +134,11 @@ func (c *crowd) socket(w *world, i int) string {
 }
 
 // domain makes one that runs, and has nothing in it.
-func (c *crowd) domain(name string, id uuid.UUID) error {
-	define := exec.Command("virsh", "-q", "define", "/dev/stdin")
+func (c *crowd) domain(ctx context.Context, name string, id uuid.UUID) error {
+	away(ctx, name) // what a run that was killed left
+	define := exec.CommandContext(ctx, "virsh", "-q", "define", "/dev/stdin")
 	define.Stdin = strings.NewReader(fmt.Sprintf(crowdXML, name, id))
-	for _, cmd := range []*exec.Cmd{define, exec.Command("virsh", "-q", "start", name)} {
+	for _, cmd := range []*exec.Cmd{define, exec.CommandContext(ctx, "virsh", "-q", "start", name)} {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, out)
 		}
@@ -152,7 +169,7 @@ func enrolled(w *world, name string, id uuid.UUID) error {
 }
 
 func (c *crowd) awaitSockets(w *world) error {
-	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(longest); ; time.Sleep(100 * time.Millisecond) {
 		missing := ""
 		for i := range c.names {
 			if _, err := os.Stat(c.socket(w, i)); err != nil {
@@ -168,21 +185,65 @@ func (c *crowd) awaitSockets(w *world) error {
 	}
 }
 
-// whole fails unless the monitor has all that the well-behaved have sent.
-func (c *crowd) whole(w *world) error {
-	out, err := exec.Command(filepath.Join(w.path, "outguard"), "vms", "--json").Output()
+// account is what the monitor has of a VM's records.
+type account struct{ Received, Lost, Missing uint64 }
+
+// whole fails unless the monitor has all that the well-behaved have sent. They go
+// on answering canaries: each is asked about until it has answered none meanwhile.
+func (c *crowd) whole(ctx context.Context, w *world) error {
+	wrong := map[string]error{}
+	for i := range c.fleet.Agents {
+		wrong[c.name(i)] = nil
+	}
+	for len(wrong) > 0 {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(slices.Collect(maps.Values(wrong)), err)...)
+		}
+		if err := c.settle(ctx, w, wrong); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle asks once, and takes those out of wrong of whom all is there.
+func (c *crowd) settle(ctx context.Context, w *world, wrong map[string]error) error {
+	sung := make([]uint64, len(c.sent))
+	for i, a := range c.fleet.Agents {
+		sung[i] = a.Sung()
+	}
+	have, err := accounts(ctx, w)
 	if err != nil {
 		return err
 	}
-	type account struct{ Received, Lost, Missing uint64 }
+	for i := range c.fleet.Agents {
+		name, sent := c.name(i), c.sent[i]+sung[i]
+		if got := have[name]; got == (account{Received: sent}) {
+			delete(wrong, name)
+		} else if _, asked := wrong[name]; asked {
+			wrong[name] = fmt.Errorf("%s: %+v, and %d were sent", name, got, sent)
+		}
+	}
+	return nil
+}
+
+// name is that of the i-th that behaves.
+func (c *crowd) name(i int) string { return c.names[len(c.names)-len(c.sent)+i] }
+
+// accounts are all VMs', by name, over both classes.
+func accounts(ctx context.Context, w *world) (map[string]account, error) {
+	text, err := w.install.CLI(ctx, "vms", "--json")
+	if err != nil {
+		return nil, err
+	}
 	have := map[string]account{}
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(text) {
 		var v struct {
 			Name    string
 			Classes []account
 		}
 		if err := json.Unmarshal([]byte(line), &v); err != nil {
-			return err
+			return nil, err
 		}
 		var sum account
 		for _, a := range v.Classes {
@@ -190,24 +251,24 @@ func (c *crowd) whole(w *world) error {
 		}
 		have[v.Name] = sum
 	}
-	var errs []error
-	for i, a := range c.fleet.Agents {
-		name := c.names[len(c.names)-len(c.sent)+i]
-		if got := have[name]; got.Received != c.sent[i]+a.Sung() || got.Lost != 0 || got.Missing != 0 {
-			errs = append(errs, fmt.Errorf("%s: %+v, and %d were sent", name, got, c.sent[i]+a.Sung()))
-		}
-	}
-	return errors.Join(errs...)
+	return have, nil
 }
 
 // end takes everything away, also of a crowd that did not come to its start.
 func (c *crowd) end() {
+	ctx, cancel := bounded()
+	defer cancel()
 	if c.stop != nil {
-		c.stop()
+		_ = c.stop() // the script has heard of it
 		c.leave()
 	}
 	for _, name := range c.made {
-		_ = exec.Command("virsh", "-q", "destroy", name).Run()
-		_ = exec.Command("virsh", "-q", "undefine", name).Run()
+		away(ctx, name)
 	}
+}
+
+// away takes a domain away, if it is there.
+func away(ctx context.Context, name string) {
+	_ = exec.CommandContext(ctx, "virsh", "-q", "destroy", name).Run()
+	_ = exec.CommandContext(ctx, "virsh", "-q", "undefine", name).Run()
 }
