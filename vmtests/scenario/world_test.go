@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/outguard/outguard/vmtests/image"
 	"github.com/outguard/outguard/vmtests/product"
@@ -129,11 +130,11 @@ func (w *world) ensureInstalled(ctx context.Context) error {
 	return os.WriteFile(filepath.Join(w.path, "outguard"), []byte(wrapper), 0o755)
 }
 
-// config is the defaults below other roots. An emulated guest's agent comes up
-// within half of the grace, and is not always heard every second on a machine
-// that has other things to do.
+// config is the defaults below other roots. On a machine that has other things to
+// do an emulated guest may take minutes to boot, and stand still for seconds: with
+// this heartbeat it is silent after nine.
 func (w *world) config() string {
-	return fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  grace: 120s\n  heartbeat: 2s\n", w.layout.State, w.layout.Run, filepath.Join(w.layout.Config, "playbook.yaml"))
+	return fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  grace: 600s\n  heartbeat: 5s\n", w.layout.State, w.layout.Run, filepath.Join(w.layout.Config, "playbook.yaml"))
 }
 
 // playbook is the built-in one, but for guests called ...-watched, which go on
@@ -155,7 +156,8 @@ rules:
 `
 
 func (w *world) remove(t *testing.T) {
-	ctx := context.Background()
+	ctx, cancel := bounded()
+	defer cancel()
 	if w.crowd != nil {
 		w.crowd.end()
 	}
@@ -172,8 +174,10 @@ func (w *world) remove(t *testing.T) {
 	}
 }
 
-// keep saves consoles and logs with a failed test.
+// keep saves consoles and logs with a failed test, and tells what the monitor says
+// of each guest.
 func (w *world) keep(t *testing.T) {
+	w.tell(t)
 	files := []string{w.layout.State + "/outguardd.log"}
 	for _, g := range w.guests {
 		files = append(files, filepath.Join(g.Dir(), "console.log"), filepath.Join(g.Dir(), "vsock.log"))
@@ -198,5 +202,25 @@ func (w *world) keep(t *testing.T) {
 			t.Logf("%s tells of a kernel in trouble:\n%s", from, strings.Join(lines[i:min(len(lines), i+25)], "\n"))
 		}
 		t.Logf("%s ends:\n%s", from, strings.Join(lines[max(0, len(lines)-25):], "\n"))
+	}
+}
+
+// tell shows what the monitor found of the guests, and what became of its orders.
+func (w *world) tell(t *testing.T) {
+	if w.install == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for name := range w.guests {
+		for _, args := range [][]string{{"vms", name}, {"findings", "--vm", name}, {"orders", "--vm", name}} {
+			text, err := w.install.CLI(ctx, args...)
+			if err != nil {
+				t.Log(err)
+				continue
+			}
+			lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+			t.Logf("outguard %s ends:\n%s", strings.Join(args, " "), strings.Join(lines[max(0, len(lines)-15):], "\n"))
+		}
 	}
 }
