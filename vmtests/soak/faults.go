@@ -2,6 +2,7 @@ package soak
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,23 +25,28 @@ const silence = "session/silent"
 
 var faults = []fault{
 	{"agent killed", "", silence, func(r *run, ctx context.Context) error {
-		return r.root(ctx, "kill -9 $(pidof outguard-agent); sleep 8") // over virtio-serial its connection seems to live until it is silent
+		if err := r.root(ctx, "kill -9 $(pidof outguard-agent)"); err != nil {
+			return err
+		}
+		r.beats(ctx, 3) // over virtio-serial its connection seems to live until it is silent
+		return nil
 	}},
 	{"agent stopped", silence, "", func(r *run, ctx context.Context) error {
-		return r.root(ctx, "kill -STOP $(pidof outguard-agent); sleep 9; kill -CONT $(pidof outguard-agent)")
+		return r.untilFound(ctx, silence, "kill -STOP $(pidof outguard-agent)", "kill -CONT $(pidof outguard-agent)")
 	}},
 	{"channel stalled", silence, "session/loss session/canary session/deaf session/slow", func(r *run, ctx context.Context) error {
+		began := time.Now()
 		if err := r.guest.Stall(true); err != nil {
 			return err
 		}
-		r.sleep(ctx, 10*time.Second)
-		return r.guest.Stall(false)
+		_, err := r.await(ctx, silence, began)
+		return errors.Join(err, r.guest.Stall(false))
 	}},
 	{"guest paused", "", "", func(r *run, ctx context.Context) error {
 		if err := r.guest.Suspend(ctx); err != nil {
 			return err
 		}
-		r.sleep(ctx, 7*time.Second)
+		r.beats(ctx, 3) // it would be silent otherwise
 		return r.guest.Resume(ctx)
 	}},
 	{"monitor killed", "", "", func(r *run, ctx context.Context) error {
@@ -62,6 +68,9 @@ var faults = []fault{
 	}},
 	{"engine killed", "", "engine/*", func(r *run, ctx context.Context) error {
 		pid, err := r.engine()
+		for end := time.Now().Add(calm); err != nil && time.Now().Before(end) && ctx.Err() == nil; pid, err = r.engine() {
+			r.sleep(ctx, 200*time.Millisecond) // it is starting
+		}
 		if err != nil {
 			return err
 		}
@@ -71,11 +80,22 @@ var faults = []fault{
 		return r.root(ctx, "outguard-poke as www garbage 5")
 	}},
 	{"hooks silent", "session/unhooked", "session/canary", func(r *run, ctx context.Context) error {
-		return r.root(ctx, "echo 0 >/proc/sys/kernel/ftrace_enabled; sleep 5; echo 1 >/proc/sys/kernel/ftrace_enabled")
+		return r.untilFound(ctx, "session/unhooked", "echo 0 >/proc/sys/kernel/ftrace_enabled", "echo 1 >/proc/sys/kernel/ftrace_enabled")
 	}},
 	{"flood", "", "session/loss session/drowned session/flood", func(r *run, ctx context.Context) error {
 		return r.root(ctx, "outguard-poke opens /etc/passwd 30000")
 	}},
+}
+
+// untilFound has the guest run a line of shell, and another when what the first
+// one did is found.
+func (r *run) untilFound(ctx context.Context, rule, begin, end string) error {
+	began := time.Now()
+	if err := r.root(ctx, begin); err != nil {
+		return err
+	}
+	_, err := r.await(ctx, rule, began)
+	return errors.Join(err, r.root(ctx, end))
 }
 
 // chosen are the faults to inject: the one of that name, or all.

@@ -34,7 +34,7 @@ type Options struct {
 const cache = "/var/cache/outguard"
 
 // calm is how long after a fault what it causes may take to be found and to end.
-const calm = 60 * time.Second
+const calm = 3 * time.Minute
 
 // run is one soak.
 type run struct {
@@ -82,7 +82,7 @@ func Run(ctx context.Context, o Options) (err error) {
 
 func newRun(o Options) *run {
 	return &run{
-		o: o, rand: rand.New(rand.NewPCG(o.Seed, 0)), seen: map[string]bool{}, heartbeat: 2 * time.Second,
+		o: o, rand: rand.New(rand.NewPCG(o.Seed, 0)), seen: map[string]bool{}, heartbeat: 5 * time.Second,
 		report: report{seed: o.Seed, faults: map[string]*tally{}, rules: map[string]int{}},
 	}
 }
@@ -117,7 +117,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	config := fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  heartbeat: %s\n", layout.State, layout.Run, filepath.Join(layout.Config, "playbook.yaml"), r.heartbeat)
+	config := fmt.Sprintf("state_dir: %s\nrun_dir: %s\nplaybook: %s\nsession:\n  grace: 600s\n  heartbeat: %s\n", layout.State, layout.Run, filepath.Join(layout.Config, "playbook.yaml"), r.heartbeat)
 	playbook := "version: 1\nrules:\n  - name: watch\n    match: {}\n    steps: [log]\n    once_per: event\n"
 	if r.install, err = product.New(ctx, layout, filepath.Join(r.o.Clone, "bin"), product.Files{Config: config, Playbook: playbook}); err != nil {
 		return err
@@ -139,7 +139,7 @@ func (r *run) prepare(ctx context.Context) error {
 		return err
 	}
 	r.kernel = line
-	return r.settle(ctx, 4*time.Minute)
+	return r.settle(ctx, 10*time.Minute)
 }
 
 // load is what goes on in the guest meanwhile.
@@ -249,13 +249,18 @@ func (r *run) settle(ctx context.Context, within time.Duration) error {
 			return fmt.Errorf("the agent is not heard within %s", within)
 		}
 	}
-	r.sleep(ctx, 5*time.Second)
+	r.beats(ctx, 2)
 	return ctx.Err()
+}
+
+// beats waits for n heartbeats, and half a one.
+func (r *run) beats(ctx context.Context, n int) {
+	r.sleep(ctx, time.Duration(n)*r.heartbeat+r.heartbeat/2)
 }
 
 // finish looks at the record as a whole.
 func (r *run) finish(ctx context.Context) error {
-	r.sleep(ctx, 5*time.Second)
+	r.beats(ctx, 2)
 	v, err := r.install.VM(ctx, r.guest.Name)
 	if err != nil {
 		return err
