@@ -33,6 +33,7 @@ type Config struct {
 	Memory  int      // MiB; default 256
 	Shared  bool     // its memory is a memfd that QEMU shares
 	Fill    int      // MiB of it that the guest writes before it counts, none like another
+	Idle    bool     // it counts to one and sleeps
 	Disks   []string // formats, "raw" or "qcow2": vda, vdb ... of 16 MiB each
 	Backing bool     // the qcow2 disks stand on a raw image of their own
 	CDROM   bool     // an empty drive and a read-only disk beside them
@@ -231,7 +232,10 @@ if [ -f $key ]; then
   echo "key $(/bin/busybox stat -c %a $key) $(/bin/busybox od -An -v -tx1 $key | /bin/busybox tr -d ' \n')" >/dev/console
 fi
 for w in $(/bin/busybox cat /proc/cmdline); do
-  case $w in fill=*) /bin/busybox dd if=/dev/urandom of=/fill bs=1M count=${w#fill=} 2>/dev/null ;; esac
+  case $w in
+    fill=*) /bin/busybox dd if=/dev/urandom of=/fill bs=1M count=${w#fill=} 2>/dev/null ;;
+    idle=true) idle=yes ;;
+  esac
 done
 for d in /sys/bus/virtio/devices/*; do
   echo "virtio device $(/bin/busybox cat $d/device)" >/dev/console
@@ -244,6 +248,7 @@ while :; do
     [ -b $d ] && /bin/busybox printf 'count %09d\n' $i | /bin/busybox dd of=$d bs=512 count=1 conv=sync,notrunc oflag=direct 2>/dev/null
   done
   [ $((i%10)) = 1 ] && echo count $i >/dev/console
+  [ "$idle" ] && /bin/busybox sleep 86400
 done
 `
 
@@ -280,11 +285,11 @@ func (g *Guest) xml(c Config) string {
 		b.WriteString("<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n")
 	}
 	fmt.Fprintf(&b, `<os><type arch='x86_64' machine='q35'>hvm</type><kernel>%s/vmlinuz</kernel><initrd>%s/initrd</initrd>
-<cmdline>console=ttyS0 quiet panic=-1 fill=%d</cmdline></os>
+<cmdline>console=ttyS0 quiet panic=-1 fill=%d idle=%t</cmdline></os>
 <features><acpi/><vmcoreinfo state='on'/></features><cpu mode='maximum'/><on_reboot>restart</on_reboot>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
 <serial type='file'><source path='%s'/></serial><memballoon model='none'/>
-`, g.Dir, g.Dir, c.Fill, g.Log)
+`, g.Dir, g.Dir, c.Fill, c.Idle, g.Log)
 	for i, path := range g.Disks {
 		fmt.Fprintf(&b, "<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/><target dev='vd%c' bus='virtio'/></disk>\n",
 			c.Disks[i], path, 'a'+i)
