@@ -165,7 +165,7 @@ func (n *names) count(ring []byte) (at map[sampled]int, within map[string]int, l
 	at, within = map[sampled]int{}, map[string]int{}
 	meta := (*unix.PerfEventMmapPage)(unsafe.Pointer(&ring[0]))
 	data := ring[os.Getpagesize():]
-	for pos, end := uint64(0), atomic.LoadUint64(&meta.Data_head); pos < end; {
+	for pos, end := meta.Data_tail, atomic.LoadUint64(&meta.Data_head); pos < end; {
 		head := around(data, pos, 8)
 		size := uint64(binary.LittleEndian.Uint16(head[6:]))
 		body := around(data, pos+8, size-8)
