@@ -28,7 +28,7 @@ const (
 	Stored     Point = "stored"     // the state is stored, and what it covers not let go of
 	Saving     Point = "saving"     // a session's state is about to be saved
 
-	Journaled Point = "journaled" // the order is in the journal, and not on record
+	Journaled Point = "journaled" // the order is journaled, and neither on record nor anybody's turn
 	Ordered   Point = "ordered"   // the order is on record, and libvirt has not been called
 	Asking    Point = "asking"    // libvirt is about to be asked
 	Asked     Point = "asked"     // libvirt has done it, and nobody has taken note

@@ -17,15 +17,18 @@ import (
 	"github.com/outguard/outguard/host/domain/domaintest"
 )
 
-// BenchmarkStop measures a verdict to stopped vCPUs, beside a bare QMP stop
-// and a bare libvirt suspend of the same VM, one that idles and one that does not:
+// BenchmarkStop measures a verdict to stopped vCPUs, beside a bare libvirt suspend
+// and a bare QMP stop of the same VM, one that idles and one that does not. Each
+// round stops it in all three ways, so that what disturbs one disturbs the others:
 //
 //	order    Submit until libvirt has confirmed it, the journal's sync included
 //	suspend  Client.Pause alone
 //	qmp      QMP stop on a monitor of its own
 //
-// Each also gives stopped-*: until QEMU's own STOP event, by its time stamp.
+// Each also gives NAME-stopped: until QEMU's own STOP event, by its time stamp.
 // libvirt answers later: it first writes the domain's status to /run/libvirt.
+// times-qmp is the order's over qmp's. journaled and started say how far the order
+// was on its way.
 //
 // A guest that does not idle takes a processor. Where the machine has few, what is
 // woken on the way (five threads, in libvirtd and in QEMU) may have to wait there
@@ -49,13 +52,14 @@ func benchmarkStop(b *testing.B, g *domaintest.Guest) {
 	go func() { done <- r.Run(ctx) }()
 	defer func() { cancel(); <-done }()
 	q := dialQMP(b, g.QMP)
-	var journaled, started []time.Duration
-	for _, way := range []struct {
+	took := map[string][]time.Duration{}
+	note := func(what string, d time.Duration) { took[what] = append(took[what], d) }
+	ways := []struct {
 		name string
-		stop func() time.Duration
+		stop func(began time.Time)
+		back func() error
 	}{
-		{"order", func() time.Duration {
-			began := time.Now()
+		{"order", func(began time.Time) {
 			orders, err := r.Submit(ctx, Request{VM: g.UUID, Steps: []Kind{Pause}, Asked: "bench"})
 			if err != nil {
 				b.Fatal(err)
@@ -64,55 +68,51 @@ func benchmarkStop(b *testing.B, g *domaintest.Guest) {
 			if err != nil || res.Status != Done {
 				b.Fatalf("%+v %v", res, err)
 			}
-			journaled = append(journaled, res.Journaled.Sub(began))
-			started = append(started, res.Started.Sub(began))
-			return res.Effect.Sub(began)
-		}},
-		{"suspend", func() time.Duration {
-			began := time.Now()
+			note("order", res.Effect.Sub(began))
+			note("journaled", res.Journaled.Sub(began))
+			note("started", res.Started.Sub(began))
+		}, func() error { return c.Resume(ctx, g.UUID) }},
+		{"suspend", func(began time.Time) {
 			if err := c.Pause(ctx, g.UUID); err != nil {
 				b.Fatal(err)
 			}
-			return time.Since(began)
-		}},
-		{"qmp", func() time.Duration {
-			began := time.Now()
+			note("suspend", time.Since(began))
+		}, func() error { return c.Resume(ctx, g.UUID) }},
+		{"qmp", func(began time.Time) {
 			q.do("stop")
-			return time.Since(began)
-		}},
-	} {
-		b.Run(way.name, func(b *testing.B) {
-			var all, stopped []time.Duration
-			journaled, started = journaled[:0], started[:0]
-			for b.Loop() {
-				began := time.Now()
-				all = append(all, way.stop())
-				b.StopTimer()
-				stopped = append(stopped, q.stopped().Sub(began))
-				if way.name == "qmp" {
-					q.do("cont")
-				} else if err := c.Resume(ctx, g.UUID); err != nil {
-					b.Fatal(err)
-				}
-				time.Sleep(20 * time.Millisecond) // so that there is something to stop
-				b.StartTimer()
+			note("qmp", time.Since(began))
+		}, func() error { q.do("cont"); return nil }},
+	}
+	for b.Loop() {
+		for _, way := range ways {
+			began := time.Now()
+			way.stop(began)
+			note(way.name+"-stopped", q.stopped().Sub(began))
+			if err := way.back(); err != nil {
+				b.Fatal(err)
 			}
-			report(b, "", all)
-			report(b, "stopped-", stopped)
-			report(b, "journaled-", journaled)
-			report(b, "started-", started)
-		})
+			time.Sleep(20 * time.Millisecond) // so that there is something to stop
+		}
+	}
+	for what, all := range took {
+		slices.Sort(all)
+		report(b, what, all)
+	}
+	order, bare := took["order-stopped"], took["qmp-stopped"]
+	for _, p := range []int{50, 99} {
+		b.ReportMetric(float64(at(order, p))/float64(at(bare, p)), fmt.Sprintf("p%d-times-qmp", p))
+	}
+	b.ReportMetric(0, "ns/op") // of no meaning: it sleeps
+}
+
+func report(b *testing.B, what string, sorted []time.Duration) {
+	for _, p := range []int{50, 99} {
+		b.ReportMetric(float64(at(sorted, p).Microseconds()), fmt.Sprintf("%s-p%d-us", what, p))
 	}
 }
 
-func report(b *testing.B, what string, all []time.Duration) {
-	if len(all) == 0 {
-		return
-	}
-	slices.Sort(all)
-	b.ReportMetric(float64(all[len(all)/2].Microseconds()), what+"p50-us")
-	b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), what+"p99-us")
-}
+// at returns a percentile.
+func at(sorted []time.Duration, p int) time.Duration { return sorted[len(sorted)*p/100] }
 
 // monitor is a QMP connection.
 type monitor struct {

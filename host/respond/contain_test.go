@@ -287,7 +287,7 @@ func TestAlertIsTriedAgain(t *testing.T) {
 		stop()
 
 		o := Order{ID: uuid.Must(uuid.NewV7()), Group: uuid.New(), VM: vm1, Kind: Alert, Target: "x", Asked: "test", Given: time.Now(), Deadline: time.Now().Add(time.Second)}
-		if err := j.begin([]Order{o}, nil); err != nil {
+		if err := j.begin(&batch{Orders: []Order{o}}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour) // no monitor runs

@@ -4,6 +4,9 @@
 //
 //	Submit -> journal (synced) -> the VM's queue -> machine -> check -> result
 //
+// What the VM waits for meanwhile is one sync, of the journal's write-ahead log;
+// the journal's file follows with its next transaction.
+//
 // The orders of one VM are carried out one after the other; those of several
 // run side by side. What is only logged is settled by its journal entry. An alert
 // has a queue of its VM and its target, beside the VM's own: it is tried until it

@@ -33,7 +33,7 @@ func (j *Journal) Frozen(vm uuid.UUID) ([]string, error) { return j.held(bFrozen
 
 // hold adds to what is held of a VM.
 func (j *Journal) hold(bucket []byte, vm uuid.UUID, what []string) error {
-	return j.db.Update(func(tx *bbolt.Tx) error {
+	return j.update(func(tx *bbolt.Tx) error {
 		all, err := isolated(tx.Bucket(bucket).Get(vm[:]))
 		if err != nil {
 			return err
@@ -55,7 +55,7 @@ func (j *Journal) hold(bucket []byte, vm uuid.UUID, what []string) error {
 }
 
 func (j *Journal) release(bucket []byte, vm uuid.UUID) error {
-	return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Delete(vm[:]) })
+	return j.update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Delete(vm[:]) })
 }
 
 func (j *Journal) held(bucket []byte, vm uuid.UUID) (all []string, err error) {

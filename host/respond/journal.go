@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 
 	"github.com/google/uuid"
 	"go.etcd.io/bbolt"
@@ -31,12 +32,18 @@ var (
 
 const journalVersion = "1"
 
-// Journal keeps orders and results on disk. Each write is synced before it
-// returns. One process holds it at a time.
+// Journal keeps orders and results on disk, in the file and in a write-ahead log
+// beside it. Each write is synced before it returns. One process holds it at a
+// time.
 type Journal struct {
 	db   *bbolt.DB
 	cut  *bolt.Cut
 	keep int
+
+	mu       sync.Mutex // one write at a time
+	wal      *wal
+	owed     batch       // in the log, and not in db yet
+	recorded []uuid.UUID // the orders of which told was called since the last transaction
 }
 
 // Cut says that the journal could not be trusted when it was opened, and that
@@ -46,15 +53,14 @@ func (j *Journal) Cut() *bolt.Cut { return j.cut }
 // Restore journals what a journal had which could not be trusted, oldest first.
 // The orders without a result are then those of an earlier process.
 func (j *Journal) Restore(entries []Entry) error {
-	var orders []Order
-	var results []Result
+	var b batch
 	for _, e := range entries {
-		orders = append(orders, e.Order)
+		b.Orders = append(b.Orders, e.Order)
 		if e.Result != nil {
-			results = append(results, *e.Result)
+			b.Results = append(b.Results, *e.Result)
 		}
 	}
-	if err := errors.Join(j.begin(orders, results), j.restoreHeld(entries)); err != nil {
+	if err := errors.Join(j.begin(&b), j.restoreHeld(entries)); err != nil {
 		return fmt.Errorf("restore journal: %w", err)
 	}
 	return nil
@@ -75,7 +81,24 @@ func OpenJournal(path string) (*Journal, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open journal %s: %w", path, err)
 	}
-	return &Journal{db: db, cut: cut, keep: DefaultKeep}, nil
+	j := &Journal{db: db, cut: cut, keep: DefaultKeep}
+	if err := j.recover(path + "-wal"); err != nil {
+		return nil, errors.Join(fmt.Errorf("open journal %s: %w", path, err), db.Close())
+	}
+	return j, nil
+}
+
+// recover puts into the file what a process that was killed had only in the log.
+func (j *Journal) recover(path string) (err error) {
+	var b *batch
+	if j.wal, b, err = openWAL(path); err != nil || b == nil {
+		return err
+	}
+	j.owed = *b
+	if err := j.commit(); err != nil {
+		return errors.Join(err, j.wal.close())
+	}
+	return nil
 }
 
 // walk makes what is missing, and reads all that there is.
@@ -109,37 +132,117 @@ func prepare(tx *bbolt.Tx) error {
 	return nil
 }
 
-// Close closes the file.
-func (j *Journal) Close() error { return j.db.Close() }
+// Close closes the files.
+func (j *Journal) Close() error { return errors.Join(j.commit(), j.wal.close(), j.db.Close()) }
 
-// begin journals orders, and results that are known already, all or none.
-func (j *Journal) begin(orders []Order, results []Result) error {
-	return j.db.Update(func(tx *bbolt.Tx) error {
-		for i := range orders {
-			b, err := json.Marshal(&orders[i])
-			if err != nil {
-				return err
-			}
-			id := orders[i].ID[:]
-			if err := tx.Bucket(bOrders).Put(id, b); err != nil {
-				return err
-			}
-			if err := tx.Bucket(bPending).Put(id, nil); err != nil {
+// update is a transaction. It takes along what db is owed, so that nothing is
+// noted about an order before the order.
+func (j *Journal) update(fn func(*bbolt.Tx) error) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	err := j.db.Update(func(tx *bbolt.Tx) error {
+		if err := j.put(tx, &j.owed); err != nil {
+			return err
+		}
+		for _, id := range j.recorded {
+			if err := tx.Bucket(bUntold).Delete(id[:]); err != nil {
 				return err
 			}
 		}
-		for i := range results {
-			if err := j.settle(tx, &results[i]); err != nil {
-				return err
-			}
-		}
-		return nil
+		return fn(tx)
 	})
+	if err != nil {
+		return err
+	}
+	if len(j.owed.Orders) > 0 {
+		j.wal.clear()
+	}
+	j.owed, j.recorded = batch{}, j.recorded[:0]
+	return nil
+}
+
+// view is a transaction that reads, all that there is.
+func (j *Journal) view(fn func(*bbolt.Tx) error) error {
+	if err := j.commit(); err != nil {
+		return err
+	}
+	return j.db.View(fn)
+}
+
+// commit puts into the file what it is owed. On an error it stays owed, and is
+// not lost: the next transaction takes it along, or the next process's first.
+func (j *Journal) commit() error {
+	j.mu.Lock()
+	owed := len(j.owed.Orders) + len(j.recorded)
+	j.mu.Unlock()
+	if owed == 0 {
+		return nil
+	}
+	return j.update(func(*bbolt.Tx) error { return nil })
+}
+
+// begin journals a batch, all or none.
+func (j *Journal) begin(b *batch) error {
+	return j.update(func(tx *bbolt.Tx) error { return j.put(tx, b) })
+}
+
+// beginSoon is begin with less than half of the time on the disk, where the
+// write-ahead log is free and has room.
+func (j *Journal) beginSoon(b *batch) error {
+	if j.ahead(b) {
+		return nil
+	}
+	return j.begin(b)
+}
+
+// ahead writes a batch to the log; false: another is there, or it does not fit, or
+// the disk refused.
+func (j *Journal) ahead(b *batch) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.owed.Orders) > 0 {
+		return false
+	}
+	if err := j.wal.write(b); err != nil {
+		j.wal.clear() // what was half written is not to be found: b may be refused yet
+		return false
+	}
+	j.owed = *b
+	return true
+}
+
+// put journals a batch, but for what is there already.
+func (j *Journal) put(tx *bbolt.Tx, b *batch) error {
+	for i := range b.Orders {
+		id := b.Orders[i].ID[:]
+		if tx.Bucket(bOrders).Get(id) != nil {
+			continue
+		}
+		text, err := json.Marshal(&b.Orders[i])
+		if err != nil {
+			return err
+		}
+		if err := tx.Bucket(bOrders).Put(id, text); err != nil {
+			return err
+		}
+		if err := tx.Bucket(bPending).Put(id, nil); err != nil {
+			return err
+		}
+	}
+	for i := range b.Results {
+		if tx.Bucket(bResults).Get(b.Results[i].Order[:]) != nil {
+			continue
+		}
+		if err := j.settle(tx, &b.Results[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // end journals a result. The first result of an order stands.
 func (j *Journal) end(r *Result) error {
-	return j.db.Update(func(tx *bbolt.Tx) error { return j.settle(tx, r) })
+	return j.update(func(tx *bbolt.Tx) error { return j.settle(tx, r) })
 }
 
 func (j *Journal) settle(tx *bbolt.Tx, r *Result) error {
@@ -171,7 +274,7 @@ func (j *Journal) settle(tx *bbolt.Tx, r *Result) error {
 
 // wait notes that an order waits; since when, the first note says.
 func (j *Journal) wait(order uuid.UUID, w Waiting) error {
-	return j.db.Update(func(tx *bbolt.Tx) error {
+	return j.update(func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket(bWaiting)
 		var before Waiting
 		if b := bucket.Get(order[:]); b != nil && json.Unmarshal(b, &before) == nil {
@@ -185,23 +288,20 @@ func (j *Journal) wait(order uuid.UUID, w Waiting) error {
 	})
 }
 
-// told notes that the results of these orders are on the VM's record.
-func (j *Journal) told(ids ...uuid.UUID) error {
-	return j.db.Update(func(tx *bbolt.Tx) error {
-		for _, id := range ids {
-			if err := tx.Bucket(bUntold).Delete(id[:]); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+// told says that the results of these orders are on the VM's record. That is not
+// worth a sync: it is noted with the next transaction, and where a crash comes
+// first they are put there again, which the recorder passes over.
+func (j *Journal) told(ids ...uuid.UUID) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.recorded = append(j.recorded, ids...)
 }
 
 // Untold returns the orders whose result may not be on the VM's record: a
 // process that was killed had journaled it and nothing more. Oldest first.
 func (j *Journal) Untold() ([]Entry, error) {
 	var out []Entry
-	err := j.db.View(func(tx *bbolt.Tx) error {
+	err := j.view(func(tx *bbolt.Tx) error {
 		return tx.Bucket(bUntold).ForEach(func(id, _ []byte) error {
 			e, err := entry(tx, id)
 			if errors.Is(err, ErrNoOrder) {
@@ -248,7 +348,7 @@ func (j *Journal) prune(tx *bbolt.Tx) error {
 // Pending returns the orders without a result, oldest first.
 func (j *Journal) Pending() ([]Order, error) {
 	var out []Order
-	err := j.db.View(func(tx *bbolt.Tx) error {
+	err := j.view(func(tx *bbolt.Tx) error {
 		return tx.Bucket(bPending).ForEach(func(id, _ []byte) error {
 			var o Order
 			if err := json.Unmarshal(tx.Bucket(bOrders).Get(id), &o); err != nil {
@@ -267,7 +367,7 @@ func (j *Journal) Pending() ([]Order, error) {
 // Entry returns one order with its result.
 func (j *Journal) Entry(id uuid.UUID) (Entry, error) {
 	var e Entry
-	err := j.db.View(func(tx *bbolt.Tx) (err error) {
+	err := j.view(func(tx *bbolt.Tx) (err error) {
 		e, err = entry(tx, id[:])
 		return err
 	})
@@ -280,7 +380,7 @@ func (j *Journal) Entry(id uuid.UUID) (Entry, error) {
 // Entries calls fn for each order, newest first, until it returns false. fn
 // must not call the journal.
 func (j *Journal) Entries(fn func(Entry) bool) error {
-	err := j.db.View(func(tx *bbolt.Tx) error {
+	err := j.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bOrders).Cursor()
 		for id, _ := c.Last(); id != nil; id, _ = c.Prev() {
 			e, err := entry(tx, id)

@@ -398,7 +398,7 @@ func TestTakenAndOfNoUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := j.begin(orders, nil); err != nil {
+	if err := j.begin(&batch{Orders: orders}); err != nil {
 		t.Fatal(err)
 	}
 	b := newBox(j)
@@ -445,7 +445,7 @@ func TestRecovery(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := j.begin(orders, nil); err != nil {
+				if err := j.begin(&batch{Orders: orders}); err != nil {
 					t.Fatal(err)
 				}
 				b := newBox(j)
@@ -650,7 +650,7 @@ func TestSubmittedWhileRunStarts(t *testing.T) {
 	jobs := split(orders, time.Now()).jobs
 	q, err := r.reserve(lane{vm: vm1}, jobs)
 	if err == nil {
-		err = j.begin(orders, nil)
+		err = j.begin(&batch{Orders: orders})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -680,7 +680,7 @@ func TestResultsReachTheRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = errors.Join(j.begin(killed, []Result{{Order: killed[0].ID, Status: Done}}),
+	err = errors.Join(j.begin(&batch{killed, []Result{{Order: killed[0].ID, Status: Done}}}),
 		j.end(&Result{Order: killed[1].ID, Status: Done}))
 	if err != nil {
 		t.Fatal(err)
@@ -704,7 +704,7 @@ func TestFirstResultStands(t *testing.T) {
 	j := journal(t)
 	q := Request{VM: vm1, Steps: []Kind{Pause}, Asked: "a"}
 	orders, _ := q.orders(time.Now(), &Options{Away: time.Hour})
-	if err := j.begin(orders, nil); err != nil {
+	if err := j.begin(&batch{Orders: orders}); err != nil {
 		t.Fatal(err)
 	}
 	if err := j.end(&Result{Order: orders[0].ID, Status: Done}); err != nil {

@@ -427,20 +427,9 @@ func (r *Responder) settle(j *job, res Result) {
 	}
 	failpoint.At(failpoint.Settled)
 	r.tell(j, res)
-	r.told(res.Order)
+	r.journal.told(res.Order)
 	j.result = res
 	close(j.done)
-}
-
-// told notes that results are on record. If that cannot be noted, they are put
-// there again after a restart, where the recorder passes them over.
-func (r *Responder) told(ids ...uuid.UUID) {
-	if len(ids) == 0 {
-		return
-	}
-	if err := r.journal.told(ids...); err != nil {
-		r.log.Error("not noted in the journal that results are on record", "orders", len(ids), "err", err)
-	}
 }
 
 // Recover puts on record what a process had journaled that was killed then. It
@@ -457,7 +446,7 @@ func (r *Responder) Recover(context.Context) error {
 		r.recordOrder(e.Order)
 		r.recordResult(e.Order, *e.Result)
 	}
-	r.told(ids...)
+	r.journal.told(ids...)
 	return nil
 }
 

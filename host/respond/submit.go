@@ -3,6 +3,7 @@ package respond
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -37,23 +38,34 @@ func (r *Responder) submit(req Request) ([]Order, error) {
 	r.reserveAlerts(p)
 	q.submit.Lock()
 	defer q.submit.Unlock()
-	err = r.journal.begin(orders, p.results)
+	err = r.begin(orders, p)
+	failpoint.At(failpoint.Journaled)
 	r.enqueue(q, p.jobs, err)
 	for _, j := range p.alerts {
 		r.enqueue(j.queue, []*job{j}, err)
 	}
+	runtime.Gosched() // the VM's worker first: it is on this processor
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	failpoint.At(failpoint.Journaled)
 	told := make([]uuid.UUID, len(p.settled))
 	for i, o := range p.settled {
 		r.recordOrder(o)
 		r.tell(&job{order: o}, p.results[i])
 		told[i] = o.ID
 	}
-	r.told(told...)
+	r.journal.told(told...)
 	return orders, nil
+}
+
+// begin journals orders; those that are carried out in the VM's turn as soon as
+// may be.
+func (r *Responder) begin(orders []Order, p *parted) error {
+	b := &batch{Orders: orders, Results: p.results}
+	if len(p.jobs) > 0 {
+		return r.journal.beginSoon(b)
+	}
+	return r.journal.begin(b)
 }
 
 // parted are the orders of a request by how they are carried out.

@@ -77,6 +77,7 @@ var fuzzed = []struct{ dir, functions, targets string }{
 	{"host/monitor", "parseEnvelope", "FuzzFrame"},
 	{"host/monitor", "unmarshal", "FuzzRecall"},
 	{"host/respond", "entry Journal.Pending Journal.wait isolated", "FuzzJournal"},
+	{"host/respond", "parseWAL", "FuzzWAL"},
 	{"host/session", "parseSaved", "FuzzParseSaved"},
 }
 
