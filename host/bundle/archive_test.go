@@ -92,7 +92,7 @@ func TestPackVerifyExtract(t *testing.T) {
 			if again, _, err := Extract(t.Context(), archive, into, v, c.read); err != nil || again != out+"-2" {
 				t.Errorf("a second time: %s, %v", again, err)
 			}
-			if p, _ := Partial(into); len(p) != 0 {
+			if p, _ := Partial(into, ""); len(p) != 0 {
 				t.Errorf("left %v", p)
 			}
 		})

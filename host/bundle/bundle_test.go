@@ -260,7 +260,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 			if dir, err := Create(ctx, f.out, &f.spec, f.key); err == nil {
 				t.Fatalf("made %s", dir)
 			}
-			if p, err := Partial(f.out); err != nil || len(p) != 0 {
+			if p, err := Partial(f.out, ""); err != nil || len(p) != 0 {
 				t.Errorf("left %v, %v", p, err)
 			}
 			if _, err := os.Stat(f.spec.Parts[2].Source); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -66,7 +67,7 @@ func create(ctx context.Context, dir string, spec *Spec, key *evidence.Key) (str
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", err
 	}
-	temp, err := os.MkdirTemp(dir, partialPrefix+"*")
+	temp, err := os.MkdirTemp(dir, partialPrefix+spec.Order+"-*")
 	if err != nil {
 		return "", err
 	}
@@ -318,12 +319,20 @@ func (b *builder) seal(key *evidence.Key) error {
 	)
 }
 
-// Partial lists what a crash left of bundles that were being written. They may
-// hold the only copy of a capture, so that nobody removes them unasked.
-func Partial(dir string) ([]string, error) {
-	paths, err := filepath.Glob(filepath.Join(dir, partialPrefix+"*"))
+// Partial lists what a crash left of the bundles of an order that were being
+// written, "": of any. They may hold the only copy of a capture, so that nobody
+// removes them before there is another.
+func Partial(dir, order string) ([]string, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, partialPrefix+order+"*"))
 	if err != nil {
 		return nil, fmt.Errorf("partial bundles: %w", err)
 	}
 	return paths, nil
+}
+
+// PartialOf returns the order whose bundle is written into a directory that
+// Partial lists, "": it had none.
+func PartialOf(path string) string {
+	name := strings.TrimPrefix(filepath.Base(path), partialPrefix)
+	return name[:max(strings.LastIndexByte(name, '-'), 0)]
 }

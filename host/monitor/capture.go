@@ -142,7 +142,11 @@ func (c *capturer) Pack(ctx context.Context, o respond.Order) (string, error) {
 
 // packed comes to the end of a capture whose bundle is whole.
 func (c *capturer) packed(ctx context.Context, o respond.Order, path string) (string, error) {
-	if err := os.RemoveAll(c.dir(o)); err != nil { // its parts are in the bundle
+	left, err := bundle.Partial(c.m.bundleDir(), o.ID.String())
+	for _, dir := range append(left, c.dir(o)) { // its parts are in the bundle
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
 		c.m.log.Warn("what is left of a capture", "order", o.ID, "error", err)
 	}
 	return c.inForm(ctx, o, path)
@@ -181,7 +185,7 @@ func (c *capturer) Captured(ctx context.Context, o respond.Order) (string, time.
 		path, err := c.packed(ctx, o, whole.dir)
 		return path, time.Time{}, err
 	}
-	partial, err := bundle.Partial(c.m.bundleDir())
+	partial, err := bundle.Partial(c.m.bundleDir(), "")
 	if err != nil {
 		return "", time.Time{}, err
 	}

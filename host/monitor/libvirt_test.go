@@ -3,6 +3,7 @@ package monitor_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -283,6 +284,15 @@ func TestKilledWithACaptureTaken(t *testing.T) {
 	}
 	h.died(failpoint.Taken)
 	l.Virsh("resume", h.vm.String()) // what was in memory then is nowhere else
+	taken, err := filepath.Glob(filepath.Join(h.root, "*", "bundles", ".capture-*"))
+	if err != nil || len(taken) != 1 {
+		t.Fatal(taken, err)
+	}
+	// As of a process that was killed later, with nothing moved into the bundle yet.
+	half := strings.Replace(taken[0], ".capture-", ".partial-", 1) + "-12"
+	if err := errors.Join(os.Mkdir(half, 0o750), os.WriteFile(filepath.Join(half, "events.jsonl"), nil, 0o640)); err != nil {
+		t.Fatal(err)
+	}
 	h.start()
 	h.order("capture", "done")
 	if r, err := h.api.ListBundles(ctx, &apipb.ListBundlesRequest{}); err != nil || len(r.Bundles) != 1 {

@@ -183,7 +183,7 @@ func (m *Monitor) setAside(vm uuid.UUID, err error, dir string) {
 // leftovers tells of bundles that a crash left half written. They may hold the
 // only copy of a capture, so nobody removes them unasked.
 func (m *Monitor) leftovers() {
-	dirs, err := bundle.Partial(m.bundleDir())
+	dirs, err := bundle.Partial(m.bundleDir(), "")
 	more, err2 := filepath.Glob(filepath.Join(m.bundleDir(), capturing+"*"))
 	if err := errors.Join(err, err2); err != nil {
 		m.log.Warn("look for unfinished bundles", "error", err)

@@ -284,15 +284,23 @@ func (s *shelf) makeRoom(need uint64) error {
 }
 
 // unpacked is what captures take on the disk that are taken and have no bundle:
-// those that could not be packed, and those of an earlier process. They may be all
-// there is of a memory, and nobody gives them up unasked.
+// those that could not be packed, and those of an earlier process, the bundles
+// among them that it was killed in. They may be all there is of a memory, and
+// nobody gives them up unasked.
 func (s *shelf) unpacked() (sum uint64) {
-	dirs, _ := filepath.Glob(filepath.Join(s.dir, capturing+"*")) // the pattern is sound
-	for _, dir := range dirs {
-		order, _ := uuid.Parse(strings.TrimPrefix(filepath.Base(dir), capturing))
-		if _, promised := s.promised[order]; !promised {
+	add := func(dir, order string) {
+		id, _ := uuid.Parse(order)
+		if _, promised := s.promised[id]; !promised {
 			sum += onDisk(dir)
 		}
+	}
+	taken, _ := filepath.Glob(filepath.Join(s.dir, capturing+"*")) // the pattern is sound
+	for _, dir := range taken {
+		add(dir, strings.TrimPrefix(filepath.Base(dir), capturing))
+	}
+	partial, _ := bundle.Partial(s.dir, "")
+	for _, dir := range partial {
+		add(dir, bundle.PartialOf(dir))
 	}
 	return sum
 }

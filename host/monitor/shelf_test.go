@@ -271,9 +271,15 @@ func TestRoomToPack(t *testing.T) {
 // TestRoomBesideWhatWasNotPacked: what was taken and never packed takes of the
 // budget, and is not given up.
 func TestRoomBesideWhatWasNotPacked(t *testing.T) {
-	s, _ := shelved(t, 7*mib, 2, 2) // a little over 4 MiB
 	order := uuid.New()
-	left := filepath.Join(s.dir, capturing+order.String())
+	for _, name := range []string{capturing + order.String(), ".partial-" + order.String() + "-12"} {
+		t.Run(name[:5], func(t *testing.T) { roomBeside(t, name, order) })
+	}
+}
+
+func roomBeside(t *testing.T, name string, order uuid.UUID) {
+	s, _ := shelved(t, 7*mib, 2, 2) // a little over 4 MiB
+	left := filepath.Join(s.dir, name)
 	if err := os.Mkdir(left, 0o711); err != nil {
 		t.Fatal(err)
 	}
