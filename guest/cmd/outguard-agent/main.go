@@ -71,6 +71,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 func serve(ctx context.Context, keyFile string, dial uplink.DialFunc, log *slog.Logger) (err error) {
+	began := time.Now()
 	settle()
 	key, err := readKey(keyFile)
 	if err != nil {
@@ -87,7 +88,7 @@ func serve(ctx context.Context, keyFile string, dial uplink.DialFunc, log *slog.
 	if err != nil {
 		return err
 	}
-	log.Info("attached", "version", version, "taken_over", s.Resumed(), "hooks", attached(s.Hooks()))
+	log.Info("attached", "version", version, "taken_over", s.Resumed(), "hooks", attached(s.Hooks()), "ms", time.Since(began).Milliseconds())
 
 	agent := link.NewAgent(key, &link.AgentOptions{
 		Hold:    512 << 10, // two frames of the largest size, several of ours
