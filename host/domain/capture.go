@@ -59,7 +59,8 @@ type Snapshot struct {
 	Facts    []Fact    `json:"facts,omitempty"` // what the domain runs on
 }
 
-// Fact is one thing that libvirt says of a domain or of its host.
+// Fact is one thing that libvirt says of a domain or of its host, or who captures
+// it knows beside that.
 type Fact struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`

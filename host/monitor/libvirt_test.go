@@ -273,6 +273,9 @@ func TestKilledWithACaptureTaken(t *testing.T) {
 	h.withLibvirt(l)
 	h.start()
 	ctx := t.Context()
+	a := prototest.NewAgent(nil)
+	stop := h.persistent(a)
+	send(t, a, opened("/etc/passwd"))
 	if _, err := h.api.Pause(ctx, &apipb.PauseRequest{Vm: h.vm.String()}); err != nil {
 		t.Fatal(err)
 	}
@@ -283,6 +286,7 @@ func TestKilledWithACaptureTaken(t *testing.T) {
 		_ = s.Close()
 	}
 	h.died(failpoint.Taken)
+	stop()                           // the next monitor never hears of the agent
 	l.Virsh("resume", h.vm.String()) // what was in memory then is nowhere else
 	taken, err := filepath.Glob(filepath.Join(h.root, "*", "bundles", ".capture-*"))
 	if err != nil || len(taken) != 1 {
@@ -294,9 +298,12 @@ func TestKilledWithACaptureTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.start()
-	h.order("capture", "done")
+	o := h.order("capture", "done")
 	if r, err := h.api.ListBundles(ctx, &apipb.ListBundlesRequest{}); err != nil || len(r.Bundles) != 1 {
 		t.Errorf("bundles: %v, %v", r, err)
+	}
+	if page, err := os.ReadFile(filepath.Join(o.Bundle, "report.html")); err != nil || !strings.Contains(string(page), "guest kernel") {
+		t.Errorf("the page does not tell of the agent: %v", err)
 	}
 	if err := h.end(syscall.SIGTERM); err != nil {
 		t.Error(err)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/google/uuid"
+
 	"github.com/outguard/outguard/host/bundle"
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/respond"
@@ -20,10 +22,6 @@ func (c *capturer) machine(o respond.Order, shot *domain.Snapshot, p *bundle.Pag
 	for _, f := range shot.Facts {
 		p.Facts = append(p.Facts, bundle.Fact{Name: f.Name, Value: f.Value})
 	}
-	if st, ok := c.m.sessions.StatusOf(o.VM); ok && st.Build != "" {
-		p.Facts = append(p.Facts, bundle.Fact{Name: "guest kernel", Value: st.Kernel}, bundle.Fact{Name: "agent", Value: st.Build},
-			bundle.Fact{Name: "hooks", Value: fmt.Sprint(len(st.Hooks))}, bundle.Fact{Name: "transport", Value: st.Transport})
-	}
 	for _, l := range shot.Left {
 		p.Missing = append(p.Missing, fmt.Sprintf("Not captured: %s: %s.", l.Target, l.Why))
 	}
@@ -38,6 +36,19 @@ func (c *capturer) machine(o respond.Order, shot *domain.Snapshot, p *bundle.Pag
 		}
 	}
 	return parts
+}
+
+// agent is what the VM's agent has said of itself and its kernel, if it has: the
+// process that packs the capture may be another, which has not heard of it.
+func (c *capturer) agent(vm uuid.UUID) []domain.Fact {
+	st, ok := c.m.sessions.StatusOf(vm)
+	if !ok || st.Build == "" {
+		return nil
+	}
+	return []domain.Fact{
+		{Name: "guest kernel", Value: st.Kernel}, {Name: "agent", Value: st.Build},
+		{Name: "hooks", Value: fmt.Sprint(len(st.Hooks))}, {Name: "transport", Value: st.Transport},
+	}
 }
 
 // registers reads them out of the memory's own notes.
