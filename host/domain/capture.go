@@ -56,11 +56,11 @@ type Snapshot struct {
 	Finished time.Time `json:"finished"`
 	Files    []File    `json:"files"`
 	Left     []Left    `json:"left,omitempty"`
-	Facts    []Fact    `json:"facts,omitempty"` // what the domain runs on
+	Facts    []Fact    `json:"facts,omitempty"`  // what the domain runs on, by libvirt
+	Claims   []Fact    `json:"claims,omitempty"` // what the guest says of itself, for who captures it to fill in
 }
 
-// Fact is one thing that libvirt says of a domain or of its host, or who captures
-// it knows beside that.
+// Fact is one thing that is said of a domain or of its host.
 type Fact struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`

@@ -108,7 +108,7 @@ func (c *capturer) take(ctx context.Context, o respond.Order) (*domain.Snapshot,
 		c.tell(o.VM, p.Part, p.Done, p.Total)
 	}})
 	if err == nil {
-		shot.Facts = append(shot.Facts, c.agent(o.VM)...)
+		shot.Claims = c.agent(o.VM)
 		err = keepTaken(dir, shot)
 	}
 	if err != nil {

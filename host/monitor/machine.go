@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -19,7 +20,7 @@ const maxScreen = 8 << 20
 // the parts of that. What cannot be read is said there: the capture stands
 // without it.
 func (c *capturer) machine(o respond.Order, shot *domain.Snapshot, p *bundle.Page) (parts []bundle.Part) {
-	for _, f := range shot.Facts {
+	for _, f := range slices.Concat(shot.Facts, shot.Claims) {
 		p.Facts = append(p.Facts, bundle.Fact{Name: f.Name, Value: f.Value})
 	}
 	for _, l := range shot.Left {

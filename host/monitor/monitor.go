@@ -148,6 +148,9 @@ func (m *Monitor) open() error {
 	if m.journal, err = respond.OpenJournal(filepath.Join(m.cfg.StateDir, "journal.db")); err != nil {
 		return err
 	}
+	if torn := m.journal.Torn(); torn != nil {
+		m.log.Warn("the journal's log: orders that were being given when the monitor ended are not", "why", torn)
+	}
 	for _, cut := range []*bolt.Cut{m.journal.Cut(), m.state.cut} {
 		m.cut(cut)
 	}
@@ -180,8 +183,9 @@ func (m *Monitor) setAside(vm uuid.UUID, err error, dir string) {
 	m.loose.Go(func() { m.judge.found(f) })
 }
 
-// leftovers tells of bundles that a crash left half written. They may hold the
-// only copy of a capture, so nobody removes them unasked.
+// leftovers tells of bundles that a crash left half written, and whose order does
+// not see to them. They may hold the only copy of a capture: nobody removes them
+// unasked.
 func (m *Monitor) leftovers() {
 	dirs, err := bundle.Partial(m.bundleDir(), "")
 	more, err2 := filepath.Glob(filepath.Join(m.bundleDir(), capturing+"*"))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/outguard/outguard/host/bundle"
 	"github.com/outguard/outguard/host/domain"
 	"github.com/outguard/outguard/host/respond"
 )
@@ -111,13 +112,19 @@ func readTaken(dir string, partial []string) (*domain.Snapshot, error) {
 	return t.Shot, nil
 }
 
-// unpacked says whether a capture's directory holds what its order, which has no
-// result yet, is to be packed from.
+// unpacked says whether what a capture's directory, or that of a bundle which a
+// process was killed in, holds is what its order, which has no result yet, is to be
+// packed from.
 func (m *Monitor) unpacked(dir string) bool {
-	order, err := uuid.Parse(strings.TrimPrefix(filepath.Base(dir), capturing))
+	name, ok := strings.CutPrefix(filepath.Base(dir), capturing)
+	if !ok {
+		name = bundle.PartialOf(dir)
+	}
+	order, err := uuid.Parse(name)
 	if err != nil {
 		return false
 	}
+	dir = filepath.Join(m.bundleDir(), capturing+name)
 	if _, err := os.Stat(filepath.Join(dir, takenName)); err != nil {
 		return false
 	}

@@ -107,10 +107,18 @@ func TestLeftovers(t *testing.T) {
 	if err := journal.Restore([]respond.Entry{{Order: pending}, {Order: failed, Result: &respond.Result{Order: failed.ID, Status: respond.Failed}}}); err != nil {
 		t.Fatal(err)
 	}
+	half := func(o respond.Order) string { return filepath.Join(m.bundleDir(), ".partial-"+o.ID.String()+"-12") }
+	for _, o := range []respond.Order{pending, failed} { // killed while memory was moved into the bundle
+		if err := os.Mkdir(half(o), 0o750); err != nil {
+			t.Fatal(err)
+		}
+	}
 	m.leftovers()
-	for _, o := range []respond.Order{pending, failed, unknown} {
-		if got := strings.Contains(said.String(), c.dir(o)); got != (o.ID != pending.ID) {
-			t.Errorf("told of %s: %t: %s", o.ID, got, said.String())
+	for dir, want := range map[string]bool{
+		c.dir(pending): false, c.dir(failed): true, c.dir(unknown): true, half(pending): false, half(failed): true,
+	} {
+		if got := strings.Contains(said.String(), dir); got != want {
+			t.Errorf("told of %s: %t: %s", dir, got, said.String())
 		}
 	}
 }

@@ -1,8 +1,10 @@
 package respond
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 )
 
@@ -222,15 +225,27 @@ func (b *box) Captured(_ context.Context, o Order) (string, time.Time, error) {
 }
 
 func (b *box) RecordOrder(o Order) error {
-	pending, err := b.journal.Pending()
-	if err != nil {
-		return err
-	}
-	if !slices.ContainsFunc(pending, func(p Order) bool { return p.ID == o.ID }) {
+	if !b.journal.onDisk(o.ID) {
 		b.say("RECORDED BEFORE JOURNALED")
 	}
 	b.say("order %s", o.Kind)
 	return b.recErr
+}
+
+// onDisk says whether a crash would leave the order without a result, in the
+// journal's file or its log.
+func (j *Journal) onDisk(id uuid.UUID) (found bool) {
+	_ = j.db.View(func(tx *bbolt.Tx) error {
+		k, _ := tx.Bucket(bPending).Cursor().Seek(id[:])
+		found = bytes.Equal(k, id[:])
+		return nil
+	})
+	text, err := os.ReadFile(j.db.Path() + "-wal")
+	if err != nil {
+		return false
+	}
+	b, _ := parseWAL(text)
+	return found || slices.ContainsFunc(b.Orders, func(o Order) bool { return o.ID == id })
 }
 
 func (b *box) RecordResult(o Order, r Result) error {

@@ -123,8 +123,8 @@ func (r *Responder) tryDestroy(ctx context.Context, j *job, res *Result) error {
 		res.Already, res.Effect, res.Detail = true, r.now(), "found off"
 		return nil
 	}
-	if e, err := r.journal.Entry(j.order.ID); err != nil || e.Waiting == nil {
-		if r.stale(j, res) {
+	if j.recovered {
+		if e, err := r.journal.Entry(j.order.ID); (err != nil || e.Waiting == nil) && r.stale(j, res) {
 			return nil
 		}
 	}

@@ -4,8 +4,9 @@
 //
 //	Submit -> journal (synced) -> the VM's queue -> machine -> check -> result
 //
-// What the VM waits for meanwhile is one sync, of the journal's write-ahead log;
-// the journal's file follows with its next transaction.
+// What a VM that is to be stopped waits for meanwhile is one sync, of the journal's
+// write-ahead log; the journal's file follows with its next transaction, or within
+// a second.
 //
 // The orders of one VM are carried out one after the other; those of several
 // run side by side. What is only logged is settled by its journal entry. An alert

@@ -42,6 +42,7 @@ type Journal struct {
 
 	mu       sync.Mutex // one write at a time
 	wal      *wal
+	torn     error       // why what was in the log is not
 	owed     batch       // in the log, and not in db yet
 	recorded []uuid.UUID // the orders of which told was called since the last transaction
 }
@@ -88,13 +89,19 @@ func OpenJournal(path string) (*Journal, error) {
 	return j, nil
 }
 
+// Torn says that the write-ahead log held what is no whole batch, nil: it did not.
+// A crash leaves that of one that was being written, which nobody was told is
+// there; but a disk may have changed one that was.
+func (j *Journal) Torn() error { return j.torn }
+
 // recover puts into the file what a process that was killed had only in the log.
 func (j *Journal) recover(path string) (err error) {
-	var b *batch
-	if j.wal, b, err = openWAL(path); err != nil || b == nil {
+	if j.wal, err = openWAL(path); err != nil {
 		return err
 	}
-	j.owed = *b
+	if j.owed, j.torn, err = j.wal.read(); err != nil {
+		return errors.Join(err, j.wal.close())
+	}
 	if err := j.commit(); err != nil {
 		return errors.Join(err, j.wal.close())
 	}
@@ -141,13 +148,8 @@ func (j *Journal) update(fn func(*bbolt.Tx) error) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	err := j.db.Update(func(tx *bbolt.Tx) error {
-		if err := j.put(tx, &j.owed); err != nil {
+		if err := j.pay(tx); err != nil {
 			return err
-		}
-		for _, id := range j.recorded {
-			if err := tx.Bucket(bUntold).Delete(id[:]); err != nil {
-				return err
-			}
 		}
 		return fn(tx)
 	})
@@ -161,12 +163,35 @@ func (j *Journal) update(fn func(*bbolt.Tx) error) error {
 	return nil
 }
 
-// view is a transaction that reads, all that there is.
-func (j *Journal) view(fn func(*bbolt.Tx) error) error {
-	if err := j.commit(); err != nil {
+// pay puts into the file what it is owed, as part of a transaction.
+func (j *Journal) pay(tx *bbolt.Tx) error {
+	if err := j.put(tx, &j.owed); err != nil {
 		return err
 	}
-	return j.db.View(fn)
+	for _, id := range j.recorded {
+		if err := tx.Bucket(bUntold).Delete(id[:]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// view reads orders, those that the file is owed as well.
+func (j *Journal) view(fn func(*bbolt.Tx) error) error {
+	if j.commit() == nil {
+		return j.db.View(fn)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	tx, err := j.db.Begin(true) // the disk takes nothing: it is put there in memory
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if err := j.pay(tx); err != nil {
+		return err
+	}
+	return fn(tx)
 }
 
 // commit puts into the file what it is owed. On an error it stays owed, and is
@@ -186,29 +211,23 @@ func (j *Journal) begin(b *batch) error {
 	return j.update(func(tx *bbolt.Tx) error { return j.put(tx, b) })
 }
 
-// beginSoon is begin with less than half of the time on the disk, where the
-// write-ahead log is free and has room.
-func (j *Journal) beginSoon(b *batch) error {
-	if j.ahead(b) {
-		return nil
-	}
-	return j.begin(b)
-}
+// errTaken: the write-ahead log holds another batch.
+var errTaken = errors.New("the write-ahead log is taken")
 
-// ahead writes a batch to the log; false: another is there, or it does not fit, or
-// the disk refused.
-func (j *Journal) ahead(b *batch) bool {
+// ahead has a batch on disk in less than half of the time that begin takes, in the
+// write-ahead log. The file is owed it then: the next transaction takes it along.
+// On an error it is nowhere, and begin is to be called.
+func (j *Journal) ahead(b *batch) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if len(j.owed.Orders) > 0 {
-		return false
+		return errTaken
 	}
 	if err := j.wal.write(b); err != nil {
-		j.wal.clear() // what was half written is not to be found: b may be refused yet
-		return false
+		return err
 	}
 	j.owed = *b
-	return true
+	return nil
 }
 
 // put journals a batch, but for what is there already.

@@ -228,13 +228,35 @@ func (r *Responder) Run(ctx context.Context) error {
 	if err := r.open(func(q *queue) { workers.Go(func() { r.work(ctx, q) }) }); err != nil {
 		return err
 	}
-	<-ctx.Done()
+	r.keepUp(ctx)
 	r.mu.Lock()
 	r.start, r.ended = nil, true
 	r.mu.Unlock()
 	workers.Wait()
 	close(r.stopped)
 	return nil
+}
+
+// behind is how long the journal's file may be behind its log, and behind what is
+// on record. Who takes over looks through the record's last seconds for that.
+const behind = time.Second
+
+// keepUp has the journal's file keep up until ctx ends.
+func (r *Responder) keepUp(ctx context.Context) {
+	tick := time.NewTicker(behind)
+	defer tick.Stop()
+	for said := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := r.journal.commit()
+		if err != nil && !said {
+			r.log.Error("the journal's file is behind", "err", err)
+		}
+		said = err != nil
+	}
 }
 
 // open puts what the journal holds before what was submitted since, and lets

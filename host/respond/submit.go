@@ -2,6 +2,7 @@ package respond
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -38,16 +39,38 @@ func (r *Responder) submit(req Request) ([]Order, error) {
 	r.reserveAlerts(p)
 	q.submit.Lock()
 	defer q.submit.Unlock()
-	err = r.begin(orders, p)
+	err = r.begin(req.VM, &batch{orders, p.results}, len(p.jobs) > 0)
 	failpoint.At(failpoint.Journaled)
-	r.enqueue(q, p.jobs, err)
 	for _, j := range p.alerts {
 		r.enqueue(j.queue, []*job{j}, err)
 	}
-	runtime.Gosched() // the VM's worker first: it is on this processor
+	r.enqueue(q, p.jobs, err)
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
+	r.tellSettled(p)
+	if len(p.jobs) > 0 {
+		runtime.Gosched() // the VM's worker was started last: it goes on here, and no thread is woken for it
+	}
+	return orders, nil
+}
+
+// begin journals a batch, soon where something waits for its turn.
+func (r *Responder) begin(vm uuid.UUID, b *batch, soon bool) error {
+	if soon {
+		err := r.journal.ahead(b)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, errTaken) && !errors.Is(err, errTooLarge) {
+			r.log.Warn("the journal's write-ahead log; an order takes longer", "vm", vm, "err", err)
+		}
+	}
+	return r.journal.begin(b)
+}
+
+// tellSettled puts on record what is settled by being journaled.
+func (r *Responder) tellSettled(p *parted) {
 	told := make([]uuid.UUID, len(p.settled))
 	for i, o := range p.settled {
 		r.recordOrder(o)
@@ -55,17 +78,6 @@ func (r *Responder) submit(req Request) ([]Order, error) {
 		told[i] = o.ID
 	}
 	r.journal.told(told...)
-	return orders, nil
-}
-
-// begin journals orders; those that are carried out in the VM's turn as soon as
-// may be.
-func (r *Responder) begin(orders []Order, p *parted) error {
-	b := &batch{Orders: orders, Results: p.results}
-	if len(p.jobs) > 0 {
-		return r.journal.beginSoon(b)
-	}
-	return r.journal.begin(b)
 }
 
 // parted are the orders of a request by how they are carried out.

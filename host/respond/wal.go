@@ -18,19 +18,19 @@ import (
 // orders are on disk with one write and one sync, in a file that never grows; the
 // transaction follows while they are carried out.
 //
-// The file holds one batch, or none, at its beginning:
+// The file holds one batch, or zeros, at its beginning:
 //
-//	length u32 | CRC-32C of the payload u32 | payload, JSON of batch
+//	magic u32 | length u32 | CRC-32C of the payload u32 | payload, JSON of batch
 //
-// little-endian. A batch whose checksum is wrong was cut off by a crash before
-// anybody was told that it was there.
+// little-endian.
 type wal struct {
 	f *os.File
 }
 
 const (
 	walSize   = 64 << 10
-	walHeader = 8
+	walHeader = 12
+	walMagic  = 0x314c574f // "OWL1", the last of it the version
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -44,28 +44,41 @@ type batch struct {
 	Results []Result `json:"results,omitempty"`
 }
 
-// openWAL opens the log at path, or makes it, and returns the batch in it, nil:
-// none that is whole.
-func openWAL(path string) (*wal, *batch, error) {
+// openWAL opens the log at path, or makes it.
+func openWAL(path string) (*wal, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	w := &wal{f: f}
-	text, err := io.ReadAll(io.LimitReader(f, walSize))
-	if err == nil && len(text) < walSize {
-		err = w.allocate(path, walSize-len(text))
+	if err := w.allocate(path); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	if err != nil {
-		return nil, nil, errors.Join(err, f.Close())
-	}
-	return w, parseWAL(text), nil
+	return w, nil
 }
 
-// allocate writes the rest of the file, so that no write to it later needs room,
+// read returns the batch in the log, and of one that is not whole what is wrong
+// with it.
+func (w *wal) read() (b batch, torn, err error) {
+	text := make([]byte, walSize)
+	if _, err := w.f.ReadAt(text, 0); err != nil {
+		return b, nil, err
+	}
+	b, torn = parseWAL(text)
+	if torn != nil {
+		w.clear()
+	}
+	return b, torn, nil
+}
+
+// allocate fills the file up with zeros, so that no write to it later needs room,
 // or a sync of anything but its own bytes.
-func (w *wal) allocate(path string, rest int) error {
-	if _, err := w.f.WriteAt(make([]byte, rest), int64(walSize-rest)); err != nil {
+func (w *wal) allocate(path string) error {
+	fi, err := w.f.Stat()
+	if err != nil || fi.Size() >= walSize {
+		return err
+	}
+	if _, err := w.f.WriteAt(make([]byte, walSize-fi.Size()), fi.Size()); err != nil {
 		return err
 	}
 	if err := w.f.Sync(); err != nil {
@@ -78,33 +91,42 @@ func (w *wal) allocate(path string, rest int) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// parseWAL returns the batch in the log's bytes, nil: none that is whole.
-func parseWAL(text []byte) *batch {
+// parseWAL returns the batch in the log's bytes, an empty one where there is none.
+func parseWAL(text []byte) (b batch, err error) {
 	if len(text) < walHeader {
-		return nil
+		return b, io.ErrUnexpectedEOF
 	}
-	length, sum := binary.LittleEndian.Uint32(text), binary.LittleEndian.Uint32(text[4:])
-	if length == 0 || int64(length) > int64(len(text)-walHeader) {
-		return nil
+	le := binary.LittleEndian
+	magic, length, sum := le.Uint32(text), le.Uint32(text[4:]), le.Uint32(text[8:])
+	switch {
+	case magic == 0 && length == 0 && sum == 0:
+		return b, nil
+	case magic != walMagic:
+		return b, fmt.Errorf("magic %#x", magic)
+	case int64(length) > int64(len(text)-walHeader):
+		return b, fmt.Errorf("a batch of %d bytes: %w", length, io.ErrUnexpectedEOF)
 	}
 	payload := text[walHeader:][:length]
-	if crc32.Checksum(payload, castagnoli) != sum {
-		return nil
+	if got := crc32.Checksum(payload, castagnoli); got != sum {
+		return b, fmt.Errorf("checksum %08x, of what is there %08x", sum, got)
 	}
-	var b batch
-	if json.Unmarshal(payload, &b) != nil {
-		return nil
+	if err := json.Unmarshal(payload, &b); err != nil {
+		return batch{}, err
 	}
-	return &b
+	return b, nil
 }
 
-// write has b on disk when it returns, instead of what was there.
+// write has b on disk when it returns, instead of what was there. On an error it
+// is not, unless the disk takes that back no more than it took it.
 func (w *wal) write(b *batch) error {
 	text, err := b.encode()
 	if err != nil {
 		return err
 	}
-	return w.writeSynced(text)
+	if err := w.writeSynced(text); err != nil {
+		return errors.Join(err, w.writeSynced(make([]byte, walHeader)))
+	}
+	return nil
 }
 
 // encode returns what parseWAL reads.
@@ -116,9 +138,10 @@ func (b *batch) encode() ([]byte, error) {
 	if len(payload) > walSize-walHeader {
 		return nil, errTooLarge
 	}
-	text := make([]byte, walHeader, walHeader+len(payload))
-	binary.LittleEndian.PutUint32(text, uint32(len(payload)))
-	binary.LittleEndian.PutUint32(text[4:], crc32.Checksum(payload, castagnoli))
+	text := make([]byte, 0, walHeader+len(payload))
+	text = binary.LittleEndian.AppendUint32(text, walMagic)
+	text = binary.LittleEndian.AppendUint32(text, uint32(len(payload)))
+	text = binary.LittleEndian.AppendUint32(text, crc32.Checksum(payload, castagnoli))
 	return append(text, payload...), nil
 }
 
@@ -141,4 +164,9 @@ func (w *wal) writeSynced(text []byte) error {
 // the journal passes over what it has.
 func (w *wal) clear() { _, _ = w.f.WriteAt(make([]byte, walHeader), 0) }
 
-func (w *wal) close() error { return errors.Join(w.f.Sync(), w.f.Close()) }
+func (w *wal) close() error {
+	if err := errors.Join(w.f.Sync(), w.f.Close()); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
