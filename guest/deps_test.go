@@ -29,6 +29,7 @@ var own = []string{
 	"github.com/outguard/outguard/guest/bpf",
 	"github.com/outguard/outguard/guest/cmd/outguard-agent",
 	"github.com/outguard/outguard/guest/control",
+	"github.com/outguard/outguard/guest/kerneltypes",
 	"github.com/outguard/outguard/guest/sensor",
 	"github.com/outguard/outguard/guest/uplink",
 	"github.com/outguard/outguard/vsockproto",

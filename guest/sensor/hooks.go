@@ -113,6 +113,8 @@ const (
 	perfEventOpen = "perf_event_open"
 	snapshot      = "task_snapshot"
 	adopter       = "adopt"
+	// A function of the kernel that follows pointers, from 6.2 on.
+	rdonlyCast = "bpf_rdonly_cast"
 )
 
 // describes reports whether the kernel has what a hook stands for.

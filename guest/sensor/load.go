@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -32,8 +30,8 @@ var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state
 
 // loader brings the programs into the kernel.
 type loader struct {
-	kernel *btf.Spec  // nil once it is given up: much memory, and seldom needed again
-	read   *btf.Cache // has it too, so that nothing else reads it a second time
+	kernel *btf.Spec  // its types, as far as they were asked for; nil once they are given up
+	cache  *btf.Cache // has them too, so that nothing else reads all of them
 	pins   string
 	cpus   int
 	log    *slog.Logger
@@ -59,39 +57,35 @@ func (o *objects) Close() error {
 	return errors.Join(errs...)
 }
 
-// learn reads the kernel's types, unless they are known, until forget gives them
-// up. They take more than the agent otherwise needs: to collect while they are in
-// use, in order to keep within its limit, would take a time that is better spent.
-func (l *loader) learn() (forget func(), err error) {
-	if l.kernel != nil {
-		return func() {}, nil
-	}
-	limit := debug.SetMemoryLimit(math.MaxInt64)
-	forget = func() {
-		l.kernel, l.read = nil, nil
-		debug.SetMemoryLimit(limit)
-		debug.FreeOSMemory()
-	}
-	l.read = btf.NewCache()
-	if l.kernel, err = kernelTypes(l.read); err != nil {
-		forget()
+// learn reads of the kernel's types those that an object's programs touch, until
+// forget gives them up.
+func (l *loader) learn(spec *ebpf.CollectionSpec) (forget func(), err error) {
+	names, err := touched(spec)
+	if err != nil {
 		return nil, err
 	}
-	return forget, nil
+	types, err := l.kernelTypes(names)
+	if err != nil {
+		return nil, err
+	}
+	l.kernel, l.cache = types.Spec, types.Cache
+	return func() { l.kernel, l.cache = nil, nil }, nil
 }
 
 func (l *loader) link(program string) string { return filepath.Join(l.pins, "link_"+program) }
 
 // load makes the first object fit this kernel and loads it.
-func (l *loader) load(o *objects) error {
+func (l *loader) load(o *objects, spec *ebpf.CollectionSpec) error {
 	l.paths = true
-	err := l.tryLoad(o)
+	err := l.tryLoad(o, spec)
 	var v *ebpf.VerifierError
 	if errors.As(err, &v) {
 		// A kernel may not let an iterator ask for the path of a task's file.
 		l.log.Info("trying with a snapshot without paths", "refused", v)
 		l.paths = false
-		err = l.tryLoad(o)
+		if spec, err = bpf.LoadProbe(); err == nil {
+			err = l.tryLoad(o, spec)
+		}
 	}
 	if errors.Is(err, os.ErrPermission) && !errors.As(err, &v) {
 		return fmt.Errorf("load programs: %w: the agent needs root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
@@ -106,11 +100,7 @@ func (l *loader) load(o *objects) error {
 	return nil
 }
 
-func (l *loader) tryLoad(o *objects) error {
-	spec, err := bpf.LoadProbe()
-	if err != nil {
-		return err
-	}
+func (l *loader) tryLoad(o *objects, spec *ebpf.CollectionSpec) error {
 	if err := l.fit(spec); err != nil {
 		return err
 	}
@@ -120,7 +110,7 @@ func (l *loader) tryLoad(o *objects) error {
 	options := &ebpf.CollectionOptions{
 		Maps:     ebpf.MapOptions{PinPath: l.pins},
 		Programs: ebpf.ProgramOptions{KernelTypes: l.kernel},
-		Cache:    l.read,
+		Cache:    l.cache,
 	}
 	if err := runAdopt(spec, options); err != nil {
 		return err
@@ -215,7 +205,7 @@ func (l *loader) fitMaps(spec *ebpf.CollectionSpec) error {
 // fitReads gives an object's constants their values, and those that say how this
 // kernel's memory is read.
 func (l *loader) fitReads(spec *ebpf.CollectionSpec, values map[string]bool) error {
-	values["has_casts"] = describes(l.kernel, "bpf_rdonly_cast")
+	values["has_casts"] = describes(l.kernel, rdonlyCast)
 	values["unsorted_types"] = l.unsorted()
 	if !values["has_casts"] {
 		withoutCasts(spec)

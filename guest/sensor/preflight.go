@@ -7,17 +7,27 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
-	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/guest/kerneltypes"
 )
 
 // bootWithBPF is what to do where BPF is not among the kernel's security modules.
 const bootWithBPF = "boot with bpf in the lsm= list of the kernel command line (what is active: /sys/kernel/security/lsm)"
 
-// kernelTypes reads the kernel's description of itself.
-func kernelTypes(read *btf.Cache) (*btf.Spec, error) {
-	kernel, err := read.Kernel()
+// kernelTypes reads of the kernel's description of itself the types of some names,
+// or all of it where that cannot be done.
+func (l *loader) kernelTypes(names map[string]bool) (*kerneltypes.Types, error) {
+	types, err := kerneltypes.Read(names)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		l.log.Warn("reading all of the kernel's types, which takes more memory", "reason", err)
+	}
+	if err != nil {
+		types, err = kerneltypes.ReadAll()
+	}
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errors.ErrUnsupported) {
 		return nil, fmt.Errorf("read kernel types: %w: the kernel needs CONFIG_DEBUG_INFO_BTF=y and /sys mounted "+
 			"(Debian's and every other large distribution's kernel has it: /sys/kernel/btf/vmlinux)", err)
@@ -25,7 +35,31 @@ func kernelTypes(read *btf.Cache) (*btf.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read kernel types: %w", err)
 	}
-	return kernel, nil
+	return types, nil
+}
+
+// touched names what the programs of an object may look for in the kernel: what
+// its own types are called, and what stands for hooks.
+func touched(spec *ebpf.CollectionSpec) (map[string]bool, error) {
+	names := map[string]bool{rdonlyCast: true}
+	for _, h := range hooks {
+		names[h.kernel] = true
+	}
+	for _, p := range spec.Programs {
+		if p.AttachType == ebpf.AttachTraceIter {
+			names["bpf_iter_"+p.AttachTo] = true
+		}
+	}
+	for t, err := range spec.Types.All() {
+		if err != nil {
+			return nil, fmt.Errorf("types of the programs: %w", err)
+		}
+		// Of the types of one name, "name___what", each is for some kernels.
+		name, _, _ := strings.Cut(t.TypeName(), "___")
+		names[name] = true
+	}
+	delete(names, "")
+	return names, nil
 }
 
 // claim makes the directory of pins, and this process the only agent.

@@ -102,7 +102,11 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 	}
 	adoptEarly(pins, log)
 	l := &loader{pins: pins, log: log}
-	forget, err := l.learn()
+	spec, err := bpf.LoadProbe()
+	if err != nil {
+		return err
+	}
+	forget, err := l.learn(spec)
 	if err != nil {
 		return err
 	}
@@ -113,7 +117,7 @@ func (s *Sensor) open(pins string, log *slog.Logger) error {
 	l.cpus, s.loader = s.cpus, l
 	l.look()
 	want := l.inForce()
-	if err := l.load(&s.objects); err != nil {
+	if err := l.load(&s.objects, spec); err != nil {
 		return err
 	}
 	if s.resumed, err = l.resume(s, want); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -131,11 +132,7 @@ func (l *loader) loadMore(s *Sensor, missing []hook) error {
 	if len(first)+len(further) == 0 {
 		return nil
 	}
-	forget, err := l.learn()
-	if err != nil {
-		return err
-	}
-	defer forget()
+	defer debug.FreeOSMemory() // of what it took to load them
 	return errors.Join(
 		l.loadOf(s, first, bpf.LoadProbe, l.fit),
 		l.loadOf(s, further, bpf.LoadFurther, l.fitFurther),
@@ -170,6 +167,11 @@ func (l *loader) loadOf(s *Sensor, wanted map[string]bool, load func() (*ebpf.Co
 	if err != nil {
 		return err
 	}
+	forget, err := l.learn(spec)
+	if err != nil {
+		return err
+	}
+	defer forget()
 	if err := fit(spec); err != nil {
 		return err
 	}
@@ -186,7 +188,7 @@ func (l *loader) loadOf(s *Sensor, wanted map[string]bool, load func() (*ebpf.Co
 	all, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		Maps:            ebpf.MapOptions{PinPath: l.pins},
 		Programs:        ebpf.ProgramOptions{KernelTypes: l.kernel},
-		Cache:           l.read,
+		Cache:           l.cache,
 		MapReplacements: shared,
 	})
 	if err != nil {

@@ -71,11 +71,13 @@ func Lines(w io.Writer, r *Result) error {
 		line("program/"+p.Op+"/"+p.Name, p.Instructions, "instructions")
 	}
 	line("ready", r.Ready/1e6, "Minstructions")
-	if r.Resident > 0 { // else it was some operations alone
+	if r.Flood.Sent > 0 { // else it was some operations alone
 		line("wire", r.Flood.Wire, "B/event")
 		line("record", r.Types[vsockproto.FileOpen], "B/event")
 		line("deliver", perSecond/r.Flood.Instructions, "events/s")
 		line("flood-lost", float64(r.Flood.Lost), "events")
+	}
+	if r.Resident > 0 {
 		line("resident", megabytes(r.Resident), "MB")
 		line("resident-peak", megabytes(r.Peak), "MB")
 	}

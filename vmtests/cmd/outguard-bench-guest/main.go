@@ -35,7 +35,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	kernels := flags.String("kernels", strings.Join(image.Kernels, ","), "which to measure on")
 	profiles := flags.String("profiles", strings.Join(cost.Columns[1:], ","), "which to measure with")
-	operations := flags.String("operations", "", "which to measure, and nothing else: of "+strings.Join(cost.Operations(), ","))
+	operations := flags.String("operations", "", "which to measure, and beside them the agent's start and memory alone: of "+strings.Join(cost.Operations(), ","))
 	doc := flags.String("doc", "", "a document to write the table into")
 	clone := flags.String("clone", ".", "the repository, where make build has been")
 	sample := flags.Bool("sample", false, "measure nothing: tell where the CPU is while the agent starts, and in the course of each of -operations")
