@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"unsafe"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/vsockproto"
@@ -23,6 +22,10 @@ const (
 	ringDiscard = 1 << 30
 )
 
+// windowSize is how much of a ring is in the process's memory at a time. To map
+// another part takes as much as the delivery of six of its 800 records.
+const windowSize = 256 << 10
+
 // ring reads one of the kernel's rings where it lies. How far it has read is
 // its own affair; what the kernel may overwrite is told apart, by release.
 //
@@ -30,35 +33,84 @@ const (
 type ring struct {
 	consumer *atomic.Uint64 // up to here the kernel may overwrite
 	producer *atomic.Uint64 // up to here it has given room to records
-	data     []byte
 	read     uint64
-	maps     [2][]byte
+
+	size   uint64 // of its data
+	window []byte // a part of it; none before the first is looked at
+	from   uint64 // where that begins
+	view   func(from uint64) ([]byte, error)
+	maps   [][]byte
 }
 
 // openRing maps a ring. It begins where the kernel was told last. The kernel
 // would map the data twice in a row, so that its end cuts no record: that costs
-// the process as much again.
-func openRing(m *ebpf.Map) (*ring, error) {
-	page, size := os.Getpagesize(), int(m.MaxEntries())
-	head, err := unix.Mmap(m.FD(), 0, page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map consumer page: %w", err)
+// the process as much again, and even once it would be most of what it holds.
+func openRing(fd int, size uint64) (_ *ring, err error) {
+	var maps [][]byte
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, unmap(maps))
+		}
+	}()
+	page := uint64(os.Getpagesize())
+	for _, p := range [...]struct {
+		from, size uint64
+		access     int
+	}{
+		{0, page, unix.PROT_READ | unix.PROT_WRITE}, // the consumer's
+		{page, page, unix.PROT_READ},                // the producer's
+		{2 * page, min(size, windowSize), unix.PROT_READ},
+	} {
+		m, err := unix.Mmap(fd, int64(p.from), int(p.size), p.access, unix.MAP_SHARED)
+		if err != nil {
+			return nil, fmt.Errorf("map %d bytes at %d: %w", p.size, p.from, err)
+		}
+		maps = append(maps, m)
 	}
-	body, err := unix.Mmap(m.FD(), int64(page), page+size, unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("map ring: %w", err), unix.Munmap(head))
-	}
-	r := newRing((*atomic.Uint64)(unsafe.Pointer(&head[0])), (*atomic.Uint64)(unsafe.Pointer(&body[0])), body[page:])
-	r.maps = [2][]byte{head, body}
+	window := maps[2]
+	r := newRing((*atomic.Uint64)(unsafe.Pointer(&maps[0][0])), (*atomic.Uint64)(unsafe.Pointer(&maps[1][0])), size, func(from uint64) ([]byte, error) {
+		from &^= uint64(len(window)) - 1
+		// The runtime is not told, as of other calls that come often: see wait.go.
+		_, _, errno := unix.RawSyscall6(unix.SYS_MMAP, uintptr(unsafe.Pointer(&window[0])), uintptr(len(window)), unix.PROT_READ,
+			unix.MAP_SHARED|unix.MAP_FIXED, uintptr(fd), uintptr(2*page+from))
+		if errno != 0 {
+			return nil, fmt.Errorf("map ring at %d: %w", from, errno)
+		}
+		return window, nil
+	})
+	r.maps = maps
 	return r, nil
 }
 
-func newRing(consumer, producer *atomic.Uint64, data []byte) *ring {
-	return &ring{consumer: consumer, producer: producer, data: data, read: consumer.Load()}
+// newRing reads a ring of so many bytes through the windows that view returns.
+// Each is of the same size, a power of two, and begins at a multiple of it.
+func newRing(consumer, producer *atomic.Uint64, size uint64, view func(from uint64) ([]byte, error)) *ring {
+	return &ring{consumer: consumer, producer: producer, read: consumer.Load(), size: size, view: view}
 }
 
-func (r *ring) close() error {
-	return errors.Join(unix.Munmap(r.maps[0]), unix.Munmap(r.maps[1]))
+func (r *ring) close() error { return unmap(r.maps) }
+
+func unmap(maps [][]byte) error {
+	var errs []error
+	for _, m := range maps {
+		errs = append(errs, unix.Munmap(m))
+	}
+	return errors.Join(errs...)
+}
+
+// at returns what the ring has from pos on, as far as the window goes, which is
+// moved to there. Where a record begins all of its header is in it.
+func (r *ring) at(pos uint64) ([]byte, error) {
+	at := pos & (r.size - 1)
+	if at-r.from < uint64(len(r.window)) {
+		return r.window[at-r.from:], nil
+	}
+	var err error
+	if r.window, err = r.view(at); err != nil {
+		return nil, err // and no window: of the last one nothing may be left
+	}
+	r.from = at &^ (uint64(len(r.window)) - 1)
+	return r.window[at-r.from:], nil
 }
 
 // end is how far the ring goes now.
@@ -73,9 +125,6 @@ func (r *ring) holds(pos uint64) bool {
 // release gives the kernel everything before pos.
 func (r *ring) release(pos uint64) { r.consumer.Store(pos) }
 
-// at is where a position lies in data.
-func (r *ring) at(pos uint64) uint64 { return pos & uint64(len(r.data)-1) }
-
 // next reads the next record to the end of b, which has room for it. False:
 // there is none, or it is not there as a whole.
 func (r *ring) next(b []byte) ([]byte, bool, error) {
@@ -84,8 +133,11 @@ func (r *ring) next(b []byte) ([]byte, bool, error) {
 		if left == 0 {
 			return b, false, nil
 		}
-		at := r.at(r.read)
-		head := (*atomic.Uint32)(unsafe.Pointer(&r.data[at])).Load()
+		record, err := r.at(r.read)
+		if err != nil {
+			return b, false, err
+		}
+		head := (*atomic.Uint32)(unsafe.Pointer(&record[0])).Load()
 		if head&ringBusy != 0 {
 			return b, false, nil
 		}
@@ -98,13 +150,28 @@ func (r *ring) next(b []byte) ([]byte, bool, error) {
 			if n%8 != 0 || n > vsockproto.MaxRecord {
 				return b, false, fmt.Errorf("record of %d bytes: %w", n, vsockproto.ErrInvalid)
 			}
-			from := r.at(r.read + ringHeader)
-			first := min(n, uint64(len(r.data))-from)
-			b = append(b, r.data[from:from+first]...)
-			b = append(b, r.data[:n-first]...)
+			if span <= uint64(len(record)) {
+				b = append(b, record[ringHeader:ringHeader+n]...)
+			} else if b, err = r.append(b, r.read+ringHeader, n); err != nil {
+				return b, false, err
+			}
 			r.read += span
 			return b, true, nil
 		}
 		r.read += span
 	}
+}
+
+// append appends n bytes from pos on, wherever windows and the ring end.
+func (r *ring) append(b []byte, pos, n uint64) ([]byte, error) {
+	before := len(b)
+	for end := pos + n; pos != end; {
+		part, err := r.at(pos)
+		if err != nil {
+			return b[:before], err
+		}
+		part = part[:min(end-pos, uint64(len(part)))]
+		b, pos = append(b, part...), pos+uint64(len(part))
+	}
+	return b, nil
 }

@@ -6,9 +6,12 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"sync/atomic"
 	"testing"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/outguard/outguard/vsockproto"
 )
@@ -21,7 +24,14 @@ type memRing struct {
 
 func newMemRing(size int) *memRing { return &memRing{data: make([]byte, size)} }
 
-func (m *memRing) reader() *ring { return newRing(&m.consumer, &m.producer, m.data) }
+// reader reads it through windows of an eighth.
+func (m *memRing) reader() *ring {
+	span := m.size() / 8
+	return newRing(&m.consumer, &m.producer, m.size(), func(from uint64) ([]byte, error) {
+		from &^= span - 1
+		return m.data[from:][:span:span], nil
+	})
+}
 
 func (m *memRing) size() uint64 { return uint64(len(m.data)) }
 
@@ -95,6 +105,66 @@ func TestRingReadsOverItsEnd(t *testing.T) {
 		read(t, r, b)
 	}
 	read(t, r, nil)
+}
+
+// TestRingIsMappedInParts: a file that is laid out as the kernel's rings are is
+// read as often over its end as it takes, and no more of it mapped than a window.
+func TestRingIsMappedInParts(t *testing.T) {
+	const size = 4 * windowSize
+	page := os.Getpagesize()
+	fd, err := unix.MemfdCreate("ring", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, int64(2*page+size)); err != nil {
+		t.Fatal(err)
+	}
+	all, err := unix.Mmap(fd, 0, 2*page+size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(all)
+	producer := (*atomic.Uint64)(unsafe.Pointer(&all[page]))
+	r, err := openRing(fd, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &memRing{data: all[2*page:]}
+	for n := 0; m.producer.Load() < 3*size; n++ {
+		want := bytes.Repeat([]byte{byte(n)}, 7_000+8*(n%100))
+		if !m.put(want) {
+			t.Fatal("no room")
+		}
+		producer.Store(m.producer.Load())
+		read(t, r, want)
+		r.release(r.read)
+		m.consumer.Store((*atomic.Uint64)(unsafe.Pointer(&all[0])).Load())
+	}
+	if n := len(r.window); n != windowSize || len(r.maps[2]) != windowSize {
+		t.Errorf("%d bytes of the ring are mapped, want %d", n, windowSize)
+	}
+	if err := r.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRingWithoutAWindow: where another part cannot be mapped nothing is read
+// of the last one, and nothing is lost.
+func TestRingWithoutAWindow(t *testing.T) {
+	m := newMemRing(64)
+	r := m.reader()
+	view := r.view
+	r.view = func(uint64) ([]byte, error) { return nil, unix.ENOMEM }
+	m.put([]byte("eightlet"))
+	for range 2 {
+		b, ok, err := r.next(make([]byte, 0, vsockproto.MaxRecord))
+		if !errors.Is(err, unix.ENOMEM) || ok || len(b) != 0 || r.read != 0 {
+			t.Fatalf("next = %d bytes, %v, %v, want ENOMEM", len(b), ok, err)
+		}
+	}
+	r.view = view
+	read(t, r, []byte("eightlet"))
 }
 
 // TestRingWaitsForARecordUnderWay: what comes after it does not overtake it.

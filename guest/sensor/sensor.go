@@ -141,7 +141,7 @@ func (s *Sensor) listen() error {
 	maps := [2]*ebpf.Map{s.objects.Critical, s.objects.Bulk}
 	var err error
 	for i, m := range maps {
-		if s.rings[i], err = openRing(m); err != nil {
+		if s.rings[i], err = openRing(m.FD(), uint64(m.MaxEntries())); err != nil {
 			return fmt.Errorf("open ring: %w", err)
 		}
 	}
