@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/outguard/outguard/vmtests/image"
@@ -80,6 +81,9 @@ func (g *Guest) define(ctx context.Context) error {
 	if err := os.MkdirAll(g.dir, 0o755); err != nil {
 		return err
 	}
+	if err := roomAt(g.dir, needed); err != nil {
+		return err
+	}
 	// vhost-device-vsock makes its control socket here, as QEMU's user.
 	if err := os.Chown(g.dir, g.lab.qemu.uid, g.lab.qemu.gid); err != nil {
 		return err
@@ -102,6 +106,23 @@ func (g *Guest) define(ctx context.Context) error {
 	}
 	_, err = g.lab.virsh(ctx, "define", path)
 	return err
+}
+
+// needed is what a guest needs of the disk at most until it is up: twice what its files
+// have.
+const needed = 256 << 20
+
+// roomAt refuses where a disk is as good as full. A guest's console is a file too: it
+// would fall silent in the middle of the boot, and the guest stand a little later.
+func roomAt(dir string, bytes uint64) error {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("room in %s: %w", dir, err)
+	}
+	if free := fs.Bavail * uint64(fs.Bsize); free < bytes {
+		return fmt.Errorf("%s has %d MB free, a guest needs %d: %w", dir, free/1e6, bytes/1e6, syscall.ENOSPC)
+	}
+	return nil
 }
 
 // Serve tells the guest's channel, which somebody else put into the domain: a
@@ -157,7 +178,7 @@ func (g *Guest) WaitConsole(ctx context.Context, text string, within time.Durati
 		return strings.Contains(all, text)
 	})
 	if err != nil {
-		err = fmt.Errorf("%w; its last lines:\n%s", err, tail(all, 20))
+		err = fmt.Errorf("%w; its last lines:\n%s\nand what is seen of it:\n%s", err, tail(all, 20), g.Report(ctx))
 	}
 	return all, err
 }

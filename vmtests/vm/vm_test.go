@@ -57,6 +57,9 @@ func TestGuestServesAndFalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
+		if c, _ := g.Console(); t.Failed() {
+			t.Log("its console: ", os.WriteFile(filepath.Join(t.ArtifactDir(), "console.log"), []byte(c), 0o644))
+		}
 		if err := g.Remove(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -89,6 +92,25 @@ func TestGuestServesAndFalls(t *testing.T) {
 		t.Errorf("attack: %+v, %v, want a call; console:\n%s", r, err, tail(c, 20))
 	}
 	t.Logf("the attacker's program called %s after the request", time.Since(r.Sent).Round(time.Millisecond))
+	reports(t, g)
+}
+
+// reports holds that what is said of a guest that does not do what was waited for
+// tells a guest that is well from one that stands.
+func reports(t *testing.T, g *Guest) {
+	t.Helper()
+	said := g.Report(t.Context())
+	for _, want := range []string{"libvirt: running", "disks: No errors found", "port 80: 200 OK", "RIP=", "sysrq: Show Blocked State", "task:init "} {
+		if !strings.Contains(said, want) {
+			t.Errorf("a guest that is well: no %q in\n%s", want, said)
+		}
+	}
+	if err := g.Suspend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if said := g.Report(t.Context()); !strings.Contains(said, "libvirt: paused (user)") {
+		t.Errorf("a guest that stands: %s", said)
+	}
 }
 
 // dialer is a program for the guest that speaks to the host over vsock.

@@ -66,7 +66,8 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='{{if .
 
 // xml is the domain as libvirt is to know it.
 func (g *Guest) xml() string {
-	words := append([]string{"console=ttyS0", "panic=-1", "lsm=landlock,lockdown,yama,integrity,bpf", "net.ifnames=0"}, g.spec.Cmdline...)
+	// The kernel tells what its tasks do when it is asked by a key: see Report.
+	words := append([]string{"console=ttyS0", "panic=-1", "sysrq_always_enabled", "lsm=landlock,lockdown,yama,integrity,bpf", "net.ifnames=0"}, g.spec.Cmdline...)
 	root := ""
 	if g.spec.Root {
 		words, root = append(words, rootWord), g.rootSocket()
