@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -145,11 +144,11 @@ func (b *books) delivered() bool {
 	return true
 }
 
-// ran is how often a program has run, and how long in all.
-type ran struct {
-	name string
-	runs uint64
-	took time.Duration
+// counted is a program in the kernel, and what it had run before.
+type counted struct {
+	*ebpf.Program
+	name   string
+	before *ebpf.ProgramStats
 }
 
 // programs says how long each program in the kernel ran, and how often, while do
@@ -160,57 +159,49 @@ func programs(do func() error, count int) error {
 		return fmt.Errorf("count what programs take: %w", err)
 	}
 	defer stop.Close()
+	all, err := allPrograms() // to learn names opens files, which is not to be counted
+	if err != nil {
+		return err
+	}
 	if err := times(do, 3); err != nil {
 		return err
 	}
-	before, err := stats()
-	if err != nil {
-		return err
+	for i := range all {
+		if all[i].before, err = all[i].Stats(); err != nil {
+			return err
+		}
 	}
 	if err := times(do, count); err != nil {
 		return err
 	}
-	after, err := stats()
-	if err != nil {
-		return err
-	}
-	for id, now := range after {
-		if runs := now.runs - before[id].runs; runs > 0 {
-			fmt.Println("program", now.name, runs, (now.took - before[id].took).Nanoseconds())
+	for _, p := range all {
+		after, err := p.Stats()
+		if err != nil {
+			return err
+		}
+		if runs := after.RunCount - p.before.RunCount; runs > 0 {
+			fmt.Println("program", p.name, runs, (after.Runtime - p.before.Runtime).Nanoseconds())
 		}
 	}
 	return nil
 }
 
-func stats() (map[ebpf.ProgramID]ran, error) {
-	all := map[ebpf.ProgramID]ran{}
+func allPrograms() (all []counted, err error) {
 	for id := ebpf.ProgramID(0); ; {
-		var err error
 		if id, err = ebpf.ProgramGetNextID(id); errors.Is(err, fs.ErrNotExist) {
 			return all, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		if all[id], err = statsOf(id); err != nil {
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
 			return nil, err
 		}
+		info, err := p.Info()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, counted{Program: p, name: info.Name})
 	}
-}
-
-func statsOf(id ebpf.ProgramID) (ran, error) {
-	p, err := ebpf.NewProgramFromID(id)
-	if err != nil {
-		return ran{}, err
-	}
-	defer p.Close()
-	info, err := p.Info()
-	if err != nil {
-		return ran{}, err
-	}
-	s, err := p.Stats()
-	if err != nil {
-		return ran{}, err
-	}
-	return ran{info.Name, s.RunCount, s.Runtime}, nil
 }
