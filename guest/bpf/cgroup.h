@@ -168,7 +168,7 @@ static __noinline int name_cgroup(struct cgroup *cgrp, __u16 type)
 	r->id = id;
 	r->level = cgrp->level;
 	at = put_cgroup_path(sc, cgrp->kn);
-	if (at <= RECORD_MAX && !emit(&r->header, at, type, CLASS_CRITICAL))
+	if (at <= RECORD_MAX && !emit(get_config(), t, &r->header, at, type, CLASS_CRITICAL))
 		bpf_map_update_elem(&named, &id, &id, BPF_ANY);
 	drop_scratch(sc);
 	return 0;
@@ -185,29 +185,31 @@ static __always_inline void meet_cgroup(struct cgroup *cgrp)
 
 static __always_inline void report_rmdir(struct cgroup *cgrp)
 {
+	struct task_struct *t = bpf_get_current_task_btf();
 	struct cgroup_record r = {};
 
 	if (!is_unified(cgrp))
 		return;
-	fill_subject(&r.subject, bpf_get_current_task_btf());
+	fill_subject(&r.subject, t);
 	r.id = cgrp->kn->id;
 	r.level = cgrp->level;
 	bpf_map_delete_elem(&named, &r.id);
-	emit(&r.header, sizeof(r), CGROUP_RMDIR, CLASS_CRITICAL);
+	emit(get_config(), t, &r.header, sizeof(r), CGROUP_RMDIR, CLASS_CRITICAL);
 }
 
 static __always_inline void report_attach(struct cgroup *cgrp, struct task_struct *task, bool threadgroup)
 {
+	struct task_struct *t = bpf_get_current_task_btf();
 	struct cgroup_attach_record r = {};
 
 	if (!is_unified(cgrp))
 		return;
 	meet_cgroup(cgrp);
-	fill_subject(&r.subject, bpf_get_current_task_btf());
+	fill_subject(&r.subject, t);
 	r.id = cgrp->kn->id;
 	fill_task(&r.target, task);
 	r.threadgroup = threadgroup;
-	emit(&r.header, sizeof(r), CGROUP_ATTACH_TASK, CLASS_CRITICAL);
+	emit(get_config(), t, &r.header, sizeof(r), CGROUP_ATTACH_TASK, CLASS_CRITICAL);
 }
 
 #endif

@@ -15,11 +15,11 @@
 const volatile bool has_casts = false;
 
 /*
- * Are the kernel's types unsorted (before Linux 7.0)? Then the verifier looks up to
- * four times through all of them for each pointer that is read out of one that it
- * trusts: most of the time that it takes to load a program.
+ * Are pointers read out of casts? Where the kernel's types are unsorted (before Linux
+ * 7.0), the verifier looks up to four times through all of them for each pointer that
+ * is read out of one that it trusts: most of the time that it takes to load a program.
  */
-const volatile bool unsorted_types = false;
+const volatile bool follows_casts = false;
 
 extern void *bpf_rdonly_cast(const void *obj, __u32 type) __ksym __weak;
 
@@ -29,7 +29,15 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 type) __ksym __weak;
  * p, to read pointers out of: cast, it is not trusted, and nothing is looked for.
  * What is no pointer costs less to read out of p itself.
  */
-#define to_follow(type, p) (has_casts && unsorted_types ? cast_to(type, p) : (p))
+#define to_follow(type, p) (follows_casts ? cast_to(type, p) : (p))
+
+/*
+ * Is p there, an argument of a hook? The verifier of 6.12 trusts each of them to be: it
+ * takes a test for NULL out, and what is for NULL alone. It cannot know that nothing is 0.
+ */
+static volatile __u64 nothing;
+
+#define is_given(p) ((__u64)(p) != nothing && (p))
 
 static volatile __u64 woken_ns;
 static volatile __u64 bulk_woken_pos;
@@ -74,18 +82,16 @@ static __always_inline bool wants(const struct agent_config *c, __u32 type)
  * hook can run for the agent's runtime as well, asked tells what a canary does
  * from that.
  */
-static __always_inline bool reports_canary(__u32 type, struct task_struct *t, bool asked)
+static __always_inline bool reports_canary(const struct agent_config *c, __u32 type, struct task_struct *t, bool asked)
 {
-	struct agent_config *c = get_config();
-
 	if (!c || !wants(c, type))
 		return false;
 	return !is_agent(c, t) || (asked && is_canary(c, t));
 }
 
-static __always_inline bool reports(__u32 type, struct task_struct *t)
+static __always_inline bool reports(const struct agent_config *c, __u32 type, struct task_struct *t)
 {
-	return reports_canary(type, t, false);
+	return reports_canary(c, type, t, false);
 }
 
 static __always_inline struct counter *get_counter(__u32 cpu, __u32 class)
@@ -116,14 +122,12 @@ static __always_inline __u64 critical_wakeup(__u64 now)
 /*
  * Number the record and put it into its ring, unless it is filtered. The number is
  * drawn last, and nothing between it and the output can sleep, so that a number is
- * under way only for moments. Not zero: it found no room. The path of its one file
- * stands at sc's record[at]; NULL and 0: it has none.
+ * under way only for moments. Not zero: it found no room. T is the task that runs. The
+ * path of the record's one file stands at sc's record[at]; NULL and 0: it has none.
  */
-static __always_inline long emit_file(struct record_header *h, __u32 length, __u16 type, __u8 class,
-				      struct scratch *sc, __u32 at)
+static __always_inline long emit_file(const struct agent_config *config, struct task_struct *t, struct record_header *h,
+				      __u32 length, __u16 type, __u8 class, struct scratch *sc, __u32 at)
 {
-	struct task_struct *t = bpf_get_current_task_btf();
-	struct agent_config *config = get_config();
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct counter *c = get_counter(cpu, class);
 	long err;
@@ -131,7 +135,8 @@ static __always_inline long emit_file(struct record_header *h, __u32 length, __u
 	if (!c || !config)
 		return 0;
 	h->flags = is_canary(config, t) ? FLAG_CANARY : 0;
-	if (class == CLASS_BULK && !h->flags && is_filtered(type, (void *)(h + 1), sc, at))
+	if (class == CLASS_BULK && !h->flags && may_filter(config) &&
+	    is_filtered(config->generation & 1, type, (void *)(h + 1), sc, at))
 		return 0;
 	h->length = length;
 	h->type = type;
@@ -148,9 +153,10 @@ static __always_inline long emit_file(struct record_header *h, __u32 length, __u
 	return err;
 }
 
-static __always_inline long emit(struct record_header *h, __u32 length, __u16 type, __u8 class)
+static __always_inline long emit(const struct agent_config *config, struct task_struct *t, struct record_header *h,
+				 __u32 length, __u16 type, __u8 class)
 {
-	return emit_file(h, length, type, class, NULL, 0);
+	return emit_file(config, t, h, length, type, class, NULL, 0);
 }
 
 /* There was no room to build a record in: it has a number all the same. */
@@ -180,17 +186,18 @@ static __always_inline void fill_task(struct task_id *id, struct task_struct *t)
 	id->start_ns = t->start_boottime;
 }
 
-/*
- * The pid namespace that the task is in. Most are in the first, whose number is
- * reached without a probe: each of these costs as much as ten loads.
- */
-static __always_inline __u32 pid_ns(struct task_struct *t)
+/* Of the first pid namespace: the same on every kernel. */
+#define FIRST_PID_NS 0xEFFFFFFC
+
+/* The pid namespace of a task: of most it is the first. */
+static __always_inline __u32 pid_ns(struct pid *p)
 {
-	struct pid *p = t->thread_pid;
 	struct upid at = {};
 
+	if (!p) /* it has left its place */
+		return 0;
 	if (p->level == 0)
-		return p->numbers[0].ns->ns.inum;
+		return FIRST_PID_NS;
 	bpf_probe_read_kernel(&at, sizeof(at), &p->numbers[p->level & 31]);
 	return BPF_CORE_READ(at.ns, ns.inum);
 }
@@ -210,27 +217,31 @@ static __always_inline void fill_cred(struct subject *s, const struct cred *c)
 	s->cap_eff = *(const __u64 *)&c->cap_effective; /* two of 32 bits, or one of 64 */
 }
 
-/* s is all zero before. */
-static __always_inline void fill_subject(struct subject *s, struct task_struct *t)
+/* Writes all of s, and returns the task's mount namespace, which nobody has to look for again. */
+static __always_inline struct mnt_namespace *fill_subject(struct subject *s, struct task_struct *t)
 {
 	struct task_struct *from = to_follow(struct task_struct, t);
 	struct task_struct *parent = from->real_parent;
 	struct nsproxy *ns = from->nsproxy;
+	struct mnt_namespace *mounts = ns->mnt_ns;
 
 	fill_task(&s->task, t);
-	s->leader_start_ns = from->group_leader->start_boottime;
+	/* Only the first of a thread group has its number. */
+	s->leader_start_ns = s->task.pid == s->task.tgid ? s->task.start_ns : from->group_leader->start_boottime;
 	s->parent_tgid = parent->tgid;
 	s->exec_id = exec_id(t);
 	s->parent_start_ns = parent->group_leader->start_boottime;
 	s->cgroup_id = from->cgroups->dfl_cgrp->kn->id;
-	s->mnt_ns = ns->mnt_ns->ns.inum;
-	s->pid_ns = pid_ns(from);
+	s->mnt_ns = mounts->ns.inum;
+	s->pid_ns = pid_ns(from->thread_pid);
 	s->net_ns = ns->net_ns->ns.inum;
 	fill_cred(s, from->cred);
 	s->kernel_thread = (t->flags & PF_KTHREAD) != 0;
+	__builtin_memset(s->reserved, 0, sizeof(s->reserved));
 	/* The kernel pads a name with zeros; to look for its end would cost more. */
 	((__u64 *)s->comm)[0] = *(__u64 *)&t->comm[0];
 	((__u64 *)s->comm)[1] = *(__u64 *)&t->comm[8];
+	return mounts;
 }
 
 /*
@@ -262,6 +273,7 @@ static __always_inline __u32 close_tail(struct scratch *sc, __u32 at, __u16 tag,
 {
 	__u32 end = at + 8 + length;
 	struct tail_header *t;
+	__u64 *padding;
 
 	barrier_var(end); /* or the compiler forgets below what was checked here */
 	if (at > RECORD_ROOM - 8 || end > RECORD_ROOM - 8)
@@ -270,7 +282,8 @@ static __always_inline __u32 close_tail(struct scratch *sc, __u32 at, __u16 tag,
 	t->tag = tag;
 	t->flags = flags;
 	t->length = length;
-	*(__u64 *)&sc->record[end] = 0;
+	padding = (void *)&sc->record[end]; /* a variable: a byte's address would be written byte by byte */
+	*padding = 0;
 	return (end + 7) & ~7U;
 }
 

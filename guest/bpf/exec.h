@@ -83,27 +83,29 @@ static __always_inline __u32 put_filename(struct scratch *sc, __u32 at, struct l
 	return close_tail(sc, at, TAG_FILENAME, n == FILENAME_SIZE ? TAIL_TRUNCATED : 0, n - 1);
 }
 
-static __always_inline void report_exec(struct scratch *sc, struct linux_binprm *bprm, struct task_struct *t)
+static __always_inline void report_exec(const struct agent_config *c, struct scratch *sc, struct linux_binprm *bprm,
+					struct task_struct *t)
 {
 	struct exec_record *r = (void *)sc->record;
 	struct file *file = bprm->file;
 	struct inode *inode = file->f_inode;
+	struct mnt_namespace *own;
 	__u32 at;
 
 	__builtin_memset(r, 0, sizeof(*r));
-	fill_subject(&r->subject, t);
+	own = fill_subject(&r->subject, t);
 	fill_file(&r->file, file, inode);
-	r->file.path_kind = path_kind(t);
-	r->file.digested = digest_for(file, inode, true, true, r->file.digest);
+	r->file.path_kind = path_kind(t, own);
+	r->file.digested = digest_for(&r->file, file, inode, true, true);
 	note_program(t, &r->file);
 	r->argc = bprm->argc;
 	r->envc = bprm->envc;
 	r->secure_exec = BPF_CORE_READ_BITFIELD(bprm, secureexec);
-	at = put_path(sc, sizeof(*r), file, t, r->file.path_kind);
+	at = put_path(sc, sizeof(*r), file, t, own, r->file.path_kind);
 	at = put_argv(sc, at, bprm);
 	at = put_filename(sc, at, bprm);
 	if (at <= RECORD_MAX)
-		emit(&r->header, at, BPRM_COMMITTED_CREDS, CLASS_CRITICAL);
+		emit(c, t, &r->header, at, BPRM_COMMITTED_CREDS, CLASS_CRITICAL);
 }
 
 /*
@@ -111,9 +113,9 @@ static __always_inline void report_exec(struct scratch *sc, struct linux_binprm 
  * for it. True if it is the agent that maps, on its own account; that is not
  * reported.
  */
-static __always_inline bool keep_running(struct file *file, struct inode *inode, struct task_struct *t)
+static __always_inline bool keep_running(const struct agent_config *c, struct file *file, struct inode *inode,
+					 struct task_struct *t)
 {
-	struct agent_config *c = get_config();
 	struct scratch *sc;
 	__u64 key = (__u64)inode;
 
@@ -159,33 +161,35 @@ const volatile bool snapshot_paths = true;
  * From where the snapshot names a task's file: the kernel does it for the agent,
  * from the agent's root, or from the top of another namespace.
  */
-static __always_inline __u8 agents_kind(struct task_struct *t)
+static __always_inline __u8 agents_kind(struct mnt_namespace *own)
 {
 	struct task_struct *agent = bpf_get_current_task_btf();
 
-	return t->nsproxy->mnt_ns == agent->nsproxy->mnt_ns ? path_kind(agent) : PATH_NAMESPACE;
+	return own == mounts_of(agent) ? path_kind(agent, own) : PATH_NAMESPACE;
 }
 
-static __always_inline __u32 put_exe(struct scratch *sc, struct file_record *r, struct file *file, struct task_struct *t)
+static __always_inline __u32 put_exe(struct scratch *sc, struct file_record *r, struct file *file, struct task_struct *t,
+				     struct mnt_namespace *own)
 {
 	struct inode *inode = file->f_inode;
 	__u64 key = (__u64)inode;
 	__u8 *known = bpf_map_lookup_elem(&running, &key);
 
 	fill_file(&r->file, file, inode);
-	r->file.path_kind = agents_kind(t);
+	r->file.path_kind = agents_kind(own);
 	if (known) {
 		__builtin_memcpy(r->file.digest, known, sizeof(r->file.digest));
 		r->file.digested = DIGEST_SHA256;
 	}
 	if (snapshot_paths)
-		return put_path(sc, sizeof(*r), file, t, PATH_ROOT);
+		return put_path(sc, sizeof(*r), file, t, own, PATH_ROOT);
 	return close_tail(sc, sizeof(*r), TAG_PATH, TAIL_TRUNCATED, 0);
 }
 
 static __always_inline int report_snapshot(struct task_struct *t)
 {
 	struct agent_config *c = get_config();
+	struct mnt_namespace *own;
 	struct file_record *r;
 	struct scratch *sc;
 	struct file *file;
@@ -199,17 +203,17 @@ static __always_inline int report_snapshot(struct task_struct *t)
 		return 0;
 	r = (void *)sc->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	fill_subject(&r->subject, t);
+	own = fill_subject(&r->subject, t);
 	r->file.digested = DIGEST_NO_FILE;
 	if (t->mm) {
 		file = t->mm->exe_file;
 		if (file) {
 			r->file.digested = DIGEST_ABSENT;
-			at = put_exe(sc, r, file, t);
+			at = put_exe(sc, r, file, t, own);
 		}
 	}
 	if (at <= RECORD_MAX)
-		emit(&r->header, at, TASK_SNAPSHOT, CLASS_CRITICAL);
+		emit(c, bpf_get_current_task_btf(), &r->header, at, TASK_SNAPSHOT, CLASS_CRITICAL);
 	drop_scratch(sc);
 	return 0;
 }

@@ -12,7 +12,7 @@
 #define DIGEST_LIMIT (64LL << 20)
 
 /* The file systems that TSEM calls pseudo; see tsem/SPEC.md section 2. */
-static __always_inline bool is_pseudo(__u64 magic)
+static __always_inline bool is_pseudo(__u32 magic)
 {
 	switch (magic) {
 	case 0x9fa0:	 /* proc */
@@ -146,38 +146,42 @@ static __always_inline __u8 digest(struct file *file, struct inode *inode, __u8 
  * What is run is digested wherever it lies and however large it is. Otherwise:
  * regular files, not on pseudo file systems, opened to be read only (what is
  * open for writing has no settled content), up to a limit. Readable: the open
- * is complete. Before that the kernel refuses to read the file.
+ * is complete. Before that the kernel refuses to read the file. F is filled.
  */
-static __always_inline __u8 digest_for(struct file *file, struct inode *inode, bool run, bool readable, __u8 *out)
+static __always_inline __u8 digest_for(struct file_body *f, struct file *file, struct inode *inode, bool run,
+				       bool readable)
 {
-	if ((inode->i_mode & S_IFMT) != S_IFREG)
+	if ((f->mode & S_IFMT) != S_IFREG)
 		return DIGEST_NO_FILE;
 	if (!run) {
-		if (is_pseudo(inode->i_sb->s_magic))
+		if (is_pseudo(f->magic))
 			return DIGEST_NO_FILE;
-		if ((file->f_mode & (FMODE_READ | FMODE_WRITE)) != FMODE_READ || inode->i_size > DIGEST_LIMIT)
+		if ((file->f_mode & (FMODE_READ | FMODE_WRITE)) != FMODE_READ || f->size > DIGEST_LIMIT)
 			return DIGEST_ABSENT;
 	}
-	return readable ? digest(file, inode, out) : DIGEST_ABSENT;
+	return readable ? digest(file, inode, f->digest) : DIGEST_ABSENT;
+}
+
+static __always_inline struct mnt_namespace *mounts_of(struct task_struct *t)
+{
+	return to_follow(struct task_struct, t)->nsproxy->mnt_ns;
 }
 
 /*
- * From where the task's paths are named. Init is the initial pid namespace's
- * first task; its root is the machine's.
+ * From where the paths of a task are named whose mount namespace is own. Init is the
+ * initial pid namespace's first task; its root is the machine's.
  */
-static __always_inline __u8 path_kind(struct task_struct *t)
+static __always_inline __u8 path_kind(struct task_struct *t, struct mnt_namespace *own)
 {
 	struct task_struct *from = to_follow(struct task_struct, t);
 	struct task_struct *init = from->thread_pid->numbers[0].ns->child_reaper;
-	struct fs_struct *fs = from->fs;
+	struct fs_struct *fs = from->fs, *top = init->fs;
 	struct vfsmount *mnt = fs->root.mnt;
 	struct dentry *root = fs->root.dentry;
 
-	if (from->nsproxy->mnt_ns != init->nsproxy->mnt_ns)
+	if (own != init->nsproxy->mnt_ns)
 		return root == mnt->mnt_root ? PATH_NAMESPACE : PATH_CHROOT;
-	if (root == init->fs->root.dentry && mnt == init->fs->root.mnt)
-		return PATH_ROOT;
-	return PATH_CHROOT;
+	return root == top->root.dentry && mnt == top->root.mnt ? PATH_ROOT : PATH_CHROOT;
 }
 
 /* The struct mount around a struct vfsmount. */
@@ -186,11 +190,10 @@ static __always_inline unsigned long mount_of(unsigned long mnt)
 	return mnt ? mnt - __builtin_preserve_field_info(((struct mount *)0)->mnt, BPF_FIELD_BYTE_OFFSET) : 0;
 }
 
-/* Is the mount of file in another namespace than the task's, or in none? */
-static __always_inline bool is_foreign(struct file *file, struct task_struct *t)
+/* Is the mount of file in another namespace than own, or in none? */
+static __always_inline bool is_foreign(struct file *file, struct mnt_namespace *own)
 {
 	struct mount *m = (void *)mount_of((unsigned long)to_follow(struct file, file)->f_path.mnt);
-	struct mnt_namespace *own = to_follow(struct task_struct, t)->nsproxy->mnt_ns;
 
 	return (has_casts ? cast_to(struct mount, m)->mnt_ns : BPF_CORE_READ(m, mnt_ns)) != own;
 }
@@ -228,19 +231,11 @@ static long ascend(__u32 i, struct ascent *a)
 
 #define ASCENT_STEPS 4096 /* directories and mounts; who is deeper counts as outside */
 
-/*
- * Does file lie outside the root of the task? The kernel names such a file as if
- * it lay inside. Where the root is the machine's nothing does but what is
- * foreign.
- */
-static __always_inline bool is_outside(struct file *file, struct task_struct *t, __u8 kind)
+/* Does file lie in no directory below the root of the task? */
+static __always_inline bool is_above(struct file *file, struct task_struct *t)
 {
 	struct ascent a = {};
 
-	if (is_foreign(file, t))
-		return true;
-	if (kind == PATH_ROOT)
-		return false;
 	a.at = (__u64)BPF_CORE_READ(file, f_path.dentry);
 	a.mount = mount_of((unsigned long)BPF_CORE_READ(file, f_path.mnt));
 	a.root = (__u64)BPF_CORE_READ(t, fs, root.dentry);
@@ -251,6 +246,18 @@ static __always_inline bool is_outside(struct file *file, struct task_struct *t,
 	else
 		a.met = 1;
 	return !a.met;
+}
+
+/*
+ * Does file lie outside the root of the task, whose mount namespace is own? The kernel
+ * names such a file as if it lay inside. Where the root is the machine's nothing does
+ * but what is foreign.
+ */
+static __always_inline bool is_outside(struct file *file, struct task_struct *t, struct mnt_namespace *own, __u8 kind)
+{
+	if (is_foreign(file, own))
+		return true;
+	return kind != PATH_ROOT && is_above(file, t);
 }
 
 /*
@@ -271,7 +278,10 @@ static __always_inline void fill_fsid(__u64 *to, const __u64 *from)
 	}
 }
 
-/* f is all zero before; path kind and digest are the caller's. */
+/*
+ * Writes all of f but from where the path is named and what state the digest is in,
+ * which are the caller's; the digest is all zero.
+ */
 static __always_inline void fill_file(struct file_body *f, struct file *file, struct inode *inode)
 {
 	struct super_block *sb = to_follow(struct inode, inode)->i_sb;
@@ -286,24 +296,27 @@ static __always_inline void fill_file(struct file_body *f, struct file *file, st
 	f->magic = sb->s_magic;
 	f->links = inode->i_nlink;
 	f->size = inode->i_size;
+	__builtin_memset(f->fsid, 0, sizeof(f->fsid));
 	fill_fsid((__u64 *)f->fsid, (__u64 *)sb->s_id);
 	((__u64 *)f->uuid)[0] = *(__u64 *)&sb->s_uuid.b[0];
 	((__u64 *)f->uuid)[1] = *(__u64 *)&sb->s_uuid.b[8];
+	__builtin_memset(f->digest, 0, sizeof(f->digest));
 }
 
 #define DELETED_SUFFIX 10		      /* strlen(" (deleted)") */
 #define DELETED_ENDING 0x29646574656c6564ULL /* "deleted)" */
 
 /*
- * The path tail at record[at]; kind says from where it is named. The kernel
+ * The path tail at record[at]; own is the task's mount namespace, and kind says
+ * from where the path is named. The kernel
  * appends " (deleted)" to the name of an unlinked file; here that is a flag, and
  * a file that is called so keeps its name.
  */
 static __always_inline __u32 put_path(struct scratch *sc, __u32 at, struct file *file, struct task_struct *t,
-				      __u8 kind)
+				      struct mnt_namespace *own, __u8 kind)
 {
 	__u8 *data = &sc->record[at + 8];
-	__u16 flags = (is_outside(file, t, kind) ? TAIL_UNREACHABLE : 0) | (file->f_mode & FMODE_CREATED ? TAIL_MADE : 0);
+	__u16 flags = (is_outside(file, t, own, kind) ? TAIL_UNREACHABLE : 0) | (file->f_mode & FMODE_CREATED ? TAIL_MADE : 0);
 	long n = bpf_d_path(&file->f_path, (char *)data, PATH_SIZE);
 	__u32 length, cut;
 

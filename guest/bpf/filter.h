@@ -12,6 +12,7 @@
 #define OUTGUARD_FILTER_H
 
 #define PREFIX_SIZE 128
+#define HAS_FILTERS (1U << 31) /* in the configuration's generation: there is something to look up */
 
 enum filter_kind {
 	FILTER_UID = 1,
@@ -145,21 +146,25 @@ static __always_inline __u64 naming_path(__u32 generation, struct scratch *sc, _
 	return bits ? *bits : 0;
 }
 
+/* Has the policy in force any filters? */
+static __always_inline bool may_filter(const struct agent_config *c)
+{
+	return c->generation & HAS_FILTERS;
+}
+
 /*
  * Is this record left out? Then it is counted, and has no number. The path's tail
  * stands at sc's record[at]; at is 0, or sc NULL, where there is none.
  */
-static __noinline bool is_filtered(__u32 type, const struct subject *s, struct scratch *sc, __u32 at)
+static __noinline bool is_filtered(__u32 generation, __u32 type, const struct subject *s, struct scratch *sc, __u32 at)
 {
-	struct agent_config *c = get_config();
 	struct filter_key key = {};
 	struct filter_set *set;
-	__u32 generation, cpu;
 	__u64 bits, *count;
+	__u32 cpu;
 
-	if (!c || type >= 64 * HOOK_WORDS)
+	if (type >= 64 * HOOK_WORDS)
 		return false;
-	generation = *(volatile __u32 *)&c->generation & 1;
 	set = bpf_map_lookup_elem(&filter_sets, &generation);
 	if (!set)
 		return false;

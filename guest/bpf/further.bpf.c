@@ -492,6 +492,7 @@ SEC("lsm.s/kernel_read_file")
 int BPF_PROG(kernel_read_file, struct file *file, int id, bool contents)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct mnt_namespace *own = mounts_of(t);
 	struct inode *inode = file->f_inode;
 	struct object_record *r;
 	struct scratch *sc;
@@ -502,11 +503,11 @@ int BPF_PROG(kernel_read_file, struct file *file, int id, bool contents)
 		return 0;
 	r = (void *)sc->record;
 	fill_file(&r->file, file, inode);
-	r->file.path_kind = path_kind(t);
-	r->file.digested = digest_for(file, inode, true, true, r->file.digest);
+	r->file.path_kind = path_kind(t, own);
+	r->file.digested = digest_for(&r->file, file, inode, true, true);
 	r->args[0] = (__u32)id;
 	r->args[1] = contents != 0;
-	at = put_path(sc, sizeof(*r), file, t, r->file.path_kind);
+	at = put_path(sc, sizeof(*r), file, t, own, r->file.path_kind);
 	return finish(sc, at, KERNEL_READ_FILE, CLASS_CRITICAL);
 }
 
@@ -519,6 +520,7 @@ SEC("lsm.s/bprm_check_security")
 int BPF_PROG(bprm_check_security, struct linux_binprm *bprm)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct mnt_namespace *own = mounts_of(t);
 	struct file *file = bprm->file;
 	struct inode *inode = file->f_inode;
 	struct object_record *r;
@@ -530,10 +532,10 @@ int BPF_PROG(bprm_check_security, struct linux_binprm *bprm)
 		return 0;
 	r = (void *)sc->record;
 	fill_file(&r->file, file, inode);
-	r->file.path_kind = path_kind(t);
-	r->file.digested = digest_for(file, inode, true, true, r->file.digest);
+	r->file.path_kind = path_kind(t, own);
+	r->file.digested = digest_for(&r->file, file, inode, true, true);
 	r->args[0] = BPF_CORE_READ_BITFIELD(bprm, secureexec);
-	at = put_path(sc, sizeof(*r), file, t, r->file.path_kind);
+	at = put_path(sc, sizeof(*r), file, t, own, r->file.path_kind);
 	at = put_text(sc, at, TAG_NAME, bprm->filename);
 	return finish(sc, at, BPRM_CHECK_SECURITY, CLASS_CRITICAL);
 }

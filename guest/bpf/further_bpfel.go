@@ -201,10 +201,10 @@ const (
 	FurtherProgUringOverrideCreds  = "uring_override_creds"
 	FurtherProgUringSqpoll         = "uring_sqpoll"
 	FurtherProgUsernsCreate        = "userns_create"
+	FurtherVarFollowsCasts         = "follows_casts"
 	FurtherVarHasCasts             = "has_casts"
 	FurtherVarPerfTakesAttr        = "perf_takes_attr"
 	FurtherVarSetattrTakesIdmap    = "setattr_takes_idmap"
-	FurtherVarUnsortedTypes        = "unsorted_types"
 )
 
 // LoadFurther returns the embedded CollectionSpec for Further.
@@ -366,10 +366,10 @@ type FurtherMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FurtherVariableSpecs struct {
+	FollowsCasts      *ebpf.VariableSpec `ebpf:"follows_casts"`
 	HasCasts          *ebpf.VariableSpec `ebpf:"has_casts"`
 	PerfTakesAttr     *ebpf.VariableSpec `ebpf:"perf_takes_attr"`
 	SetattrTakesIdmap *ebpf.VariableSpec `ebpf:"setattr_takes_idmap"`
-	UnsortedTypes     *ebpf.VariableSpec `ebpf:"unsorted_types"`
 }
 
 // FurtherObjects contains all objects after they have been loaded into the kernel.
@@ -433,10 +433,10 @@ func (m *FurtherMaps) Close() error {
 //
 // It can be passed to LoadFurtherObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FurtherVariables struct {
+	FollowsCasts      *ebpf.Variable `ebpf:"follows_casts"`
 	HasCasts          *ebpf.Variable `ebpf:"has_casts"`
 	PerfTakesAttr     *ebpf.Variable `ebpf:"perf_takes_attr"`
 	SetattrTakesIdmap *ebpf.Variable `ebpf:"setattr_takes_idmap"`
-	UnsortedTypes     *ebpf.Variable `ebpf:"unsorted_types"`
 }
 
 // FurtherPrograms contains all programs after they have been loaded into the kernel.

@@ -19,7 +19,7 @@ struct agent_config {
 	__u32 agent_tgid;
 	__u32 agent_exec_id;
 	__u32 canary_pid; /* the agent's thread that does what a canary asks for; 0: none */
-	__u32 generation; /* of filters, by its last bit; see filter.h */
+	__u32 generation; /* of filters, by its last bit, and whether there are any; see filter.h */
 };
 
 /*

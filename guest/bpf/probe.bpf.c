@@ -31,15 +31,16 @@ SEC("lsm.s/bprm_committed_creds")
 int BPF_PROG(bprm_committed_creds, struct linux_binprm *bprm)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
 	struct scratch *sc;
 
 	note_committed(t);
-	if (!reports(BPRM_COMMITTED_CREDS, t))
+	if (!reports(c, BPRM_COMMITTED_CREDS, t))
 		return 0;
 	sc = take_scratch(t, CLASS_CRITICAL);
 	if (!sc)
 		return 0;
-	report_exec(sc, bprm, t);
+	report_exec(c, sc, bprm, t);
 	drop_scratch(sc);
 	return 0;
 }
@@ -59,9 +60,11 @@ int BPF_PROG(sched_process_exec, struct task_struct *t)
 /* Whether the kernel has file_post_open, which can digest; the agent finds out. */
 const volatile bool has_post_open = false;
 
-static __always_inline void report_open(struct file *file, struct task_struct *t, bool readable)
+static __always_inline void report_open(const struct agent_config *c, struct file *file, struct task_struct *t,
+					bool readable)
 {
 	struct inode *inode = file->f_inode;
+	struct mnt_namespace *own;
 	struct file_record *r;
 	struct scratch *sc;
 	__u32 at;
@@ -69,15 +72,14 @@ static __always_inline void report_open(struct file *file, struct task_struct *t
 	sc = take_scratch(t, CLASS_BULK);
 	if (!sc)
 		return;
-	r = (void *)sc->record;
-	__builtin_memset(r, 0, sizeof(*r));
-	fill_subject(&r->subject, t);
+	r = (void *)sc->record; /* all of it is written below */
+	own = fill_subject(&r->subject, t);
 	fill_file(&r->file, file, inode);
-	r->file.path_kind = path_kind(t);
-	r->file.digested = digest_for(file, inode, false, readable, r->file.digest);
-	at = put_path(sc, sizeof(*r), file, t, r->file.path_kind);
+	r->file.path_kind = path_kind(t, own);
+	r->file.digested = digest_for(&r->file, file, inode, false, readable);
+	at = put_path(sc, sizeof(*r), file, t, own, r->file.path_kind);
 	if (at <= RECORD_MAX)
-		emit_file(&r->header, at, FILE_OPEN, CLASS_BULK, sc, sizeof(*r));
+		emit_file(c, t, &r->header, at, FILE_OPEN, CLASS_BULK, sc, sizeof(*r));
 	drop_scratch(sc);
 }
 
@@ -100,8 +102,8 @@ int BPF_PROG(file_open, struct file *file, int ret)
 		end_version(file->f_inode);
 	if (c && is_agent(c, t))
 		__sync_fetch_and_add(&c->agent_opens, 1);
-	if ((!has_post_open || (file->f_flags & __O_TMPFILE)) && reports_canary(FILE_OPEN, t, true))
-		report_open(file, t, false);
+	if ((!has_post_open || (file->f_flags & __O_TMPFILE)) && reports_canary(c, FILE_OPEN, t, true))
+		report_open(c, file, t, false);
 	return ret;
 }
 
@@ -114,9 +116,10 @@ SEC("lsm.s/file_post_open")
 int BPF_PROG(file_post_open, struct file *file, int mask, int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
 
-	if (reports_canary(FILE_OPEN, t, true))
-		report_open(file, t, true);
+	if (reports_canary(c, FILE_OPEN, t, true))
+		report_open(c, file, t, true);
 	return ret;
 }
 
@@ -128,34 +131,39 @@ SEC("lsm.s/mmap_file")
 int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long prot, unsigned long flags, int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
+	bool given = is_given(file);
+	struct mnt_namespace *own;
 	struct mmap_record *r;
 	struct scratch *sc;
 	__u32 at = sizeof(*r);
 
-	if (file && keep_running(file, file->f_inode, t))
+	if (given && keep_running(c, file, file->f_inode, t))
 		return ret;
-	if (!reports_canary(MMAP_FILE, t, file != NULL)) /* its runtime maps memory */
+	if (!reports_canary(c, MMAP_FILE, t, given)) /* its runtime maps memory */
 		return ret;
 	sc = take_scratch(t, CLASS_BULK);
 	if (!sc)
 		return ret;
-	r = (void *)sc->record;
-	__builtin_memset(r, 0, sizeof(*r));
-	fill_subject(&r->subject, t);
+	r = (void *)sc->record; /* all of it is written below */
+	own = fill_subject(&r->subject, t);
 	r->req_prot = req_prot;
 	r->prot = prot;
 	r->map_flags = flags;
-	if (file) {
+	r->has_file = given;
+	__builtin_memset(r->reserved, 0, sizeof(r->reserved));
+	if (given) {
 		struct inode *inode = file->f_inode;
 
-		r->has_file = 1;
 		fill_file(&r->file, file, inode);
-		r->file.path_kind = path_kind(t);
-		r->file.digested = digest_for(file, inode, prot & PROT_EXEC, true, r->file.digest);
-		at = put_path(sc, at, file, t, r->file.path_kind);
+		r->file.path_kind = path_kind(t, own);
+		r->file.digested = digest_for(&r->file, file, inode, prot & PROT_EXEC, true);
+		at = put_path(sc, at, file, t, own, r->file.path_kind);
+	} else {
+		__builtin_memset(&r->file, 0, sizeof(r->file));
 	}
 	if (at <= RECORD_MAX)
-		emit_file(&r->header, at, MMAP_FILE, CLASS_BULK, sc, at > sizeof(*r) ? sizeof(*r) : 0);
+		emit_file(c, t, &r->header, at, MMAP_FILE, CLASS_BULK, sc, at > sizeof(*r) ? sizeof(*r) : 0);
 	drop_scratch(sc);
 	return ret;
 }
@@ -188,16 +196,17 @@ SEC("lsm/socket_create")
 int BPF_PROG(socket_create, int family, int type, int protocol, int kern, int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
 	struct socket_create_record r = {};
 
-	if (!reports_canary(SOCKET_CREATE, t, family == AF_UNIX && protocol != 0))
+	if (!reports_canary(c, SOCKET_CREATE, t, family == AF_UNIX && protocol != 0))
 		return ret;
 	fill_subject(&r.subject, t);
 	r.family = family;
 	r.type = type;
 	r.protocol = protocol;
 	r.kernel = kern != 0;
-	emit(&r.header, sizeof(r), SOCKET_CREATE, CLASS_BULK);
+	emit(c, t, &r.header, sizeof(r), SOCKET_CREATE, CLASS_BULK);
 	return ret;
 }
 
@@ -250,14 +259,15 @@ SEC("lsm/socket_listen")
 int BPF_PROG(socket_listen, struct socket *sock, int backlog, int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
 	struct socket_listen_record r = {};
 
-	if (!reports_canary(SOCKET_LISTEN, t, true))
+	if (!reports_canary(c, SOCKET_LISTEN, t, true))
 		return ret;
 	fill_subject(&r.subject, t);
 	fill_socket(&r.socket, sock);
 	r.backlog = backlog;
-	emit(&r.header, sizeof(r), SOCKET_LISTEN, CLASS_BULK);
+	emit(c, t, &r.header, sizeof(r), SOCKET_LISTEN, CLASS_BULK);
 	return ret;
 }
 
@@ -282,15 +292,16 @@ int BPF_PROG(task_kill, struct task_struct *target, struct kernel_siginfo *info,
 	     int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
 	struct kill_record r = {};
 
-	if (!reports_canary(TASK_KILL, t, sig == 0))
+	if (!reports_canary(c, TASK_KILL, t, sig == 0))
 		return ret;
 	fill_subject(&r.subject, t);
 	fill_task(&r.target, target);
 	r.target_exec_id = exec_id(target);
 	r.signal = sig;
-	emit(&r.header, sizeof(r), TASK_KILL, CLASS_CRITICAL);
+	emit(c, t, &r.header, sizeof(r), TASK_KILL, CLASS_CRITICAL);
 	return ret;
 }
 
@@ -317,7 +328,7 @@ int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
 	r.child_leader_start_ns = child->group_leader->start_boottime;
 	r.child_exec_id = exec_id(child);
 	r.clone_flags = clone_flags;
-	if (emit(&r.header, sizeof(r), TASK_NEWTASK, CLASS_CRITICAL))
+	if (emit(c, t, &r.header, sizeof(r), TASK_NEWTASK, CLASS_CRITICAL))
 		note_unrecorded();
 	return 0;
 }
@@ -330,14 +341,15 @@ int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(sched_process_exit, struct task_struct *gone)
 {
+	struct agent_config *c = get_config();
 	struct exit_record r = {};
 
-	if (!reports(SCHED_PROCESS_EXIT, gone))
+	if (!reports(c, SCHED_PROCESS_EXIT, gone))
 		return 0;
 	fill_subject(&r.subject, gone);
 	r.exit_code = gone->exit_code;
 	r.group_dead = gone->signal->live.counter == 0;
-	emit(&r.header, sizeof(r), SCHED_PROCESS_EXIT, CLASS_CRITICAL);
+	emit(c, gone, &r.header, sizeof(r), SCHED_PROCESS_EXIT, CLASS_CRITICAL);
 	return 0;
 }
 

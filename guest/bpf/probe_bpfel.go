@@ -134,10 +134,10 @@ const (
 	ProbeProgTaskNewtask        = "task_newtask"
 	ProbeProgTaskSnapshot       = "task_snapshot"
 	ProbeVarDescribed           = "described"
+	ProbeVarFollowsCasts        = "follows_casts"
 	ProbeVarHasCasts            = "has_casts"
 	ProbeVarHasPostOpen         = "has_post_open"
 	ProbeVarSnapshotPaths       = "snapshot_paths"
-	ProbeVarUnsortedTypes       = "unsorted_types"
 )
 
 // LoadProbe returns the embedded CollectionSpec for Probe.
@@ -232,10 +232,10 @@ type ProbeMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbeVariableSpecs struct {
 	Described     *ebpf.VariableSpec `ebpf:"described"`
+	FollowsCasts  *ebpf.VariableSpec `ebpf:"follows_casts"`
 	HasCasts      *ebpf.VariableSpec `ebpf:"has_casts"`
 	HasPostOpen   *ebpf.VariableSpec `ebpf:"has_post_open"`
 	SnapshotPaths *ebpf.VariableSpec `ebpf:"snapshot_paths"`
-	UnsortedTypes *ebpf.VariableSpec `ebpf:"unsorted_types"`
 }
 
 // ProbeObjects contains all objects after they have been loaded into the kernel.
@@ -302,10 +302,10 @@ func (m *ProbeMaps) Close() error {
 // It can be passed to LoadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbeVariables struct {
 	Described     *ebpf.Variable `ebpf:"described"`
+	FollowsCasts  *ebpf.Variable `ebpf:"follows_casts"`
 	HasCasts      *ebpf.Variable `ebpf:"has_casts"`
 	HasPostOpen   *ebpf.Variable `ebpf:"has_post_open"`
 	SnapshotPaths *ebpf.Variable `ebpf:"snapshot_paths"`
-	UnsortedTypes *ebpf.Variable `ebpf:"unsorted_types"`
 }
 
 // ProbePrograms contains all programs after they have been loaded into the kernel.

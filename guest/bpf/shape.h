@@ -30,7 +30,7 @@ static __always_inline struct scratch *begin_canary(__u32 type, __u8 class, bool
 {
 	struct task_struct *t = bpf_get_current_task_btf();
 
-	return reports_canary(type, t, asked) ? prepare(t, class) : NULL;
+	return reports_canary(get_config(), type, t, asked) ? prepare(t, class) : NULL;
 }
 
 static __always_inline struct scratch *begin(__u32 type, __u8 class)
@@ -47,12 +47,15 @@ static __always_inline bool is_nameless(struct file *file)
 /* Send what is built up to at. */
 static __noinline int finish(struct scratch *sc, __u32 at, __u16 type, __u8 class)
 {
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
+
 	barrier_var(at);
 	if (at <= RECORD_ROOM - 8) {
 		if (class == CLASS_CRITICAL)
-			emit((void *)sc->record, at, type, CLASS_CRITICAL);
+			emit(c, t, (void *)sc->record, at, type, CLASS_CRITICAL);
 		else
-			emit_file((void *)sc->record, at, type, CLASS_BULK, sc,
+			emit_file(c, t, (void *)sc->record, at, type, CLASS_BULK, sc,
 				  at > sizeof(struct object_record) ? sizeof(struct object_record) : 0);
 	}
 	drop_scratch(sc);
@@ -123,12 +126,19 @@ static __noinline __u32 put_dentry(struct scratch *sc, struct dentry *d)
 	return put_walk(sc, sizeof(*r), TAG_PATH, d, NULL);
 }
 
+static __always_inline __u8 current_kind(void)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+
+	return path_kind(t, mounts_of(t));
+}
+
 static __noinline __u32 put_mounted(struct scratch *sc, struct dentry *d, struct vfsmount *mnt)
 {
 	struct object_record *r = (void *)sc->record;
 
 	fill_inode(&r->file, BPF_CORE_READ(d, d_inode), BPF_CORE_READ(d, d_sb));
-	r->file.path_kind = path_kind(bpf_get_current_task_btf());
+	r->file.path_kind = current_kind();
 	return put_walk(sc, sizeof(*r), TAG_PATH, d, mnt);
 }
 
@@ -182,7 +192,7 @@ static __noinline __u32 put_paths(struct scratch *sc, const struct path *a, cons
 
 	fill_inode(&r->file, BPF_CORE_READ(da, d_inode), BPF_CORE_READ(da, d_sb));
 	fill_inode(&r->file2, BPF_CORE_READ(db, d_inode), BPF_CORE_READ(db, d_sb));
-	r->file.path_kind = r->file2.path_kind = path_kind(bpf_get_current_task_btf());
+	r->file.path_kind = r->file2.path_kind = current_kind();
 	at = put_walk(sc, sizeof(*r), TAG_PATH, da, BPF_CORE_READ(a, mnt));
 	return put_walk(sc, at, TAG_PATH2, db, BPF_CORE_READ(b, mnt));
 }

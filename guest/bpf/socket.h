@@ -113,11 +113,12 @@ static __always_inline __u32 put_local(struct scratch *sc, struct address_body *
 static __always_inline void report_address(struct socket *sock, struct sockaddr *address, int length, __u16 type)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
 	struct socket_address_record *r;
 	struct scratch *sc;
 	__u32 at;
 
-	if (!reports_canary(type, t, address->sa_family == AF_UNIX))
+	if (!reports_canary(c, type, t, address->sa_family == AF_UNIX))
 		return;
 	sc = take_scratch(t, CLASS_BULK);
 	if (!sc)
@@ -127,19 +128,20 @@ static __always_inline void report_address(struct socket *sock, struct sockaddr 
 	fill_subject(&r->subject, t);
 	fill_socket(&r->socket, sock);
 	at = put_address(sc, &r->address, address, length);
-	emit(&r->header, at, type, CLASS_BULK);
+	emit(c, t, &r->header, at, type, CLASS_BULK);
 	drop_scratch(sc);
 }
 
 static __always_inline void report_accept(struct socket *sock)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	struct agent_config *c = get_config();
 	struct socket_address_record *r;
 	struct scratch *sc;
 	struct sock *sk = sock->sk;
 	__u32 at;
 
-	if (!reports_canary(SOCKET_ACCEPT, t, true))
+	if (!reports_canary(c, SOCKET_ACCEPT, t, true))
 		return;
 	sc = take_scratch(t, CLASS_BULK);
 	if (!sc)
@@ -151,7 +153,7 @@ static __always_inline void report_accept(struct socket *sock)
 	fill_socket(&r->socket, sock);
 	if (sk)
 		at = put_local(sc, &r->address, sk);
-	emit(&r->header, at, SOCKET_ACCEPT, CLASS_BULK);
+	emit(c, t, &r->header, at, SOCKET_ACCEPT, CLASS_BULK);
 	drop_scratch(sc);
 }
 

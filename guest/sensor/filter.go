@@ -25,6 +25,10 @@ const (
 	kinds
 )
 
+// hasFilters, in a generation's number, says that there is something to look up;
+// see guest/bpf/filter.h.
+const hasFilters = 1 << 31
+
 // filterSet is what the programs are told of a policy's filters: a bit for each.
 type filterSet struct {
 	bpf.ProbeFilterSet
@@ -95,8 +99,11 @@ func (s *Sensor) prepare(p vsockproto.Policy) (generation uint32, err error) {
 	if err != nil {
 		return 0, err
 	}
-	generation = c.Generation + 1
+	generation = (c.Generation + 1) &^ hasFilters
 	slot := generation & 1
+	if len(p.Filters) > 0 {
+		generation |= hasFilters
+	}
 	set := compile(p, slot)
 	if err := s.writeKeys(slot, set); err != nil {
 		return 0, fmt.Errorf("filters: %w", err)

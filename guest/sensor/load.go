@@ -206,7 +206,7 @@ func (l *loader) fitMaps(spec *ebpf.CollectionSpec) error {
 // kernel's memory is read.
 func (l *loader) fitReads(spec *ebpf.CollectionSpec, values map[string]bool) error {
 	values["has_casts"] = describes(l.kernel, rdonlyCast)
-	values["unsorted_types"] = l.unsorted()
+	values["follows_casts"] = values["has_casts"] && l.unsorted()
 	if !values["has_casts"] {
 		withoutCasts(spec)
 	}
