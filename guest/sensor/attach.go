@@ -23,9 +23,16 @@ var byDefault = setOf(vsockproto.DefaultTypes()...)
 // earlier agent go when ours are there: for a moment both report, since an
 // event that comes twice is better than one that nobody misses.
 func (l *loader) begin(s *Sensor) error {
-	err := s.configure(func(c *bpf.ProbeAgentConfig) {
+	filters, err := s.filters()
+	if err != nil {
+		return err
+	}
+	err = s.configure(func(c *bpf.ProbeAgentConfig) {
 		if hookSet(c.Hooks).empty() {
 			c.Hooks = byDefault
+		}
+		if filters != nil { // of an earlier agent, which may not have known of the bit
+			c.Generation |= hasFilters
 		}
 	})
 	if err != nil {

@@ -97,6 +97,7 @@ func (b *batcher) next(out []byte) ([]byte, int, error) {
 // hold reads what bulk there is, up to a batch, and then looks how far the
 // critical ring goes.
 func (b *batcher) hold() error {
+	defer func() { b.due, _ = b.ends() }() // on an error too: bulk that is held waits for it
 	b.heldRead = b.bulk.read
 	for _, end := b.ends(); b.bulk.read < end && cap(b.held)-len(b.held) >= vsockproto.MaxRecord; {
 		var ok bool
@@ -110,6 +111,5 @@ func (b *batcher) hold() error {
 		}
 		b.heldCount++
 	}
-	b.due, _ = b.ends()
 	return nil
 }

@@ -182,18 +182,9 @@ const noPrealloc = 1 // BPF_F_NO_PREALLOC
 // Filtering tells of the filters in force: of which policy they are, and how many
 // records were left out since the boot.
 func (s *Sensor) Filtering() (f vsockproto.Filtering, err error) {
-	s.mu.Lock()
-	c, err := s.config()
-	s.mu.Unlock()
-	if err != nil {
+	set, err := s.filters()
+	if err != nil || set == nil {
 		return f, err
-	}
-	if c.Generation == 0 { // there was never a policy
-		return f, nil
-	}
-	var set bpf.ProbeFilterSet
-	if err := s.objects.FilterSets.Lookup(c.Generation&1, &set); err != nil {
-		return f, fmt.Errorf("read filters: %w", err)
 	}
 	f.Number = set.Number
 	for cpu := range uint32(s.cpus) {
@@ -204,4 +195,19 @@ func (s *Sensor) Filtering() (f vsockproto.Filtering, err error) {
 		f.Filtered += n
 	}
 	return f, nil
+}
+
+// filters returns those in force, nil: there was never a policy.
+func (s *Sensor) filters() (*bpf.ProbeFilterSet, error) {
+	s.mu.Lock()
+	c, err := s.config()
+	s.mu.Unlock()
+	if err != nil || c.Generation == 0 {
+		return nil, err
+	}
+	set := &bpf.ProbeFilterSet{}
+	if err := s.objects.FilterSets.Lookup(c.Generation&1, set); err != nil {
+		return nil, fmt.Errorf("read filters: %w", err)
+	}
+	return set, nil
 }

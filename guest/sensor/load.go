@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -64,12 +65,16 @@ func (l *loader) learn(spec *ebpf.CollectionSpec) (forget func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	types, err := l.kernelTypes(names)
+	types, limit, err := l.kernelTypes(names)
 	if err != nil {
+		debug.SetMemoryLimit(limit)
 		return nil, err
 	}
 	l.kernel, l.cache = types.Spec, types.Cache
-	return func() { l.kernel, l.cache = nil, nil }, nil
+	return func() {
+		l.kernel, l.cache = nil, nil
+		debug.SetMemoryLimit(limit)
+	}, nil
 }
 
 func (l *loader) link(program string) string { return filepath.Join(l.pins, "link_"+program) }

@@ -5,8 +5,10 @@ package sensor
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -19,23 +21,26 @@ import (
 const bootWithBPF = "boot with bpf in the lsm= list of the kernel command line (what is active: /sys/kernel/security/lsm)"
 
 // kernelTypes reads of the kernel's description of itself the types of some names,
-// or all of it where that cannot be done.
-func (l *loader) kernelTypes(names map[string]bool) (*kerneltypes.Types, error) {
-	types, err := kerneltypes.Read(names)
+// or all of it where that cannot be done: above the memory limit, which is lifted
+// then, the collector would run all the while. It was limit before.
+func (l *loader) kernelTypes(names map[string]bool) (types *kerneltypes.Types, limit int64, err error) {
+	limit = debug.SetMemoryLimit(-1)
+	types, err = kerneltypes.Read(names)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		l.log.Warn("reading all of the kernel's types, which takes more memory", "reason", err)
 	}
 	if err != nil {
+		debug.SetMemoryLimit(math.MaxInt64)
 		types, err = kerneltypes.ReadAll()
 	}
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errors.ErrUnsupported) {
-		return nil, fmt.Errorf("read kernel types: %w: the kernel needs CONFIG_DEBUG_INFO_BTF=y and /sys mounted "+
+		return nil, limit, fmt.Errorf("read kernel types: %w: the kernel needs CONFIG_DEBUG_INFO_BTF=y and /sys mounted "+
 			"(Debian's and every other large distribution's kernel has it: /sys/kernel/btf/vmlinux)", err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read kernel types: %w", err)
+		return nil, limit, fmt.Errorf("read kernel types: %w", err)
 	}
-	return types, nil
+	return types, limit, nil
 }
 
 // touched names what the programs of an object may look for in the kernel: what

@@ -71,6 +71,7 @@ func openRing(fd int, size uint64) (_ *ring, err error) {
 	r := newRing((*atomic.Uint64)(unsafe.Pointer(&maps[0][0])), (*atomic.Uint64)(unsafe.Pointer(&maps[1][0])), size, func(from uint64) ([]byte, error) {
 		from &^= uint64(len(window)) - 1
 		// The runtime is not told, as of other calls that come often: see wait.go.
+		// Where it fails the kernel may have taken away what was there: the agent ends.
 		_, _, errno := unix.RawSyscall6(unix.SYS_MMAP, uintptr(unsafe.Pointer(&window[0])), uintptr(len(window)), unix.PROT_READ,
 			unix.MAP_SHARED|unix.MAP_FIXED, uintptr(fd), uintptr(2*page+from))
 		if errno != 0 {

@@ -148,11 +148,13 @@ func (g *Guest) tasks(ctx context.Context) string {
 		}
 		time.Sleep(time.Second)
 	}
-	after := before
-	_ = poll(ctx, answerTime, "", func() bool { // until it is done, or never begins
+	after, since := before, time.Now()
+	_ = poll(ctx, 2*answerTime, "", func() bool { // until it is done, or never begins
 		last := after
-		after, _ = g.Console()
-		return len(after) > len(before) && len(after) == len(last)
+		if after, _ = g.Console(); len(after) != len(last) {
+			since = time.Now()
+		}
+		return len(after) > len(before) && time.Since(since) > 2*time.Second
 	})
 	if len(after) <= len(before) {
 		return "prints nothing when it is asked what its tasks do"
