@@ -16,7 +16,7 @@ import (
 // wal is the journal's write-ahead log. A transaction of bbolt's syncs twice, its
 // pages and then its head, and a VM that is to be stopped runs as long. Here its
 // orders are on disk with one write and one sync, in a file that never grows; the
-// transaction follows while they are carried out.
+// next transaction takes them along, a second later at most.
 //
 // The file holds one batch, or zeros, at its beginning:
 //
@@ -116,8 +116,8 @@ func parseWAL(text []byte) (b batch, err error) {
 	return b, nil
 }
 
-// write has b on disk when it returns, instead of what was there. On an error it
-// is not, unless the disk takes that back no more than it took it.
+// write has b on disk when it returns, instead of what was there. On an error it is
+// taken back, as far as the disk lets it.
 func (w *wal) write(b *batch) error {
 	text, err := b.encode()
 	if err != nil {

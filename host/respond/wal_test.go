@@ -392,8 +392,11 @@ func FuzzWAL(f *testing.F) {
 			return
 		}
 		again, err := b.encode()
+		if errors.Is(err, errTooLarge) { // text is longer where it is escaped
+			return
+		}
 		if err != nil {
-			t.Skip(err) // a time that JSON has no word for
+			t.Fatal(err)
 		}
 		got, err := parseWAL(again)
 		if err != nil || len(got.Orders) != len(b.Orders) || len(got.Results) != len(b.Results) {
