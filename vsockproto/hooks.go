@@ -224,11 +224,10 @@ func (t EventType) ArgNames() []string {
 	return argNames[t]
 }
 
-// Profiles of hooks, each a list of types, ascending. DefaultProfile is the one
-// that an agent attaches before the host has said anything.
+// Profiles of hooks, each a list of types, ascending.
 const (
 	MinimalProfile = "minimal"   // programs: what runs, and who started it
-	DefaultProfile = "default"   // and files opened and mapped, sockets, signals
+	DefaultProfile = "default"   // and files opened and mapped, sockets, signals, mounts
 	TSEMProfile    = "tsem-full" // and every event type of TSEM
 	EveryProfile   = "everything"
 )
@@ -244,7 +243,7 @@ func ParseProfile(name string) ([]EventType, error) {
 	case MinimalProfile:
 		return []EventType{BprmCommittedCreds, TaskKill, TaskNewtask, SchedProcessExit, TaskSnapshot}, nil
 	case DefaultProfile:
-		return upTo(TaskSnapshot), nil
+		return DefaultTypes(), nil
 	case TSEMProfile:
 		return upTo(Capset), nil
 	case EveryProfile:
@@ -258,8 +257,11 @@ func PolicyTypes() []EventType { return upTo(SockGraft) }
 
 func upTo(last EventType) []EventType { return slices.Clip(EventTypes()[:last]) }
 
+// StartTypes are what an agent reports until the host has said otherwise.
+func StartTypes() []EventType { return upTo(TaskSnapshot) }
+
 // DefaultTypes are those of DefaultProfile.
-func DefaultTypes() []EventType { return upTo(TaskSnapshot) }
+func DefaultTypes() []EventType { return append(StartTypes(), SbMount, MoveMount) }
 
 // BookTypes are the types whose hooks an agent keeps attached whatever the policy
 // asks for: its proofs of what ran stand on them, and on cgroups whose each record

@@ -26,7 +26,8 @@ const (
 	TailUnlinked    uint16 = 1 << 1 // the name no longer leads to the file
 	TailUnreachable uint16 = 1 << 2 // not below the task's root
 	TailMade        uint16 = 1 << 3 // the file did not exist: the open made it
-	tailFlags              = TailTruncated | TailUnlinked | TailUnreachable | TailMade
+	TailForeign     uint16 = 1 << 4 // in another mount namespace than the task; unreachable as well
+	tailFlags              = TailTruncated | TailUnlinked | TailUnreachable | TailMade | TailForeign
 )
 
 // Tail is variable-length data behind a fixed body:

@@ -167,6 +167,36 @@ static __always_inline struct mnt_namespace *mounts_of(struct task_struct *t)
 	return to_follow(struct task_struct, t)->nsproxy->mnt_ns;
 }
 
+/* The struct mount around a struct vfsmount. */
+static __always_inline unsigned long mount_of(unsigned long mnt)
+{
+	return mnt ? mnt - __builtin_preserve_field_info(((struct mount *)0)->mnt, BPF_FIELD_BYTE_OFFSET) : 0;
+}
+
+#define read_mount(m, field) \
+	(has_casts ? (__u64)cast_to(struct mount, m)->field : (__u64)BPF_CORE_READ((struct mount *)(m), field))
+
+#define TOP_MOUNTS 4 /* one on the other at the top of a namespace; who has more is said to have changed its root */
+
+/*
+ * Is the mount the one that a namespace shows at its top? That is its first mount,
+ * which has this root, or what was mounted on the root of one that is.
+ */
+static __noinline bool is_top(__u64 mount, __u64 first, __u64 root)
+{
+	__u64 under;
+
+	for (int i = 0; i < TOP_MOUNTS; i++) {
+		if (mount == first)
+			return true;
+		under = read_mount(mount, mnt_parent);
+		if (read_mount(mount, mnt_mountpoint) != (under == first ? root : read_mount(under, mnt.mnt_root)))
+			return false;
+		mount = under;
+	}
+	return false;
+}
+
 /*
  * From where the paths of a task are named whose mount namespace is own. Init is the
  * initial pid namespace's first task; its root is the machine's.
@@ -178,24 +208,32 @@ static __always_inline __u8 path_kind(struct task_struct *t, struct mnt_namespac
 	struct fs_struct *fs = from->fs, *top = init->fs;
 	struct vfsmount *mnt = fs->root.mnt;
 	struct dentry *root = fs->root.dentry;
+	struct mount *first;
 
-	if (own != init->nsproxy->mnt_ns)
-		return root == mnt->mnt_root ? PATH_NAMESPACE : PATH_CHROOT;
-	return root == top->root.dentry && mnt == top->root.mnt ? PATH_ROOT : PATH_CHROOT;
+	if (own == init->nsproxy->mnt_ns)
+		return root == top->root.dentry && mnt == top->root.mnt ? PATH_ROOT : PATH_CHROOT;
+	first = own->root;
+	if (root == mnt->mnt_root && is_top(mount_of((unsigned long)mnt), (__u64)first, (__u64)first->mnt.mnt_root))
+		return PATH_NAMESPACE;
+	return PATH_CHROOT;
 }
 
-/* The struct mount around a struct vfsmount. */
-static __always_inline unsigned long mount_of(unsigned long mnt)
-{
-	return mnt ? mnt - __builtin_preserve_field_info(((struct mount *)0)->mnt, BPF_FIELD_BYTE_OFFSET) : 0;
-}
+#define ANONYMOUS_MNT_NS 0xEFFFFFF7 /* the number of a mount's that was never attached; before Linux 6.18 it is 0 */
 
-/* Is the mount of file in another namespace than own, or in none? */
-static __always_inline bool is_foreign(struct file *file, struct mnt_namespace *own)
+/*
+ * Where file's mount is not in own: what is in no namespace, a memfd's or one that
+ * was taken away, lies beyond every root; what is in another one's lies in that.
+ */
+static __always_inline __u16 foreign(struct file *file, struct mnt_namespace *own)
 {
-	struct mount *m = (void *)mount_of((unsigned long)to_follow(struct file, file)->f_path.mnt);
+	__u64 m = mount_of((unsigned long)to_follow(struct file, file)->f_path.mnt);
+	__u64 in = read_mount(m, mnt_ns);
+	__u32 number;
 
-	return (has_casts ? cast_to(struct mount, m)->mnt_ns : BPF_CORE_READ(m, mnt_ns)) != own;
+	if (in == (__u64)own)
+		return 0;
+	number = has_casts ? cast_to(struct mnt_namespace, in)->ns.inum : BPF_CORE_READ((struct mnt_namespace *)in, ns.inum);
+	return number && number != ANONYMOUS_MNT_NS ? TAIL_UNREACHABLE | TAIL_FOREIGN : TAIL_UNREACHABLE;
 }
 
 /* A walk from a file up to the task's root, mount by mount. */
@@ -249,15 +287,15 @@ static __always_inline bool is_above(struct file *file, struct task_struct *t)
 }
 
 /*
- * Does file lie outside the root of the task, whose mount namespace is own? The kernel
- * names such a file as if it lay inside. Where the root is the machine's nothing does
- * but what is foreign.
+ * How file lies outside the root of the task, whose mount namespace is own, 0 if it
+ * does not. The kernel names such a file as if it lay inside. Where the root is the
+ * machine's nothing does but what is foreign.
  */
-static __always_inline bool is_outside(struct file *file, struct task_struct *t, struct mnt_namespace *own, __u8 kind)
+static __always_inline __u16 outside(struct file *file, struct task_struct *t, struct mnt_namespace *own, __u8 kind)
 {
-	if (is_foreign(file, own))
-		return true;
-	return kind != PATH_ROOT && is_above(file, t);
+	__u16 flags = foreign(file, own);
+
+	return flags || kind == PATH_ROOT || !is_above(file, t) ? flags : TAIL_UNREACHABLE;
 }
 
 /*
@@ -316,7 +354,7 @@ static __always_inline __u32 put_path(struct scratch *sc, __u32 at, struct file 
 				      struct mnt_namespace *own, __u8 kind)
 {
 	__u8 *data = &sc->record[at + 8];
-	__u16 flags = (is_outside(file, t, own, kind) ? TAIL_UNREACHABLE : 0) | (file->f_mode & FMODE_CREATED ? TAIL_MADE : 0);
+	__u16 flags = outside(file, t, own, kind) | (file->f_mode & FMODE_CREATED ? TAIL_MADE : 0);
 	long n = bpf_d_path(&file->f_path, (char *)data, PATH_SIZE);
 	__u32 length, cut;
 

@@ -98,6 +98,7 @@ struct kernel_cap {
 
 struct mnt_namespace {
 	struct ns_common ns;
+	struct mount *root;
 };
 
 struct net {

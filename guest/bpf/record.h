@@ -144,6 +144,7 @@ enum tail_tag {
 #define TAIL_UNLINKED 2
 #define TAIL_UNREACHABLE 4
 #define TAIL_MADE 8
+#define TAIL_FOREIGN 16
 
 enum path_kind {
 	PATH_UNKNOWN = 0,

@@ -16,7 +16,7 @@ import (
 
 // byDefault is what is reported until the host has said otherwise. Cgroups are
 // beyond it: they are reported always, see guest/bpf/cgroup.h.
-var byDefault = setOf(vsockproto.DefaultTypes()...)
+var byDefault = setOf(vsockproto.StartTypes()...)
 
 // begin attaches every program, writes down what runs already, and then pins:
 // an agent that dies on the way leaves no half of it behind. The programs of an

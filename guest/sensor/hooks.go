@@ -56,7 +56,7 @@ func lsm(t vsockproto.EventType) hook {
 
 // further are the hooks that are attached only when the host asks for them.
 func further() (all []hook) {
-	for _, t := range vsockproto.PolicyTypes()[len(vsockproto.DefaultTypes()):] {
+	for _, t := range vsockproto.PolicyTypes()[len(vsockproto.StartTypes()):] {
 		h := lsm(t)
 		if t == vsockproto.InodeSetattr {
 			h.program = reportSetattr

@@ -165,6 +165,7 @@ func tailFlags(flags uint16) []string {
 		{vsockproto.TailUnlinked, "unlinked"},
 		{vsockproto.TailUnreachable, "unreachable"},
 		{vsockproto.TailMade, "made"},
+		{vsockproto.TailForeign, "foreign"},
 	} {
 		if flags&f.bit != 0 {
 			out = append(out, f.name)

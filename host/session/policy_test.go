@@ -17,10 +17,10 @@ import (
 func TestPolicyBringsHooks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		asked := append(vsockproto.DefaultTypes(), vsockproto.InodeMkdir, vsockproto.SockGraft, vsockproto.FileMprotect)
+		asked := append(vsockproto.StartTypes(), vsockproto.InodeMkdir, vsockproto.SockGraft, vsockproto.FileMprotect)
 		slices.Sort(asked)
 		m := w.manager(&Options{PolicyOf: func(uuid.UUID) []vsockproto.EventType { return asked }})
-		a := prototest.NewAgent(&prototest.AgentOptions{Hooks: hooksOf(vsockproto.DefaultTypes(), vsockproto.InodeMkdir)})
+		a := prototest.NewAgent(&prototest.AgentOptions{Hooks: hooksOf(vsockproto.StartTypes(), vsockproto.InodeMkdir)})
 		c := dial(t.Context(), m, a)
 		<-a.Up()
 		synctest.Wait()
@@ -28,7 +28,7 @@ func TestPolicyBringsHooks(t *testing.T) {
 		if s.Policy != 2 || s.PolicyAcked != 2 || !slices.Equal(s.Wanted, asked) {
 			t.Errorf("policy %d, acked %d, wanted %v", s.Policy, s.PolicyAcked, s.Wanted)
 		}
-		if got := attachedOf(s.Hooks); !slices.Equal(got, append(vsockproto.DefaultTypes(), vsockproto.InodeMkdir)) {
+		if got := attachedOf(s.Hooks); !slices.Equal(got, append(vsockproto.StartTypes(), vsockproto.InodeMkdir)) {
 			t.Errorf("attached %v", got)
 		}
 		want(t, "findings", w.rules(), "lacking")

@@ -151,7 +151,7 @@ type Options struct {
 	Save      time.Duration          // at least this often while a session speaks; default 5 s
 	Repeat    time.Duration          // a rule's findings of one VM come at most this often; default 10 s
 	Flood     int                    // records a second that a VM is held to; default 100,000, with ten seconds' worth at once
-	Policy    []vsockproto.EventType // what agents report; default vsockproto.DefaultTypes
+	Policy    []vsockproto.EventType // what agents report; default vsockproto.StartTypes
 
 	// PolicyOf is what the agent of one VM reports, ascending; nil: Policy. It is
 	// asked whenever an agent connects, and not to call back.
@@ -180,7 +180,7 @@ func (o *Options) defaults() Options {
 	set(&d.Flood, 100_000)
 	d.Credit = max(d.Credit, 2*vsockproto.MaxFrame)
 	if d.Policy == nil {
-		d.Policy = vsockproto.DefaultTypes()
+		d.Policy = vsockproto.StartTypes()
 	}
 	return d
 }

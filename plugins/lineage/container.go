@@ -48,10 +48,16 @@ const (
 	LeftPID
 	LeftUser
 	LeftNet
-	departures = LeftCgroup | LeftMnt | LeftPID | LeftUser | LeftNet
+	LeftFiles  // it opens, maps or runs what lies in another mount namespace
+	LeftDevice // it mounts a file system of a device
+	departures = LeftCgroup | LeftMnt | LeftPID | LeftUser | LeftNet | Deeds
+
+	Deeds = LeftFiles | LeftDevice // what it does; the others are where it is
 )
 
-var departureWords = [...]string{"cgroup", "mount namespace", "pid namespace", "user namespace", "network namespace"}
+var departureWords = [...]string{
+	"cgroup", "mount namespace", "pid namespace", "user namespace", "network namespace", "files of another mount namespace", "a device mounted",
+}
 
 // String names them, "mount namespace, pid namespace".
 func (d Departure) String() string {

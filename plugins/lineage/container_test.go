@@ -162,11 +162,11 @@ func TestLeaving(t *testing.T) {
 		left    Departure
 		outside bool
 	}{
-		"nsenter":        {where{11, host.Namespaces}, LeftMnt | LeftPID | LeftNet, true},
-		"a mount escape": {where{11, Namespaces{100, 201, 300, 401}}, LeftMnt, true},
-		"the other one":  {where{11, Namespaces{101, 201, 300, 402}}, LeftNet, true},
-		"moved":          {where{1, inWeb.Namespaces}, LeftCgroup, true},
-		"moved over":     {where{12, inWeb.Namespaces}, LeftCgroup, true},
+		"nsenter":       {where{11, host.Namespaces}, LeftMnt | LeftPID | LeftNet, true},
+		"setns again":   {where{11, Namespaces{100, 201, 300, 401}}, LeftMnt, true},
+		"the other one": {where{11, Namespaces{101, 201, 300, 402}}, LeftNet, true},
+		"moved":         {where{1, inWeb.Namespaces}, LeftCgroup, true},
+		"moved over":    {where{12, inWeb.Namespaces}, LeftCgroup, true},
 	} {
 		fork, task := g.fork(child, 2, 50)
 		tree.Apply(inWeb.of(fork))
@@ -188,6 +188,66 @@ func TestLeaving(t *testing.T) {
 	tree.Apply(inWeb.of(fork))
 	if who := tree.Apply(where{13, Namespaces{999, 201, 300, 401}}.of(g.open(task, 2))); who.Left != LeftMnt || who.Outside {
 		t.Errorf("its own namespace: %+v", who.Place)
+	}
+}
+
+// TestReaching: what a container's task does beyond it without leaving its place is
+// told once of it, and nothing of what a container does within, nor of the machine's
+// tasks.
+func TestReaching(t *testing.T) {
+	tree, g, runtime := machine()
+	child, who := start(tree, g, runtime, 20, inWeb, "/srv/web")
+	web := who.Container
+	const unreachable, foreign = vsockproto.TailUnreachable, vsockproto.TailUnreachable | vsockproto.TailForeign
+	file := func(of uint16, mode uint16) func(*vsockproto.Event) {
+		return func(e *vsockproto.Event) { e.Path.Flags, e.File.Mode = of, mode }
+	}
+	mount := func(flags uint64, kind string) func(*vsockproto.Event) {
+		return func(e *vsockproto.Event) {
+			e.Type, e.Value.Data = vsockproto.SbMount, []byte(kind)
+			e.Args[0] = flags
+		}
+	}
+	attach := func(of uint16, dev uint32) func(*vsockproto.Event) {
+		return func(e *vsockproto.Event) { e.Type, e.Path.Flags, e.File.Dev = vsockproto.MoveMount, of, dev }
+	}
+	const regular, directory, terminal = 0o100644, 0o040755, 0o020620
+	for name, c := range map[string]struct {
+		change func(*vsockproto.Event)
+		left   Departure
+	}{
+		"the machine's file":      {file(foreign, regular), LeftFiles},
+		"the machine's directory": {file(foreign, directory), LeftFiles},
+		"a terminal it was given": {file(foreign, terminal), 0},
+		"a memfd":                 {file(unreachable, regular), 0},
+		"its own file":            {file(0, regular), 0},
+		"a disk":                  {mount(0, "ext4"), LeftDevice},
+		"a disk to be read":       {mount(1, "xfs"), LeftDevice},
+		"a tmpfs":                 {mount(0, "tmpfs"), 0},
+		"a bind mount":            {mount(1<<12, ""), 0},
+		"a remount":               {mount(1<<5|1, "ext4"), 0},
+		"a new disk":              {attach(unreachable, 8<<20|1), LeftDevice},
+		"a new tmpfs":             {attach(unreachable, 40), 0},
+		"a mount moved":           {attach(0, 8<<20|1), 0},
+	} {
+		fork, task := g.fork(child, 2, 50)
+		tree.Apply(inWeb.of(fork))
+		e := g.open(task, 2)
+		c.change(e)
+		if who := tree.Apply(inWeb.of(e)); who.Container != web || who.Left != c.left || who.Outside != (c.left != 0) {
+			t.Errorf("%s: %+v", name, who.Place)
+		}
+		tree.Apply(where{13, Namespaces{999, 201, 300, 401}}.of(g.open(task, 2))) // elsewhere, and back
+		again := g.open(task, 2)
+		c.change(again)
+		if who := tree.Apply(inWeb.of(again)); who.Left != 0 {
+			t.Errorf("%s: told again: %+v", name, who.Place)
+		}
+		e = g.open(runtime, 1)
+		c.change(e)
+		if who := tree.Apply(host.of(e)); who.Left != 0 {
+			t.Errorf("%s: the machine's own: %+v", name, who.Place)
+		}
 	}
 }
 

@@ -219,6 +219,7 @@ func (t *Tree) Apply(e *vsockproto.Event) Identity {
 		if task.moved(e) {
 			t.settle(e, task, &who)
 		}
+		t.reach(e, task, &who)
 		who.Container, who.Unknown = task.home, task.lost
 	}
 	return who

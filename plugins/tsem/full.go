@@ -172,7 +172,7 @@ func (m *fullMapper) appendFileAt(b []byte, r *vsockproto.Event, f *vsockproto.F
 		copy(device[:32], f.FSID[:])
 	}
 	b = append(b, device[:]...)
-	b = append(b, byte(f.PathKind), byte(name.Flags&^vsockproto.TailMade))
+	b = append(b, byte(f.PathKind), byte(name.Flags&^(vsockproto.TailMade|vsockproto.TailForeign)))
 	path := m.tr.stablePath(r, name.Data, f.Magic)
 	b = appendString(b, path)
 	state, digest := byte(f.Digested), f.Digest

@@ -34,6 +34,9 @@ func (v *vm) departed(severity engine.Severity, b *engine.Batch, r *vsockproto.E
 		where = "for what is not its container's"
 	}
 	f.Reason = fmt.Sprintf("%s has left container %s (%s) %s.", v.actor(r, who), quote(who.Container.Name()), who.Left, where)
+	if who.Left&^lineage.Deeds == 0 {
+		f.Reason = fmt.Sprintf("%s has reached beyond container %s: %s.", v.actor(r, who), quote(who.Container.Name()), who.Left)
+	}
 	f.Detail = map[string]string{
 		"left": who.Left.String(), "task_id": hexOf(who.ID()), "container_mnt_ns": decimalOf(who.Container.Mnt),
 		"container_pid_ns": decimalOf(who.Container.PID), "container_user_ns": decimalOf(who.Container.User),
@@ -43,6 +46,9 @@ func (v *vm) departed(severity engine.Severity, b *engine.Batch, r *vsockproto.E
 		if value != "" {
 			f.Detail[key] = value
 		}
+	}
+	if who.Left&lineage.Deeds != 0 {
+		set("path", printable(string(r.Path.Data[:min(len(r.Path.Data), maxShown)])))
 	}
 	set("workload", WorkloadOf(who.Container))
 	set("ancestry", ancestry(v.tree.Ancestry(who.Task)))

@@ -33,7 +33,7 @@ func crunFiles(t *testing.T) []image.File {
 			image.File{Path: root + "/rootfs/data/" + name, Mode: 0o644, Data: []byte(name + "\n")},
 			hostFileAs(t, "/bin/busybox", root+"/rootfs/bin/busybox"),
 		)
-		for _, applet := range []string{"sh", "cat", "sleep", "nsenter", "id"} {
+		for _, applet := range []string{"sh", "cat", "sleep", "nsenter", "id", "mkdir", "mount", "chroot"} {
 			files = append(files, hostFileAs(t, "/bin/busybox", root+"/rootfs/bin/"+applet))
 		}
 	}

@@ -1857,7 +1857,7 @@ type File struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`                                  // guest text
 	PathKind      string                 `protobuf:"bytes,2,opt,name=path_kind,json=pathKind,proto3" json:"path_kind,omitempty"`          // root, namespace, chroot, volume, unknown
-	PathFlags     []string               `protobuf:"bytes,3,rep,name=path_flags,json=pathFlags,proto3" json:"path_flags,omitempty"`       // truncated, unlinked, unreachable, made
+	PathFlags     []string               `protobuf:"bytes,3,rep,name=path_flags,json=pathFlags,proto3" json:"path_flags,omitempty"`       // truncated, unlinked, unreachable, made, foreign
 	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`                              // SHA-256, hex; empty unless digest_state is sha256
 	DigestState   string                 `protobuf:"bytes,5,opt,name=digest_state,json=digestState,proto3" json:"digest_state,omitempty"` // absent, sha256, failed, no-file
 	Inode         uint64                 `protobuf:"varint,6,opt,name=inode,proto3" json:"inode,omitempty"`

@@ -144,15 +144,25 @@ func le32(words ...uint32) (b []byte) {
 	return b
 }
 
-// runJailed changes its root, keeps a descriptor of what is outside, and
-// becomes a program inside. In a namespace of its own its root is a mount.
-func runJailed(dir, jail, kind string) error {
+// pivot makes root the namespace's, as runtimes do, and takes the old one away.
+func pivot(root string) error {
+	old, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(old)
+	return errors.Join(unix.Chdir(root), unix.PivotRoot(".", "."), unix.Fchdir(old), unix.Unmount(".", unix.MNT_DETACH), unix.Chdir("/"))
+}
+
+// runJailed changes its root, keeps a descriptor of what is outside, and becomes a
+// program inside. What it does but chroot it does in a mount namespace of its own.
+func runJailed(dir, jail, how string) error {
 	out, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	root := filepath.Join(dir, jail)
-	if kind == "namespace" {
+	if how == "mount" || how == "namespace" {
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return err
 		}
@@ -161,21 +171,28 @@ func runJailed(dir, jail, kind string) error {
 		}
 	}
 	err = errors.Join(
-		os.WriteFile(filepath.Join(root, "program-"+kind), program(0, "inside"), 0o755),
-		os.WriteFile(filepath.Join(root, "file-"+kind), []byte(kind), 0o644),
-		unix.Chroot(root), unix.Chdir("/"),
+		os.WriteFile(filepath.Join(root, "program-"+how), program(0, "inside"), 0o755),
+		os.WriteFile(filepath.Join(root, "file-"+how), []byte(how), 0o644),
 	)
+	switch how {
+	case "namespace":
+		err = errors.Join(err, pivot(root))
+	case "machine":
+		err = errors.Join(err, unix.Chroot(fmt.Sprintf("/proc/%d/root%s", os.Getppid(), root)), unix.Chdir("/"))
+	default:
+		err = errors.Join(err, unix.Chroot(root), unix.Chdir("/"))
+	}
 	if err != nil {
 		return err
 	}
-	for dirfd, name := range map[int]string{unix.AT_FDCWD: "/file-" + kind, out: "outside-" + kind} {
+	for dirfd, name := range map[int]string{unix.AT_FDCWD: "/file-" + how, out: "outside-" + how} {
 		fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		unix.Close(fd)
 	}
-	return unix.Exec("/program-"+kind, []string{kind, "a"}, nil)
+	return unix.Exec("/program-"+how, []string{how, "a"}, nil)
 }
 
 // runInUserns mounts a tmpfs and becomes a program in it. Who it is in the

@@ -206,12 +206,21 @@ func (s *stage) detached() error {
 	return unix.Close(hidden)
 }
 
-// chroots open and run what is in their root, and what lies outside.
+// chroots open and run what is in their root, and what lies outside: of a root that
+// is a directory, a mount, a namespace's, or the machine's behind another's back.
 func (s *stage) chroots() error {
 	inside := program(0, "inside")
-	for _, kind := range []string{"chroot", "namespace"} {
-		jail := "jail-" + kind
-		outside, err := s.put("outside-"+kind, []byte("outside "+kind))
+	for how, c := range map[string]struct {
+		kind  string
+		flags []string // of what is inside
+	}{
+		"chroot":    {"chroot", nil},
+		"mount":     {"chroot", nil},
+		"namespace": {"namespace", nil},
+		"machine":   {"chroot", []string{"unreachable", "foreign"}},
+	} {
+		jail := "jail-" + how
+		outside, err := s.put("outside-"+how, []byte("outside "+how))
 		if err != nil {
 			return err
 		}
@@ -219,15 +228,15 @@ func (s *stage) chroots() error {
 			return err
 		}
 		attr := &syscall.SysProcAttr{}
-		if kind == "namespace" {
+		if how != "chroot" {
 			attr.Cloneflags = unix.CLONE_NEWNS
 		}
-		if err := child('a', attr, "chroot", s.dir, jail, kind); err != nil {
-			return fmt.Errorf("%s: %w", kind, err)
+		if err := child('a', attr, "chroot", s.dir, jail, how); err != nil {
+			return fmt.Errorf("%s: %w", how, err)
 		}
-		recorded(1, execed, seen{path: "/program-" + kind, kind: kind, data: inside}.String())
-		s.opened(1, seen{path: "/file-" + kind, kind: kind, data: []byte(kind)})
-		s.opened(1, seen{path: outside, kind: kind, flags: []string{"unreachable"}, data: []byte("outside " + kind)})
+		recorded(1, execed, seen{path: "/program-" + how, kind: c.kind, flags: c.flags, data: inside}.String())
+		s.opened(1, seen{path: "/file-" + how, kind: c.kind, flags: c.flags, data: []byte(how)})
+		s.opened(1, seen{path: outside, kind: c.kind, flags: []string{"unreachable"}, data: []byte("outside " + how)})
 	}
 	return nil
 }
