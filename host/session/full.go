@@ -45,7 +45,6 @@ func (c *conn) halt(why error) {
 	withheld := v.withheld
 	v.mu.Unlock()
 	if next := c.link.Next(); next > 1 {
-		c.frames = 0
 		_ = c.link.Ack(next-1, 0, withheld) // a connection that broke is found when it is read again
 	}
 	f := finding(RuleFull, "The host has no room to record what the VM sends: its events wait in the guest, unjudged, and what finds no room there is counted.")

@@ -14,10 +14,6 @@ import (
 	"github.com/outguard/outguard/vsockproto/link"
 )
 
-// ackFrames is how many frames are taken at most before an ack is sent, while
-// more are waiting.
-const ackFrames = 32
-
 // loop takes frames until the connection ends: nil after a Bye.
 func (c *conn) loop() error {
 	for {
@@ -29,8 +25,7 @@ func (c *conn) loop() error {
 		if err = errors.Join(err, c.recorded()); err != nil {
 			return c.judge(err)
 		}
-		c.frames++
-		if bye || !c.link.Waiting() || c.frames >= ackFrames || c.link.Taken()-c.acked > uint64(c.m.o.Credit/4) {
+		if c.link.Due(&f, c.m.o.Credit) {
 			if err := c.ack(f.Sequence); err != nil {
 				return c.deaf(err)
 			}
@@ -54,8 +49,7 @@ func (c *conn) recorded() error {
 }
 
 func (c *conn) ack(seq uint64) error {
-	c.acked, c.frames = c.link.Taken(), 0
-	return c.link.Ack(seq, c.acked+uint64(c.m.o.Credit), c.withholds())
+	return c.link.Ack(seq, c.link.Taken()+uint64(c.m.o.Credit), c.withholds())
 }
 
 // withholds decides whether bulk is wanted. It is not when what may be under way

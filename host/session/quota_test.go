@@ -192,7 +192,7 @@ func TestOversizeFrameAfterTheProof(t *testing.T) {
 		if n < 2 || !bytes.Equal(w.record[n-2].raw, good) || !bytes.Equal(w.record[n-1].raw, long) || w.record[n-1].whole {
 			t.Errorf("the record ends with %+v", w.record[max(0, n-2):])
 		}
-		want(t, "frames to the agent", frameTypes(t, <-heard), "policy ack ack reject")
+		want(t, "frames to the agent", frameTypes(t, <-heard), "policy ack reject")
 		if s, _ := m.StatusOf(vmID); s.State == Live || !strings.Contains(s.Reason, "long") {
 			t.Errorf("status %+v", s)
 		}

@@ -48,8 +48,6 @@ type conn struct {
 	batch   engine.Batch
 	canary  *canary // sent, and not yet decided; nil: none
 	drowned int     // canaries in a row that showed nothing
-	acked   uint64  // bytes taken when the last ack was sent
-	frames  int     // since then
 }
 
 // Serve speaks with whoever connected from a VM until the connection ends,

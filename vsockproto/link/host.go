@@ -37,6 +37,10 @@ type Host struct {
 	taken  uint64 // bytes of frames since Accept
 	proven bool
 
+	owed  int       // frames since the last Ack; like what follows, Read's and Due's
+	since time.Time // when the first of them arrived
+	acked uint64    // taken, at the last Ack
+
 	wmu      sync.Mutex // one writer at a time; guards what follows
 	accepted bool
 	seq      uint64 // sequence of our next frame
@@ -164,6 +168,28 @@ func (h *Host) Read() (Frame, error) {
 
 // Waiting reports whether a whole frame is there already, so that Read does not block.
 func (h *Host) Waiting() bool { return h.r.waiting() }
+
+// Limits of what an Ack may wait for.
+const (
+	AckDelay  = 20 * time.Millisecond // since the first of the frames that it is for
+	AckFrames = 32                    // that it is for
+)
+
+// Due reports whether an Ack is due after f, the frame read last: there is one for
+// several frames of events if they come one after the other, since each wakes the
+// guest. Credit is what the guest may have under way. Due waits, for more frames,
+// until it knows, and counts on it that one is sent if it is due.
+func (h *Host) Due(f *Frame, credit int) bool {
+	if h.owed++; h.owed == 1 {
+		h.since = h.r.at
+	}
+	due := f.Type != vsockproto.FrameEvents || h.owed >= AckFrames || h.taken-h.acked > uint64(credit/4) ||
+		!h.r.await(h.conn, h.since.Add(AckDelay))
+	if due {
+		h.owed, h.acked = 0, h.taken
+	}
+	return due
+}
 
 // Arrived is when the last byte arrived that the tap was given, or at the
 // latest then: a frame that waited for Read had arrived before it.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,7 @@ type frameReader struct {
 	at         time.Time    // when the last of them arrived
 	unread     atomic.Int64 // end - start, for others than the reader
 	small      int          // frames since one that a first buffer has no room for
+	failed     error        // of a read that nobody has heard of
 	tap        func(b []byte, whole bool) error
 }
 
@@ -93,7 +95,10 @@ func (r *frameReader) broken(err error) error {
 func (r *frameReader) fill(n int) error {
 	r.makeRoom(n)
 	for r.end-r.start < n {
-		m, err := r.src.Read(r.buf[r.end:])
+		m, err := 0, r.failed
+		if err == nil {
+			m, err = r.src.Read(r.buf[r.end:])
+		}
 		r.end += m
 		r.at = time.Now()
 		r.unread.Store(int64(r.end - r.start))
@@ -111,6 +116,31 @@ func (r *frameReader) fill(n int) error {
 		}
 	}
 	return nil
+}
+
+// await waits for bytes until then, and reports whether any are there, or an error
+// that the next frame has: none came in time is false.
+func (r *frameReader) await(src interface{ SetReadDeadline(time.Time) error }, until time.Time) bool {
+	if r.end > r.start || r.failed != nil {
+		return true
+	}
+	r.makeRoom(firstBuffer)
+	if r.failed = src.SetReadDeadline(until); r.failed != nil {
+		return true
+	}
+	n, err := r.src.Read(r.buf[r.end:])
+	if n > 0 {
+		r.end += n
+		r.at = time.Now()
+		r.unread.Store(int64(r.end - r.start))
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(until) { // else it is another's deadline
+		err = nil
+	}
+	if r.failed = err; err == nil {
+		r.failed = src.SetReadDeadline(time.Time{})
+	}
+	return n > 0 || r.failed != nil
 }
 
 func (r *frameReader) makeRoom(n int) {

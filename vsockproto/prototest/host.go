@@ -96,6 +96,12 @@ func (h *Host) Serve(conn net.Conn) error {
 			return err
 		}
 		h.next, h.over = l.Next(), bye
+		if h.broken(l) {
+			return net.ErrClosed
+		}
+		if !l.Due(&f, int(h.o.Credit)) {
+			continue
+		}
 		if err := l.Ack(f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load()); err != nil || bye {
 			return err
 		}
@@ -139,7 +145,15 @@ func (h *Host) Break() {
 	defer h.mu.Unlock()
 	if h.live != nil {
 		h.live.Close()
+		h.live = nil
 	}
+}
+
+// broken reports whether what has come is the last that was heard, Break in between.
+func (h *Host) broken(l *link.Host) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.live != l
 }
 
 // Accounts tells where every (CPU, class) stands; not while Serve runs.
