@@ -159,7 +159,7 @@ static __noinline int name_cgroup(struct cgroup *cgrp, __u16 type)
 	struct scratch *sc;
 	__u32 at;
 
-	sc = take_scratch(t, CLASS_CRITICAL);
+	sc = take_scratch(t, CLASS_CRITICAL, NO_POLICY);
 	if (!sc)
 		return 0;
 	r = (void *)sc->record;
@@ -168,7 +168,7 @@ static __noinline int name_cgroup(struct cgroup *cgrp, __u16 type)
 	r->id = id;
 	r->level = cgrp->level;
 	at = put_cgroup_path(sc, cgrp->kn);
-	if (at <= RECORD_MAX && !emit(get_config(), t, &r->header, at, type, CLASS_CRITICAL))
+	if (at <= RECORD_MAX && !emit_critical(get_config(), t, &r->header, at, type))
 		bpf_map_update_elem(&named, &id, &id, BPF_ANY);
 	drop_scratch(sc);
 	return 0;
@@ -194,7 +194,7 @@ static __always_inline void report_rmdir(struct cgroup *cgrp)
 	r.id = cgrp->kn->id;
 	r.level = cgrp->level;
 	bpf_map_delete_elem(&named, &r.id);
-	emit(get_config(), t, &r.header, sizeof(r), CGROUP_RMDIR, CLASS_CRITICAL);
+	emit_critical(get_config(), t, &r.header, sizeof(r), CGROUP_RMDIR);
 }
 
 static __always_inline void report_attach(struct cgroup *cgrp, struct task_struct *task, bool threadgroup)
@@ -209,7 +209,7 @@ static __always_inline void report_attach(struct cgroup *cgrp, struct task_struc
 	r.id = cgrp->kn->id;
 	fill_task(&r.target, task);
 	r.threadgroup = threadgroup;
-	emit(get_config(), t, &r.header, sizeof(r), CGROUP_ATTACH_TASK, CLASS_CRITICAL);
+	emit_critical(get_config(), t, &r.header, sizeof(r), CGROUP_ATTACH_TASK);
 }
 
 #endif

@@ -72,9 +72,17 @@ static __always_inline bool is_canary(const struct agent_config *c, struct task_
 
 #include "filter.h"
 
-static __always_inline bool wants(const struct agent_config *c, __u32 type)
+/*
+ * Does the policy in force want records of this type? Asked once for a record, which is
+ * held to that policy. It is read first: what it wants was there before it.
+ */
+static __always_inline bool wants(const struct agent_config *c, __u32 type, __u32 *policy)
 {
-	return c->hooks[type / 64] & (1ULL << (type % 64));
+	__u32 wanted;
+
+	*policy = *(volatile const __u8 *)&c->policy;
+	wanted = *(volatile const __u8 *)&c->hooks[type];
+	return wanted & *policy;
 }
 
 /*
@@ -82,16 +90,19 @@ static __always_inline bool wants(const struct agent_config *c, __u32 type)
  * hook can run for the agent's runtime as well, asked tells what a canary does
  * from that.
  */
-static __always_inline bool reports_canary(const struct agent_config *c, __u32 type, struct task_struct *t, bool asked)
+static __always_inline bool reports_canary(const struct agent_config *c, __u32 type, struct task_struct *t, bool asked,
+					   __u32 *policy)
 {
-	if (!c || !wants(c, type))
+	if (!c || !wants(c, type, policy))
 		return false;
 	return !is_agent(c, t) || (asked && is_canary(c, t));
 }
 
 static __always_inline bool reports(const struct agent_config *c, __u32 type, struct task_struct *t)
 {
-	return reports_canary(c, type, t, false);
+	__u32 policy;
+
+	return reports_canary(c, type, t, false, &policy);
 }
 
 static __always_inline struct counter *get_counter(__u32 cpu, __u32 class)
@@ -122,11 +133,13 @@ static __always_inline __u64 critical_wakeup(__u64 now)
 /*
  * Number the record and put it into its ring, unless it is filtered. The number is
  * drawn last, and nothing between it and the output can sleep, so that a number is
- * under way only for moments. Not zero: it found no room. T is the task that runs. The
- * path of the record's one file stands at sc's record[at]; NULL and 0: it has none.
+ * under way only for moments. Not zero: it found no room. Policy is the one that the
+ * record is held to; a critical one is to none. T is the task that runs. The path of the
+ * record's one file stands at sc's record[at]; NULL and 0: it has none.
  */
-static __always_inline long emit_file(const struct agent_config *config, struct task_struct *t, struct record_header *h,
-				      __u32 length, __u16 type, __u8 class, struct scratch *sc, __u32 at)
+static __always_inline long emit_file(const struct agent_config *config, __u32 policy, struct task_struct *t,
+				      struct record_header *h, __u32 length, __u16 type, __u8 class, struct scratch *sc,
+				      __u32 at)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct counter *c = get_counter(cpu, class);
@@ -135,8 +148,7 @@ static __always_inline long emit_file(const struct agent_config *config, struct 
 	if (!c || !config)
 		return 0;
 	h->flags = is_canary(config, t) ? FLAG_CANARY : 0;
-	if (class == CLASS_BULK && !h->flags && may_filter(config) &&
-	    is_filtered(config->generation & 1, type, (void *)(h + 1), sc, at))
+	if (class == CLASS_BULK && !h->flags && (policy & HAS_FILTERS) && is_filtered(policy, type, (void *)(h + 1), sc, at))
 		return 0;
 	h->length = length;
 	h->type = type;
@@ -153,10 +165,16 @@ static __always_inline long emit_file(const struct agent_config *config, struct 
 	return err;
 }
 
-static __always_inline long emit(const struct agent_config *config, struct task_struct *t, struct record_header *h,
-				 __u32 length, __u16 type, __u8 class)
+static __always_inline long emit(const struct agent_config *config, __u32 policy, struct task_struct *t,
+				 struct record_header *h, __u32 length, __u16 type, __u8 class)
 {
-	return emit_file(config, t, h, length, type, class, NULL, 0);
+	return emit_file(config, policy, t, h, length, type, class, NULL, 0);
+}
+
+static __always_inline long emit_critical(const struct agent_config *config, struct task_struct *t,
+					  struct record_header *h, __u32 length, __u16 type)
+{
+	return emit(config, NO_POLICY, t, h, length, type, CLASS_CRITICAL);
 }
 
 /* There was no room to build a record in: it has a number all the same. */
@@ -245,11 +263,12 @@ static __always_inline struct mnt_namespace *fill_subject(struct subject *s, str
 }
 
 /*
- * Take the task's scratch. A hook that runs while the task builds a record
- * comes from the digest itself (the kernel opens the file again to read it):
- * the agent's own doing, so it is not reported, and busy tells it apart.
+ * Take the task's scratch, for a record that is held to a policy. A hook that runs
+ * while the task builds a record comes from the digest itself (the kernel opens the
+ * file again to read it): the agent's own doing, so it is not reported, and busy
+ * tells it apart.
  */
-static __always_inline struct scratch *take_scratch(struct task_struct *t, __u8 class)
+static __always_inline struct scratch *take_scratch(struct task_struct *t, __u8 class, __u32 policy)
 {
 	struct scratch *sc = bpf_task_storage_get(&scratches, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
@@ -259,7 +278,7 @@ static __always_inline struct scratch *take_scratch(struct task_struct *t, __u8 
 	}
 	if (sc->busy)
 		return NULL;
-	sc->busy = 1;
+	sc->busy = policy;
 	return sc;
 }
 

@@ -105,7 +105,7 @@ static __always_inline void report_exec(const struct agent_config *c, struct scr
 	at = put_argv(sc, at, bprm);
 	at = put_filename(sc, at, bprm);
 	if (at <= RECORD_MAX)
-		emit(c, t, &r->header, at, BPRM_COMMITTED_CREDS, CLASS_CRITICAL);
+		emit_critical(c, t, &r->header, at, BPRM_COMMITTED_CREDS);
 }
 
 /*
@@ -126,7 +126,7 @@ static __always_inline bool keep_running(const struct agent_config *c, struct fi
 	sc = bpf_task_storage_get(&scratches, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!sc || sc->busy)
 		return true;
-	sc->busy = 1;
+	sc->busy = NO_POLICY;
 	if (digest(file, inode, sc->record) == DIGEST_SHA256)
 		bpf_map_update_elem(&running, &key, sc->record, BPF_ANY);
 	sc->busy = 0;
@@ -193,12 +193,12 @@ static __always_inline int report_snapshot(struct task_struct *t)
 	struct file_record *r;
 	struct scratch *sc;
 	struct file *file;
-	__u32 at = sizeof(*r);
+	__u32 policy, at = sizeof(*r);
 
-	if (!t || !c || !wants(c, TASK_SNAPSHOT))
+	if (!t || !c || !wants(c, TASK_SNAPSHOT, &policy))
 		return 0;
 	meet_cgroup(t->cgroups->dfl_cgrp);
-	sc = take_scratch(bpf_get_current_task_btf(), CLASS_CRITICAL);
+	sc = take_scratch(bpf_get_current_task_btf(), CLASS_CRITICAL, NO_POLICY);
 	if (!sc)
 		return 0;
 	r = (void *)sc->record;
@@ -213,7 +213,7 @@ static __always_inline int report_snapshot(struct task_struct *t)
 		}
 	}
 	if (at <= RECORD_MAX)
-		emit(c, bpf_get_current_task_btf(), &r->header, at, TASK_SNAPSHOT, CLASS_CRITICAL);
+		emit_critical(c, bpf_get_current_task_btf(), &r->header, at, TASK_SNAPSHOT);
 	drop_scratch(sc);
 	return 0;
 }

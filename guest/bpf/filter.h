@@ -4,15 +4,15 @@
  * and a record is left out when some bit stands in all that is asked: for its type,
  * and for each condition among the filters without it or those that it meets.
  *
- * There are two generations of everything here. The agent writes the one that is
- * not in force and then, with the hooks, the number in config: no record is held
- * to a part of both.
+ * There are two places for everything here. The agent writes into the one that is
+ * not in force, and then swaps the policy in config, for hooks and filters alike. A
+ * record that is still being made when its policy's place is written anew, two
+ * policies later, is not left out.
  */
 #ifndef OUTGUARD_FILTER_H
 #define OUTGUARD_FILTER_H
 
 #define PREFIX_SIZE 128
-#define HAS_FILTERS (1U << 31) /* in the configuration's generation: there is something to look up */
 
 enum filter_kind {
 	FILTER_UID = 1,
@@ -22,13 +22,14 @@ enum filter_kind {
 
 struct filter_set {
 	__u64 number;	 /* of the policy; 0: no filters */
+	__u64 policy;	 /* as config has it; 0 while the agent writes here */
 	__u64 programs;	 /* those that name a program */
 	__u64 any[4];	 /* those without a condition: by kind, 0 for the path */
-	__u64 types[64 * HOOK_WORDS];
+	__u64 types[TYPES];
 };
 
 struct filter_key {
-	__u32 generation;
+	__u32 place;
 	__u32 kind;
 	__u8 value[32]; /* filled up with zeros */
 };
@@ -84,11 +85,10 @@ struct {
 	__type(value, __u64);
 } filtered SEC(".maps");
 
-static __always_inline struct filter_set *filters_of(const struct agent_config *c)
+/* Where the filters of a policy are: every other bit has the same place. */
+static __always_inline __u32 place_of(__u32 policy)
 {
-	__u32 generation = c->generation & 1;
-
-	return bpf_map_lookup_elem(&filter_sets, &generation);
+	return (policy & 0x15) == 0;
 }
 
 static __always_inline __u64 naming(const struct filter_key *key)
@@ -125,7 +125,7 @@ static __always_inline __u64 naming_program(struct filter_key *key, struct task_
  * a root or a mount namespace of its own is its own affair. That its open made it
  * leaves a path as it is.
  */
-static __always_inline __u64 naming_path(__u32 generation, struct scratch *sc, __u32 at)
+static __always_inline __u64 naming_path(__u32 place, struct scratch *sc, __u32 at)
 {
 	struct file_body *f = &((struct file_record *)sc->record)->file; /* where all have it */
 	struct prefix_key *key = (void *)&sc->record[PREFIX_AT];
@@ -138,7 +138,7 @@ static __always_inline __u64 naming_path(__u32 generation, struct scratch *sc, _
 	path = (void *)&sc->record[at];
 	if (f->path_kind != PATH_ROOT || path->tag != TAG_PATH || (path->flags & ~TAIL_MADE) || !path->length)
 		return 0;
-	trie = bpf_map_lookup_elem(&filter_paths, &generation);
+	trie = bpf_map_lookup_elem(&filter_paths, &place);
 	if (!trie || bpf_probe_read_kernel(key->path, PREFIX_SIZE, path + 1))
 		return 0;
 	key->bits = 8 * (path->length < PREFIX_SIZE ? path->length : PREFIX_SIZE);
@@ -146,32 +146,27 @@ static __always_inline __u64 naming_path(__u32 generation, struct scratch *sc, _
 	return bits ? *bits : 0;
 }
 
-/* Has the policy in force any filters? */
-static __always_inline bool may_filter(const struct agent_config *c)
-{
-	return c->generation & HAS_FILTERS;
-}
-
 /*
- * Is this record left out? Then it is counted, and has no number. The path's tail
- * stands at sc's record[at]; at is 0, or sc NULL, where there is none.
+ * Is this record left out by the policy that it is held to? Then it is counted, and
+ * has no number. The path's tail stands at sc's record[at]; at is 0, or sc NULL, where
+ * there is none. Whose filters these were is looked at last.
  */
-static __noinline bool is_filtered(__u32 generation, __u32 type, const struct subject *s, struct scratch *sc, __u32 at)
+static __noinline bool is_filtered(__u32 policy, __u32 type, const struct subject *s, struct scratch *sc, __u32 at)
 {
+	__u32 cpu, place = place_of(policy);
 	struct filter_key key = {};
 	struct filter_set *set;
 	__u64 bits, *count;
-	__u32 cpu;
 
-	if (type >= 64 * HOOK_WORDS)
+	if (type >= TYPES)
 		return false;
-	set = bpf_map_lookup_elem(&filter_sets, &generation);
+	set = bpf_map_lookup_elem(&filter_sets, &place);
 	if (!set)
 		return false;
 	bits = set->types[type];
 	if (!bits)
 		return false;
-	key.generation = generation;
+	key.place = place;
 	bits &= set->any[FILTER_UID] | naming_uid(&key, s);
 	if (bits) {
 		key.kind = FILTER_CGROUP;
@@ -181,8 +176,8 @@ static __noinline bool is_filtered(__u32 generation, __u32 type, const struct su
 	if (bits && (bits & set->any[FILTER_PROGRAM]) != bits)
 		bits &= set->any[FILTER_PROGRAM] | naming_program(&key, bpf_get_current_task_btf());
 	if (bits && (bits & set->any[0]) != bits)
-		bits &= set->any[0] | (sc && at ? naming_path(generation, sc, at) : 0);
-	if (!bits)
+		bits &= set->any[0] | (sc && at ? naming_path(place, sc, at) : 0);
+	if (!bits || *(volatile __u64 *)&set->policy != policy)
 		return false;
 	cpu = bpf_get_smp_processor_id();
 	count = bpf_map_lookup_elem(&filtered, &cpu);
@@ -208,7 +203,8 @@ static __always_inline void note_program(struct task_struct *t, const struct fil
 /* A task that was made runs what its maker does; kept while a filter asks for it. */
 static __always_inline void inherit_program(const struct agent_config *c, struct task_struct *t, struct task_struct *child)
 {
-	struct filter_set *set = filters_of(c);
+	__u32 place = place_of(c->policy);
+	struct filter_set *set = bpf_map_lookup_elem(&filter_sets, &place);
 	struct committed_exec *e, *of;
 
 	if (!set || !set->programs)

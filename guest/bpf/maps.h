@@ -4,22 +4,32 @@
 #define OUTGUARD_MAPS_H
 
 /*
- * What the agent tells the programs. Hooks has bit N % 64 of element N / 64 set
- * when records of event type N are wanted. The agent's own tasks are known by the rest: a thread
- * group, its start and its exec id, which no other program can come by.
+ * What the agent tells the programs. Policies that follow each other have one bit
+ * after the other, of POLICIES; hooks has for each type of records the bits of those
+ * that want it, and policy the bit of the one in force. That byte is what is swapped:
+ * the agent writes the bits of the next policy while nobody looks at them. A record
+ * takes the policy that it finds first and is held to that one to its end; only one
+ * that is held up while POLICIES of them follow takes another for its own.
+ *
+ * The agent's own tasks are known by the rest: a thread group, its start and its exec
+ * id, which no other program can come by.
  */
-#define HOOK_WORDS 4
+#define TYPES 256
+#define POLICIES 6	 /* an even number: they take turns with the filters' two places */
+#define HAS_FILTERS 0x80 /* in policy: there is something to look up */
 struct agent_config {
-	__u64 hooks[HOOK_WORDS];
+	__u8 hooks[TYPES];
 	__u64 snapshotting; /* not zero while the agent prepares the snapshot */
-	__u64 agent_opens;  /* files that the agent opened: shows that the hooks run */
+	__u64 agent_opens;  /* files that the agent opened: shows that the hooks run; a write of the rest may
+			     * take some back, so that it is compared only where nothing writes */
 	__u64 unseen_opens; /* by the agent: files that it opened and agent_opens does not count */
 	__u64 further; /* the object of which the further hooks' programs are that are attached */
 	__u64 agent_start_ns;
 	__u32 agent_tgid;
 	__u32 agent_exec_id;
 	__u32 canary_pid; /* the agent's thread that does what a canary asks for; 0: none */
-	__u32 generation; /* of filters, by its last bit, and whether there are any; see filter.h */
+	__u8 policy;	  /* the bit of the one in force, and whether it has filters */
+	__u8 reserved[3];
 };
 
 /*
@@ -59,8 +69,10 @@ struct digest_cache {
 
 /*
  * Room to build a record in; it is sent as far as it is filled. Newer kernels
- * (7.2) refuse task storage of more than 8 KiB, their own header included.
+ * (7.2) refuse task storage of more than 8 KiB, their own header included. Busy is
+ * the policy that what is built is held to, 0 where nothing is.
  */
+#define NO_POLICY 1 /* critical records are held to none */
 #define RECORD_ROOM 7928
 struct scratch {
 	__u64 busy;

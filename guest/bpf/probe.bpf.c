@@ -37,7 +37,7 @@ int BPF_PROG(bprm_committed_creds, struct linux_binprm *bprm)
 	note_committed(t);
 	if (!reports(c, BPRM_COMMITTED_CREDS, t))
 		return 0;
-	sc = take_scratch(t, CLASS_CRITICAL);
+	sc = take_scratch(t, CLASS_CRITICAL, NO_POLICY);
 	if (!sc)
 		return 0;
 	report_exec(c, sc, bprm, t);
@@ -60,8 +60,8 @@ int BPF_PROG(sched_process_exec, struct task_struct *t)
 /* Whether the kernel has file_post_open, which can digest; the agent finds out. */
 const volatile bool has_post_open = false;
 
-static __always_inline void report_open(const struct agent_config *c, struct file *file, struct task_struct *t,
-					bool readable)
+static __always_inline void report_open(const struct agent_config *c, __u32 policy, struct file *file,
+					struct task_struct *t, bool readable)
 {
 	struct inode *inode = file->f_inode;
 	struct mnt_namespace *own;
@@ -69,7 +69,7 @@ static __always_inline void report_open(const struct agent_config *c, struct fil
 	struct scratch *sc;
 	__u32 at;
 
-	sc = take_scratch(t, CLASS_BULK);
+	sc = take_scratch(t, CLASS_BULK, policy);
 	if (!sc)
 		return;
 	r = (void *)sc->record; /* all of it is written below */
@@ -79,7 +79,7 @@ static __always_inline void report_open(const struct agent_config *c, struct fil
 	r->file.digested = digest_for(&r->file, file, inode, false, readable);
 	at = put_path(sc, sizeof(*r), file, t, own, r->file.path_kind);
 	if (at <= RECORD_MAX)
-		emit_file(c, t, &r->header, at, FILE_OPEN, CLASS_BULK, sc, sizeof(*r));
+		emit_file(c, sc->busy, t, &r->header, at, FILE_OPEN, CLASS_BULK, sc, sizeof(*r));
 	drop_scratch(sc);
 }
 
@@ -97,13 +97,14 @@ int BPF_PROG(file_open, struct file *file, int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct agent_config *c = get_config();
+	__u32 policy;
 
 	if (file->f_mode & FMODE_WRITE)
 		end_version(file->f_inode);
 	if (c && is_agent(c, t))
 		__sync_fetch_and_add(&c->agent_opens, 1);
-	if ((!has_post_open || (file->f_flags & __O_TMPFILE)) && reports_canary(c, FILE_OPEN, t, true))
-		report_open(c, file, t, false);
+	if ((!has_post_open || (file->f_flags & __O_TMPFILE)) && reports_canary(c, FILE_OPEN, t, true, &policy))
+		report_open(c, policy, file, t, false);
 	return ret;
 }
 
@@ -117,9 +118,10 @@ int BPF_PROG(file_post_open, struct file *file, int mask, int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct agent_config *c = get_config();
+	__u32 policy;
 
-	if (reports_canary(c, FILE_OPEN, t, true))
-		report_open(c, file, t, true);
+	if (reports_canary(c, FILE_OPEN, t, true, &policy))
+		report_open(c, policy, file, t, true);
 	return ret;
 }
 
@@ -136,13 +138,13 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 	struct mnt_namespace *own;
 	struct mmap_record *r;
 	struct scratch *sc;
-	__u32 at = sizeof(*r);
+	__u32 policy, at = sizeof(*r);
 
 	if (given && keep_running(c, file, file->f_inode, t))
 		return ret;
-	if (!reports_canary(c, MMAP_FILE, t, given)) /* its runtime maps memory */
+	if (!reports_canary(c, MMAP_FILE, t, given, &policy)) /* its runtime maps memory */
 		return ret;
-	sc = take_scratch(t, CLASS_BULK);
+	sc = take_scratch(t, CLASS_BULK, policy);
 	if (!sc)
 		return ret;
 	r = (void *)sc->record; /* all of it is written below */
@@ -163,7 +165,8 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 		__builtin_memset(&r->file, 0, sizeof(r->file));
 	}
 	if (at <= RECORD_MAX)
-		emit_file(c, t, &r->header, at, MMAP_FILE, CLASS_BULK, sc, at > sizeof(*r) ? sizeof(*r) : 0);
+		emit_file(c, sc->busy, t, &r->header, at, MMAP_FILE, CLASS_BULK, sc,
+			  at > sizeof(*r) ? sizeof(*r) : 0);
 	drop_scratch(sc);
 	return ret;
 }
@@ -198,15 +201,16 @@ int BPF_PROG(socket_create, int family, int type, int protocol, int kern, int re
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct agent_config *c = get_config();
 	struct socket_create_record r = {};
+	__u32 policy;
 
-	if (!reports_canary(c, SOCKET_CREATE, t, family == AF_UNIX && protocol != 0))
+	if (!reports_canary(c, SOCKET_CREATE, t, family == AF_UNIX && protocol != 0, &policy))
 		return ret;
 	fill_subject(&r.subject, t);
 	r.family = family;
 	r.type = type;
 	r.protocol = protocol;
 	r.kernel = kern != 0;
-	emit(c, t, &r.header, sizeof(r), SOCKET_CREATE, CLASS_BULK);
+	emit(c, policy, t, &r.header, sizeof(r), SOCKET_CREATE, CLASS_BULK);
 	return ret;
 }
 
@@ -261,13 +265,14 @@ int BPF_PROG(socket_listen, struct socket *sock, int backlog, int ret)
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct agent_config *c = get_config();
 	struct socket_listen_record r = {};
+	__u32 policy;
 
-	if (!reports_canary(c, SOCKET_LISTEN, t, true))
+	if (!reports_canary(c, SOCKET_LISTEN, t, true, &policy))
 		return ret;
 	fill_subject(&r.subject, t);
 	fill_socket(&r.socket, sock);
 	r.backlog = backlog;
-	emit(c, t, &r.header, sizeof(r), SOCKET_LISTEN, CLASS_BULK);
+	emit(c, policy, t, &r.header, sizeof(r), SOCKET_LISTEN, CLASS_BULK);
 	return ret;
 }
 
@@ -294,14 +299,15 @@ int BPF_PROG(task_kill, struct task_struct *target, struct kernel_siginfo *info,
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct agent_config *c = get_config();
 	struct kill_record r = {};
+	__u32 policy;
 
-	if (!reports_canary(c, TASK_KILL, t, sig == 0))
+	if (!reports_canary(c, TASK_KILL, t, sig == 0, &policy))
 		return ret;
 	fill_subject(&r.subject, t);
 	fill_task(&r.target, target);
 	r.target_exec_id = exec_id(target);
 	r.signal = sig;
-	emit(c, t, &r.header, sizeof(r), TASK_KILL, CLASS_CRITICAL);
+	emit_critical(c, t, &r.header, sizeof(r), TASK_KILL);
 	return ret;
 }
 
@@ -316,8 +322,9 @@ int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct agent_config *c = get_config();
 	struct newtask_record r = {};
+	__u32 policy;
 
-	if (!c || !wants(c, TASK_NEWTASK) || (is_agent(c, t) && (clone_flags & CLONE_THREAD))) {
+	if (!c || !wants(c, TASK_NEWTASK, &policy) || (is_agent(c, t) && (clone_flags & CLONE_THREAD))) {
 		note_unrecorded();
 		return 0;
 	}
@@ -328,7 +335,7 @@ int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
 	r.child_leader_start_ns = child->group_leader->start_boottime;
 	r.child_exec_id = exec_id(child);
 	r.clone_flags = clone_flags;
-	if (emit(c, t, &r.header, sizeof(r), TASK_NEWTASK, CLASS_CRITICAL))
+	if (emit_critical(c, t, &r.header, sizeof(r), TASK_NEWTASK))
 		note_unrecorded();
 	return 0;
 }
@@ -349,7 +356,7 @@ int BPF_PROG(sched_process_exit, struct task_struct *gone)
 	fill_subject(&r.subject, gone);
 	r.exit_code = gone->exit_code;
 	r.group_dead = gone->signal->live.counter == 0;
-	emit(c, gone, &r.header, sizeof(r), SCHED_PROCESS_EXIT, CLASS_CRITICAL);
+	emit_critical(c, gone, &r.header, sizeof(r), SCHED_PROCESS_EXIT);
 	return 0;
 }
 

@@ -15,7 +15,7 @@ import (
 
 type ProbeAgentConfig struct {
 	_            structs.HostLayout
-	Hooks        [4]uint64
+	Hooks        [256]uint8
 	Snapshotting uint64
 	AgentOpens   uint64
 	UnseenOpens  uint64
@@ -24,7 +24,8 @@ type ProbeAgentConfig struct {
 	AgentTgid    uint32
 	AgentExecId  uint32
 	CanaryPid    uint32
-	Generation   uint32
+	Policy       uint8
+	Reserved     [3]uint8
 }
 
 type ProbeCommittedExec struct {
@@ -52,15 +53,16 @@ type ProbeDigestCache struct {
 }
 
 type ProbeFilterKey struct {
-	_          structs.HostLayout
-	Generation uint32
-	Kind       uint32
-	Value      [32]uint8
+	_     structs.HostLayout
+	Place uint32
+	Kind  uint32
+	Value [32]uint8
 }
 
 type ProbeFilterSet struct {
 	_        structs.HostLayout
 	Number   uint64
+	Policy   uint64
 	Programs uint64
 	Any      [4]uint64
 	Types    [256]uint64

@@ -12,9 +12,9 @@
 #define VALUE_SIZE 1024
 
 /* Zero the body of any shape and say who acts. */
-static __noinline struct scratch *prepare(struct task_struct *t, __u8 class)
+static __noinline struct scratch *prepare(struct task_struct *t, __u8 class, __u32 policy)
 {
-	struct scratch *sc = take_scratch(t, class);
+	struct scratch *sc = take_scratch(t, class, policy);
 	struct objects_record *r;
 
 	if (!sc)
@@ -29,8 +29,9 @@ static __noinline struct scratch *prepare(struct task_struct *t, __u8 class)
 static __always_inline struct scratch *begin_canary(__u32 type, __u8 class, bool asked)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
+	__u32 policy;
 
-	return reports_canary(get_config(), type, t, asked) ? prepare(t, class) : NULL;
+	return reports_canary(get_config(), type, t, asked, &policy) ? prepare(t, class, policy) : NULL;
 }
 
 static __always_inline struct scratch *begin(__u32 type, __u8 class)
@@ -44,7 +45,7 @@ static __always_inline bool is_nameless(struct file *file)
 	return file && BPF_CORE_READ(file, f_inode, i_nlink) == 0;
 }
 
-/* Send what is built up to at. */
+/* Send what is built up to at, held to the policy that begin found. */
 static __noinline int finish(struct scratch *sc, __u32 at, __u16 type, __u8 class)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
@@ -53,9 +54,9 @@ static __noinline int finish(struct scratch *sc, __u32 at, __u16 type, __u8 clas
 	barrier_var(at);
 	if (at <= RECORD_ROOM - 8) {
 		if (class == CLASS_CRITICAL)
-			emit(c, t, (void *)sc->record, at, type, CLASS_CRITICAL);
+			emit_critical(c, t, (void *)sc->record, at, type);
 		else
-			emit_file(c, t, (void *)sc->record, at, type, CLASS_BULK, sc,
+			emit_file(c, sc->busy, t, (void *)sc->record, at, type, CLASS_BULK, sc,
 				  at > sizeof(struct object_record) ? sizeof(struct object_record) : 0);
 	}
 	drop_scratch(sc);

@@ -116,11 +116,11 @@ static __always_inline void report_address(struct socket *sock, struct sockaddr 
 	struct agent_config *c = get_config();
 	struct socket_address_record *r;
 	struct scratch *sc;
-	__u32 at;
+	__u32 policy, at;
 
-	if (!reports_canary(c, type, t, address->sa_family == AF_UNIX))
+	if (!reports_canary(c, type, t, address->sa_family == AF_UNIX, &policy))
 		return;
-	sc = take_scratch(t, CLASS_BULK);
+	sc = take_scratch(t, CLASS_BULK, policy);
 	if (!sc)
 		return;
 	r = (void *)sc->record;
@@ -128,7 +128,7 @@ static __always_inline void report_address(struct socket *sock, struct sockaddr 
 	fill_subject(&r->subject, t);
 	fill_socket(&r->socket, sock);
 	at = put_address(sc, &r->address, address, length);
-	emit(c, t, &r->header, at, type, CLASS_BULK);
+	emit(c, sc->busy, t, &r->header, at, type, CLASS_BULK);
 	drop_scratch(sc);
 }
 
@@ -139,11 +139,11 @@ static __always_inline void report_accept(struct socket *sock)
 	struct socket_address_record *r;
 	struct scratch *sc;
 	struct sock *sk = sock->sk;
-	__u32 at;
+	__u32 policy, at;
 
-	if (!reports_canary(c, SOCKET_ACCEPT, t, true))
+	if (!reports_canary(c, SOCKET_ACCEPT, t, true, &policy))
 		return;
-	sc = take_scratch(t, CLASS_BULK);
+	sc = take_scratch(t, CLASS_BULK, policy);
 	if (!sc)
 		return;
 	r = (void *)sc->record;
@@ -153,7 +153,7 @@ static __always_inline void report_accept(struct socket *sock)
 	fill_socket(&r->socket, sock);
 	if (sk)
 		at = put_local(sc, &r->address, sk);
-	emit(c, t, &r->header, at, SOCKET_ACCEPT, CLASS_BULK);
+	emit(c, sc->busy, t, &r->header, at, SOCKET_ACCEPT, CLASS_BULK);
 	drop_scratch(sc);
 }
 

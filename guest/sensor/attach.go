@@ -23,16 +23,10 @@ var byDefault = setOf(vsockproto.StartTypes()...)
 // earlier agent go when ours are there: for a moment both report, since an
 // event that comes twice is better than one that nobody misses.
 func (l *loader) begin(s *Sensor) error {
-	filters, err := s.filters()
-	if err != nil {
-		return err
-	}
-	err = s.configure(func(c *bpf.ProbeAgentConfig) {
-		if hookSet(c.Hooks).empty() {
-			c.Hooks = byDefault
-		}
-		if filters != nil { // of an earlier agent, which may not have known of the bit
-			c.Generation |= hasFilters
+	err := s.configure(func(c *bpf.ProbeAgentConfig) {
+		if c.Policy == 0 { // else an earlier agent's stays in force
+			want(c, firstPolicy, byDefault)
+			c.Policy = uint8(firstPolicy)
 		}
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -25,9 +26,47 @@ const (
 	kinds
 )
 
-// hasFilters, in a generation's number, says that there is something to look up;
-// see guest/bpf/filter.h.
-const hasFilters = 1 << 31
+// policy is the bit of one, and whether it has filters; see guest/bpf/maps.h.
+type policy uint8
+
+const (
+	policies           = 6
+	firstPolicy policy = 1
+	hasFilters  policy = 0x80
+)
+
+func (p policy) bit() policy { return p &^ hasFilters }
+
+// next is the bit of the policy that comes after p.
+func (p policy) next() policy {
+	if p.bit() == 0 || p.bit() == 1<<(policies-1) {
+		return firstPolicy
+	}
+	return p.bit() << 1
+}
+
+// place is where the programs look for its filters.
+func (p policy) place() uint32 { return uint32(bits.TrailingZeros8(uint8(p.bit()))) & 1 }
+
+// wants is what the programs are to report by p.
+func wants(c *bpf.ProbeAgentConfig, p policy) (s hookSet) {
+	for t, by := range c.Hooks {
+		if policy(by)&p.bit() != 0 {
+			s.add(vsockproto.EventType(t))
+		}
+	}
+	return s
+}
+
+// want makes s what the programs are to report once p is in force.
+func want(c *bpf.ProbeAgentConfig, p policy, s hookSet) {
+	for t := range c.Hooks {
+		c.Hooks[t] &^= uint8(p.bit())
+		if s.has(vsockproto.EventType(t)) {
+			c.Hooks[t] |= uint8(p.bit())
+		}
+	}
+}
 
 // filterSet is what the programs are told of a policy's filters: a bit for each.
 type filterSet struct {
@@ -37,7 +76,7 @@ type filterSet struct {
 }
 
 // compile turns filters into the sets that the programs look bits up in.
-func compile(p vsockproto.Policy, generation uint32) *filterSet {
+func compile(p vsockproto.Policy, place uint32) *filterSet {
 	s := &filterSet{keys: map[bpf.ProbeFilterKey]uint64{}, prefixes: map[string]uint64{}}
 	if len(p.Filters) > 0 {
 		s.Number = p.Number
@@ -51,10 +90,10 @@ func compile(p vsockproto.Policy, generation uint32) *filterSet {
 		}
 		var value [32]byte
 		binary.LittleEndian.PutUint32(value[:], f.UID)
-		s.on(generation, ofUID, f.Conditions&vsockproto.FilterUID != 0, value, bit)
+		s.on(place, ofUID, f.Conditions&vsockproto.FilterUID != 0, value, bit)
 		binary.LittleEndian.PutUint64(value[:], f.Cgroup)
-		s.on(generation, ofCgroup, f.Conditions&vsockproto.FilterCgroup != 0, value, bit)
-		s.on(generation, ofProgram, f.Conditions&vsockproto.FilterProgram != 0, f.Program, bit)
+		s.on(place, ofCgroup, f.Conditions&vsockproto.FilterCgroup != 0, value, bit)
+		s.on(place, ofProgram, f.Conditions&vsockproto.FilterProgram != 0, f.Program, bit)
 		if f.Path == "" {
 			s.Any[ofPath] |= bit
 			continue
@@ -67,12 +106,12 @@ func compile(p vsockproto.Policy, generation uint32) *filterSet {
 }
 
 // on notes what a filter says of one kind of condition.
-func (s *filterSet) on(generation, kind uint32, named bool, value [32]byte, bit uint64) {
+func (s *filterSet) on(place, kind uint32, named bool, value [32]byte, bit uint64) {
 	if !named {
 		s.Any[kind] |= bit
 		return
 	}
-	s.keys[bpf.ProbeFilterKey{Generation: generation, Kind: kind, Value: value}] |= bit
+	s.keys[bpf.ProbeFilterKey{Place: place, Kind: kind, Value: value}] |= bit
 }
 
 // spread gives each prefix the bits of those that it begins with: the longest one
@@ -92,39 +131,50 @@ func (s *filterSet) spread() {
 	}
 }
 
-// prepare writes the filters of a policy where none are in force, and returns
-// which generation that is. Called with steer held.
-func (s *Sensor) prepare(p vsockproto.Policy) (generation uint32, err error) {
+// prepare writes what a policy wants, and its filters, where the programs do not look
+// yet, and returns what makes them look there. Called with steer held.
+func (s *Sensor) prepare(p vsockproto.Policy) (policy, error) {
 	c, err := s.config()
 	if err != nil {
 		return 0, err
 	}
-	generation = (c.Generation + 1) &^ hasFilters
-	slot := generation & 1
+	next := policy(c.Policy).next()
 	if len(p.Filters) > 0 {
-		generation |= hasFilters
+		next |= hasFilters
 	}
-	set := compile(p, slot)
-	if err := s.writeKeys(slot, set); err != nil {
+	if err := s.writeFilters(p, next); err != nil {
 		return 0, fmt.Errorf("filters: %w", err)
 	}
-	if err := s.writePrefixes(slot, set); err != nil {
-		return 0, fmt.Errorf("filters' paths: %w", err)
-	}
-	if err := s.objects.FilterSets.Put(slot, &set.ProbeFilterSet); err != nil {
-		return 0, fmt.Errorf("filters: %w", err)
-	}
-	return generation, nil
+	return next, s.configure(func(c *bpf.ProbeAgentConfig) { want(c, next, setOf(p.Hooks...)) })
 }
 
-// writeKeys makes the keys of a generation those of set.
-func (s *Sensor) writeKeys(slot uint32, set *filterSet) error {
+// writeFilters writes the filters of a policy that the programs are to know as next.
+// Where they go are those of the last but one, which some record may still be held to:
+// first of all these are nobody's any more.
+func (s *Sensor) writeFilters(p vsockproto.Policy, next policy) error {
+	place := next.place()
+	if err := s.objects.FilterSets.Put(place, &bpf.ProbeFilterSet{}); err != nil {
+		return err
+	}
+	set := compile(p, place)
+	if err := s.writeKeys(place, set); err != nil {
+		return err
+	}
+	if err := s.writePrefixes(place, set); err != nil {
+		return fmt.Errorf("paths: %w", err)
+	}
+	set.Policy = uint64(next)
+	return s.objects.FilterSets.Put(place, &set.ProbeFilterSet)
+}
+
+// writeKeys makes the keys at a place those of set.
+func (s *Sensor) writeKeys(place uint32, set *filterSet) error {
 	var old []bpf.ProbeFilterKey
 	var key bpf.ProbeFilterKey
 	var bits uint64
 	it := s.objects.FilterKeys.Iterate()
 	for it.Next(&key, &bits) {
-		if key.Generation == slot {
+		if key.Place == place {
 			old = append(old, key)
 		}
 	}
@@ -144,11 +194,11 @@ func (s *Sensor) writeKeys(slot uint32, set *filterSet) error {
 	return nil
 }
 
-// writePrefixes puts a new map of prefixes where a generation's is looked for.
+// writePrefixes puts a new map of prefixes where a place's is looked for.
 // Without any there is none to look into.
-func (s *Sensor) writePrefixes(slot uint32, set *filterSet) error {
+func (s *Sensor) writePrefixes(place uint32, set *filterSet) error {
 	if len(set.prefixes) == 0 {
-		if err := s.objects.FilterPaths.Delete(slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := s.objects.FilterPaths.Delete(place); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
 		return nil
@@ -166,7 +216,7 @@ func (s *Sensor) writePrefixes(slot uint32, set *filterSet) error {
 			return err
 		}
 	}
-	return s.objects.FilterPaths.Put(slot, uint32(m.FD()))
+	return s.objects.FilterPaths.Put(place, uint32(m.FD()))
 }
 
 // prefixMap is struct prefix_trie of guest/bpf/filter.h.
@@ -183,7 +233,7 @@ const noPrealloc = 1 // BPF_F_NO_PREALLOC
 // records were left out since the boot.
 func (s *Sensor) Filtering() (f vsockproto.Filtering, err error) {
 	set, err := s.filters()
-	if err != nil || set == nil {
+	if err != nil {
 		return f, err
 	}
 	f.Number = set.Number
@@ -197,17 +247,19 @@ func (s *Sensor) Filtering() (f vsockproto.Filtering, err error) {
 	return f, nil
 }
 
-// filters returns those in force, nil: there was never a policy.
-func (s *Sensor) filters() (*bpf.ProbeFilterSet, error) {
+// filters returns those in force.
+func (s *Sensor) filters() (set bpf.ProbeFilterSet, err error) {
 	s.mu.Lock()
 	c, err := s.config()
 	s.mu.Unlock()
-	if err != nil || c.Generation == 0 {
-		return nil, err
+	if err != nil {
+		return set, err
 	}
-	set := &bpf.ProbeFilterSet{}
-	if err := s.objects.FilterSets.Lookup(c.Generation&1, set); err != nil {
-		return nil, fmt.Errorf("read filters: %w", err)
+	if err := s.objects.FilterSets.Lookup(policy(c.Policy).place(), &set); err != nil {
+		return set, fmt.Errorf("read filters: %w", err)
+	}
+	if set.Policy != uint64(c.Policy) { // no policy of the host's has been in force
+		return bpf.ProbeFilterSet{}, nil
 	}
 	return set, nil
 }

@@ -20,7 +20,7 @@ func (s *filterSet) matches(t vsockproto.EventType, uid uint32, cgroup uint64, p
 	binary.LittleEndian.PutUint64(group[:], cgroup)
 	bits := s.Types[t]
 	for kind, value := range map[uint32][32]byte{ofUID: id, ofCgroup: group, ofProgram: program} {
-		bits &= s.Any[kind] | s.keys[bpf.ProbeFilterKey{Generation: 1, Kind: kind, Value: value}]
+		bits &= s.Any[kind] | s.keys[bpf.ProbeFilterKey{Place: 1, Kind: kind, Value: value}]
 	}
 	longest := ""
 	for prefix := range s.prefixes {
@@ -72,6 +72,29 @@ func TestCompile(t *testing.T) {
 		if got := s.matches(tc.t, tc.uid, tc.cgroup, tc.program, tc.path); got != tc.want {
 			t.Errorf("%+v: %v", tc, got)
 		}
+	}
+}
+
+// TestPolicies: policies that follow each other differ in their bits and take turns with
+// the two places, and what one wants leaves the others as they are.
+func TestPolicies(t *testing.T) {
+	var c bpf.ProbeAgentConfig
+	var seen []policy
+	p := firstPolicy
+	for i := range 3 * policies {
+		if p.place() != uint32(i%2) || (p|hasFilters).place() != p.place() || (p|hasFilters).next() != p.next() {
+			t.Errorf("policy %d, %#x: place %d", i, p, p.place())
+		}
+		if slices.Contains(seen, p) != (i >= policies) || p.bit() != p {
+			t.Errorf("policy %d has %#x, after %#x", i, p, seen)
+		}
+		seen = append(seen, p)
+		before, now := wants(&c, p.next()), setOf(vsockproto.EventType(1+i), vsockproto.FileOpen, 255)
+		want(&c, p, now)
+		if wants(&c, p|hasFilters) != now || wants(&c, p.next()) != before {
+			t.Errorf("policy %d: wants %v, the next one %v", i, wants(&c, p), wants(&c, p.next()))
+		}
+		p = p.next()
 	}
 }
 

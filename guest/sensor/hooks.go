@@ -76,8 +76,8 @@ var ofSockets = func() (s hookSet) {
 	return s
 }()
 
-// hookSet is a set of event types, as the programs have it.
-type hookSet [len(bpf.ProbeAgentConfig{}.Hooks)]uint64
+// hookSet is a set of event types.
+type hookSet [len(bpf.ProbeAgentConfig{}.Hooks) / 64]uint64
 
 func setOf(types ...vsockproto.EventType) (s hookSet) {
 	for _, t := range types {
@@ -87,6 +87,8 @@ func setOf(types ...vsockproto.EventType) (s hookSet) {
 }
 
 func (s *hookSet) add(t vsockproto.EventType) { s[t/64] |= 1 << (t % 64) }
+
+func (s hookSet) has(t vsockproto.EventType) bool { return s[t/64]&(1<<(t%64)) != 0 }
 
 func (s hookSet) empty() bool { return s == hookSet{} }
 

@@ -20,25 +20,26 @@ import (
 // SetPolicy makes the types of a policy reported and no others, but what its
 // filters leave out, and attaches their hooks and no others, but for what the books
 // need. Those that both the old and the new policy ask for stay attached throughout,
-// so that nothing is lost; from one write on the new types and filters count. A hook
-// that the kernel does not have is left out; Hooks says so. On an error all is as it was.
+// so that nothing is lost. The new types and filters come into force at once, for
+// records that are begun from then on. A hook that the kernel does not have is left
+// out; Hooks says so. On an error all is as it was.
 func (s *Sensor) SetPolicy(p vsockproto.Policy) error {
 	for _, t := range p.Hooks {
 		if !t.Known() {
 			return fmt.Errorf("report %s: %w", t, vsockproto.ErrInvalid)
 		}
 	}
-	want := setOf(p.Hooks...)
+	wanted := setOf(p.Hooks...)
 	s.steer.Lock()
 	defer s.steer.Unlock()
-	fresh, err := s.add(want)
-	var generation uint32
+	fresh, err := s.add(wanted)
+	var next policy
 	if err == nil {
-		generation, err = s.prepare(p)
+		next, err = s.prepare(p)
 	}
 	if err == nil {
 		err = s.configure(func(c *bpf.ProbeAgentConfig) {
-			c.Hooks, c.Further, c.Generation = want, bpf.FurtherBuild(), generation
+			c.Further, c.Policy = bpf.FurtherBuild(), uint8(next)
 		})
 	}
 	if err != nil {
@@ -46,7 +47,7 @@ func (s *Sensor) SetPolicy(p vsockproto.Policy) error {
 	}
 	var gone []string
 	for _, h := range hooks {
-		if s.links[h.program] != nil && !h.wanted(want) {
+		if s.links[h.program] != nil && !h.wanted(wanted) {
 			gone = append(gone, h.program)
 		}
 	}
@@ -111,10 +112,10 @@ func (l *loader) inForce() hookSet {
 	}
 	defer m.Close()
 	var c bpf.ProbeAgentConfig
-	if err := m.Lookup(uint32(0), &c); err != nil || hookSet(c.Hooks).empty() { // of another build, or never set
+	if err := m.Lookup(uint32(0), &c); err != nil || c.Policy == 0 { // of another build, or never set
 		return byDefault
 	}
-	return c.Hooks
+	return wants(&c, policy(c.Policy))
 }
 
 // loadMore loads the programs of hooks that are not loaded yet.

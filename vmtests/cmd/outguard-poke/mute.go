@@ -1,22 +1,21 @@
 package main
 
 import (
-	"encoding/binary"
 	"fmt"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// configWords are those of the agent's configuration that say which types are
+// configTypes are the bytes of the agent's configuration that say which types are
 // wanted; configSize is all of it. See guest/bpf/maps.h.
-const configWords, configSize = 4, 88
+const configTypes, configSize = 256, 312
 
 // mute has the programs believe that nobody wants the records of a type, with
-// everything still attached: it takes its bit out of the pinned map at path.
+// everything still attached: it takes its bits out of the pinned map at path.
 func mute(path string, event int) error {
-	if event < 0 || event >= 64*configWords {
-		return fmt.Errorf("type %d: not below %d", event, 64*configWords)
+	if event < 0 || event >= configTypes {
+		return fmt.Errorf("type %d: not below %d", event, configTypes)
 	}
 	name := append([]byte(path), 0)
 	get := struct {
@@ -37,8 +36,7 @@ func mute(path string, event int) error {
 	if _, err := bpf(unix.BPF_MAP_LOOKUP_ELEM, unsafe.Pointer(&element), unsafe.Sizeof(element)); err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
-	word := value[event/64*8:]
-	binary.LittleEndian.PutUint64(word, binary.LittleEndian.Uint64(word)&^(1<<(event%64)))
+	value[event] = 0
 	if _, err := bpf(unix.BPF_MAP_UPDATE_ELEM, unsafe.Pointer(&element), unsafe.Sizeof(element)); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
