@@ -15,8 +15,8 @@
 // A DIR is made. On overlay:DIR an overlay is mounted over files that are there
 // already, so that the first change of each copies it up.
 //
-// A use and the next, with a change between them, are held to be within one
-// tick of the clock that file systems take their times from: where the tick
-// passed meanwhile, the pair is done again with another file, and if that never
-// works the program fails.
+// Two versions of a file, with a run or a mapping of the first between them, are held
+// to be made within one tick of the clock that file systems take their times from:
+// where the tick passed meanwhile, the pair is done again with another file, and if
+// that never works the program fails. On overlays they are only mapped.
 package main

@@ -73,10 +73,13 @@ type use struct {
 	do    func(path string) error
 }
 
-var mapping = use{"mmap_file", mapToRun}
+var (
+	running = use{"bprm_committed_creds", runIt}
+	mapping = use{"mmap_file", mapToRun}
+)
 
 // uses begin with the one that a writer forbids.
-var uses = []use{{"bprm_committed_creds", runIt}, mapping, {"file_open", openToRead}}
+var uses = []use{running, mapping, {"file_open", openToRead}}
 
 func runIt(path string) error {
 	p, err := os.StartProcess(path, []string{path}, &os.ProcAttr{})

@@ -54,7 +54,7 @@ func inDir(dir string, out io.Writer) error {
 	if err := withWriter(dir, out); err != nil {
 		return fmt.Errorf("a writer that stays: %w", err)
 	}
-	return withinTick(dir, out)
+	return withinTick(dir, out, runs, maps)
 }
 
 // between uses a file, changes it and uses it again, and once more unchanged.
@@ -106,52 +106,87 @@ func withWriter(dir string, out io.Writer) error {
 	return nil
 }
 
-// pairs is how many pairs of uses within one tick are wanted of each change, of
-// at most tries.
-const pairs, tries = 3, 400
+// A pair is two uses of a file with a change between them within one tick: so many are
+// wanted of each change, in at most so many tries. A run takes about as long as a tick.
+type pairs struct {
+	use         use
+	want, tries int
+}
 
-// withinTick maps a file, changes it and maps it again before the clock goes on.
-func withinTick(dir string, out io.Writer) error {
-	for _, c := range changes {
-		done := 0
-		for try := 0; done < pairs; try++ {
-			if try == tries {
-				return fmt.Errorf("%s: %d of %d pairs of uses within one tick in %d tries", c.name, done, pairs, tries)
-			}
-			f := &file{path: filepath.Join(dir, fmt.Sprintf("tick-%s-%d", c.name, try))}
-			same, err := f.pair(c)
-			if err != nil {
-				return fmt.Errorf("%s within one tick: %w", c.name, err)
-			}
-			if same {
-				done++
-				fmt.Fprint(out, f.said.String())
+var (
+	runs = pairs{running, 1, 4000}
+	maps = pairs{mapping, 3, 400}
+)
+
+// withinTick uses files, changes them and uses them again with the clock of file
+// systems where it was.
+func withinTick(dir string, out io.Writer, all ...pairs) error {
+	for _, p := range all {
+		for _, c := range changes {
+			if err := p.of(c, dir, out); err != nil {
+				return fmt.Errorf("%s within one tick, %s: %w", c.name, p.use.event, err)
 			}
 		}
 	}
 	return nil
 }
 
-// pair reports whether both uses and the change were within one tick.
-func (f *file) pair(c change) (bool, error) {
+func (p pairs) of(c change, dir string, out io.Writer) error {
+	done := 0
+	for try := 0; done < p.want; try++ {
+		if try == p.tries {
+			return fmt.Errorf("%d of %d pairs in %d tries", done, p.want, try)
+		}
+		f := &file{path: filepath.Join(dir, fmt.Sprintf("tick-%s-%s-%d", c.name, p.use.event, try))}
+		same, err := f.pair(p.use, c)
+		if err != nil {
+			return err
+		}
+		if same {
+			done++
+			fmt.Fprint(out, f.said.String())
+		}
+	}
+	return nil
+}
+
+// pair writes a version, uses it, changes it and uses what has become of it. It reports
+// whether both versions were made within one tick: then nothing that a file system
+// notes tells them apart.
+func (f *file) pair(u use, c change) (bool, error) {
 	if err := f.create(); err != nil {
 		return false, err
 	}
-	before, err := tick()
+	before, err := nextTick()
 	if err != nil {
 		return false, err
 	}
-	if err := f.use(mapping); err != nil {
+	if err := f.change(changes[0]); err != nil {
+		return false, err
+	}
+	if err := f.use(u); err != nil {
 		return false, err
 	}
 	if err := f.change(c); err != nil {
 		return false, err
 	}
-	if err := f.use(mapping); err != nil {
+	after, err := tick()
+	if err != nil {
 		return false, err
 	}
-	after, err := tick()
-	return before == after, err
+	return before == after, f.use(u)
+}
+
+// nextTick waits for one to begin.
+func nextTick() (unix.Timespec, error) {
+	last, err := tick()
+	for err == nil {
+		var now unix.Timespec
+		if now, err = tick(); now != last {
+			return now, err
+		}
+	}
+	return last, err
 }
 
 // tick is the clock that file systems take their times from, which goes on by
