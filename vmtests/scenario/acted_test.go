@@ -10,12 +10,18 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// acted holds the record against what `outguard-poke acted` printed: of each line
-// as many events as it says hold what it says, or stand in that order.
+// acted holds the record against what `outguard-poke acted` printed, which is so many
+// lines at least: of each as many events as it says hold what it says, or stand in that
+// order.
 func (w *world) acted(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 2, "acted NAME FILE")
+	usage(ts, !neg && (len(args) == 2 || len(args) == 3), "acted NAME FILE [LINES]")
 	g := w.known(ts, args[0])
+	least, err := strconv.Atoi(append(args, "50")[2])
+	ts.Check(err)
 	said := saidActs(ts, ts.ReadFile(args[1]))
+	if len(said) < least {
+		ts.Fatalf("%d lines:\n%s", len(said), ts.ReadFile(args[1]))
+	}
 	ctx, cancel := bounded()
 	defer cancel()
 	var wrong []string
@@ -52,9 +58,6 @@ func saidActs(ts *testscript.TestScript, text string) (said []act) {
 			a.n = n
 		}
 		said = append(said, a)
-	}
-	if len(said) < 50 {
-		ts.Fatalf("%d lines:\n%s", len(said), text)
 	}
 	return said
 }

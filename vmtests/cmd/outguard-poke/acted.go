@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,8 +27,8 @@ import (
 //
 // where an event is to stand in the record before another one. What was acted on it knows from
 // the kernel's answers: which inode a descriptor is of, how a program that ran
-// ended, which port a socket is connected to.
-func acted(dir string) error {
+// ended, which port a socket is connected to. Only names what is to be done; none: all.
+func acted(dir string, only ...string) error {
 	s := &stage{dir: dir, postOpen: hasPostOpen()}
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -42,6 +43,9 @@ func acted(dir string) error {
 		{"loaders", s.loaders}, {"links", s.links}, {"mounts", s.mounts}, {"chroot", s.chroots}, {"user namespace", s.userns},
 		{"long paths", s.deep}, {"nameless", s.nameless}, {"stalls", s.stalls},
 	} {
+		if len(only) > 0 && !slices.Contains(only, d.name) {
+			continue
+		}
 		if err := d.do(); err != nil {
 			all = append(all, fmt.Errorf("%s: %w", d.name, err))
 		}

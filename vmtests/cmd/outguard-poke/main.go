@@ -9,7 +9,8 @@
 //	outguard-poke mute MAP TYPE       have the agent's programs not report a type any more
 //	outguard-poke mark TEXT SECONDS   keep a text in memory, and say where it is there
 //	outguard-poke as USER ...         any of these, without root's rights
-//	outguard-poke acted DIR           races, detours and disguises in a new directory; see acted
+//	outguard-poke locks FILE N        open and lock a file
+//	outguard-poke acted DIR [NAME...] races, detours and disguises in a new directory; see acted
 //
 // It says what it did on standard output, and ends with 0 if it could.
 package main
@@ -39,11 +40,11 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("want opens, execs, threads, garbage, hold, mute, mark or acted")
+		return fmt.Errorf("want opens, locks, execs, threads, garbage, hold, mute, mark or acted")
 	}
 	switch args[0] {
 	case "acted":
-		return acted(args[1])
+		return acted(args[1], args[2:]...)
 	case "exec": // of acted
 		return becomes(args[1:])
 	}
@@ -62,6 +63,8 @@ func run(args []string) error {
 		return mark(args[1], time.Duration(n)*time.Second)
 	case "opens":
 		return times(n, func() error { return open(args[1]) })
+	case "locks":
+		return times(n, func() error { return lock(args[1]) })
 	case "execs":
 		return times(n, func() error { return exec.Command(args[1]).Run() })
 	case "threads":
@@ -113,6 +116,14 @@ func open(path string) error {
 		return err
 	}
 	return unix.Close(fd)
+}
+
+func lock(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Flock(fd, unix.LOCK_SH), unix.Close(fd))
 }
 
 // thread ends its goroutine locked to a thread, which ends with it.
