@@ -10,6 +10,7 @@
 //	outguard-poke mark TEXT SECONDS   keep a text in memory, and say where it is there
 //	outguard-poke as USER ...         any of these, without root's rights
 //	outguard-poke locks FILE N        open and lock a file
+//	outguard-poke dirs PREFIX N       make directories
 //	outguard-poke acted DIR [NAME...] races, detours and disguises in a new directory; see acted
 //
 // It says what it did on standard output, and ends with 0 if it could.
@@ -40,7 +41,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("want opens, locks, execs, threads, garbage, hold, mute, mark or acted")
+		return fmt.Errorf("want opens, locks, dirs, execs, threads, garbage, hold, mute, mark or acted")
 	}
 	switch args[0] {
 	case "acted":
@@ -65,6 +66,12 @@ func run(args []string) error {
 		return times(n, func() error { return open(args[1]) })
 	case "locks":
 		return times(n, func() error { return lock(args[1]) })
+	case "dirs":
+		made := 0
+		return times(n, func() error {
+			made++
+			return unix.Mkdir(fmt.Sprint(args[1], made-1), 0o755)
+		})
 	case "execs":
 		return times(n, func() error { return exec.Command(args[1]).Run() })
 	case "threads":
