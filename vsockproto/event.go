@@ -193,6 +193,8 @@ const (
 	socketSize  = 48
 	addressSize = 40
 	ipcSize     = 32
+	credSize    = 48
+	makerSize   = taskSize + 8
 	argsSize    = 8 * MaxArgs
 )
 
@@ -327,6 +329,14 @@ type IPC struct {
 	Mode       uint16
 }
 
+// Cred is what a task may be, other than the subject: ids are those of the initial
+// user namespace.
+type Cred struct {
+	UID, EUID, SUID, GID, EGID, SGID, FSUID, FSGID uint32
+	CapEff                                         uint64
+	Securebits                                     uint32
+}
+
 // Event is one record, decoded. Which fields count depends on Type; the others
 // are zero. Tails alias the bytes that were parsed.
 type Event struct {
@@ -372,6 +382,11 @@ type Event struct {
 	Path2   Tail   // its path
 	Socket2 Socket // unix_stream_connect, unix_may_send, socket_socketpair: the other end
 	IPC     IPC    // shm_*, sem_*, msg_queue_*, ipc_permission
+
+	// What agents of earlier builds do not tell. Parse has seen that they are whole.
+	Cred     Tail // task_prlimit, key_alloc, key_permission: read by Creds
+	Owner    Tail // of IPC: read by Maker
+	Receiver Tail // msg_queue_msgrcv: read by Receives
 
 	Unknown []byte // what follows the subject in a record of an unknown type
 }

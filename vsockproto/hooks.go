@@ -19,13 +19,13 @@ const (
 	layoutKill    layout = 7
 	layoutNewtask layout = 8
 	layoutExit    layout = 9
-	layoutArgs    layout = 10 // args; tails name, value
+	layoutArgs    layout = 10 // args; tails name, value, cred
 	layoutTask    layout = 11 // task, args
 	layoutFile    layout = 12 // file, args; tails path, name, value
 	layoutFiles   layout = 13 // file, file, args; tails path, path2
 	layoutSocket  layout = 14 // socket, args
 	layoutSockets layout = 15 // socket, socket; tail address: the other's own
-	layoutIPC     layout = 16 // ipc, args
+	layoutIPC     layout = 16 // ipc, args; tails owner, receiver
 	layoutCgroup  layout = 17 // id, level; tail path
 	layoutRmdir   layout = 18 // id, level
 	layoutAttach  layout = 19 // id, task
@@ -127,8 +127,8 @@ var hooks = [...]hook{
 	MsgQueueMsgrcv:      {"msg_queue_msgrcv", Bulk, layoutIPC, "type mode"},
 	IpcPermission:       {"ipc_permission", Bulk, layoutIPC, "flag"},
 	KeyAlloc:            {"key_alloc", Bulk, layoutArgs, "serial uid gid perm flags"},
-	KeyPermission:       {"key_permission", Bulk, layoutArgs, "serial uid gid perm possessed need_perm"},
-	NetlinkSend:         {"netlink_send", Bulk, layoutSocket, "portid dst_group flags nlmsg_type"},
+	KeyPermission:       {"key_permission", Bulk, layoutArgs, "serial uid gid perm possessed need_perm key_flags"},
+	NetlinkSend:         {"netlink_send", Bulk, layoutSocket, "portid dst_group flags nlmsg_type uid gid nsid_set nsid"},
 	InodeCreate:         {"inode_create", Bulk, layoutFile, "mode dir_uid dir_gid dir_mode"},
 	InodeLink:           {"inode_link", Bulk, layoutFiles, "dir_uid dir_gid dir_mode"},
 	InodeUnlink:         {"inode_unlink", Bulk, layoutFile, "dir_uid dir_gid dir_mode"},
@@ -186,6 +186,10 @@ func init() {
 		layouts[t], bodySize[t] = h.layout, layoutSizes[h.layout]
 		argNames[t], tagsOf[t] = strings.Fields(h.args), layoutTags[h.layout]
 	}
+	for _, t := range [...]EventType{TaskPrlimit, KeyAlloc, KeyPermission} {
+		tagsOf[t] |= tags(TagCred)
+	}
+	tagsOf[MsgQueueMsgrcv] |= tags(TagReceiver)
 }
 
 // tagSet is a set of tags of records, which are all below 64.
@@ -202,7 +206,7 @@ func (s tagSet) has(t Tag) bool { return s&(1<<t) != 0 }
 
 // layoutTags are the tails that the records of a layout may have.
 var layoutTags = [...]tagSet{
-	layoutIPC:     0,
+	layoutIPC:     tags(TagOwner),
 	layoutExec:    tags(TagPath, TagArgv, TagFilename),
 	layoutOpen:    tags(TagPath),
 	layoutMmap:    tags(TagPath),

@@ -83,3 +83,44 @@ func TestFileless(t *testing.T) {
 		t.Errorf("a memfd is %q", got)
 	}
 }
+
+// A tail that has a layout of its own has that and no other.
+func TestTailsOfOneSize(t *testing.T) {
+	for _, c := range []struct {
+		of   vsockproto.EventType
+		tail func(*vsockproto.Event) *vsockproto.Tail
+	}{
+		{vsockproto.TaskPrlimit, func(e *vsockproto.Event) *vsockproto.Tail { return &e.Cred }},
+		{vsockproto.ShmShmat, func(e *vsockproto.Event) *vsockproto.Tail { return &e.Owner }},
+		{vsockproto.MsgQueueMsgrcv, func(e *vsockproto.Event) *vsockproto.Tail { return &e.Receiver }},
+	} {
+		for what, change := range map[string]func(*vsockproto.Tail){
+			"shorter":  func(tail *vsockproto.Tail) { tail.Data = tail.Data[8:] },
+			"longer":   func(tail *vsockproto.Tail) { tail.Data = append(bytes.Clone(tail.Data), make([]byte, 8)...) },
+			"flagged":  func(tail *vsockproto.Tail) { tail.Flags = vsockproto.TailTruncated },
+			"not zero": func(tail *vsockproto.Tail) { tail.Data = bytes.Clone(tail.Data); tail.Data[len(tail.Data)-1] = 1 },
+		} {
+			e := prototest.Sample(c.of)
+			e.Sequence = 1
+			change(c.tail(e))
+			b, err := e.Append(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := e.Parse(b); err == nil {
+				t.Errorf("%s: one that is %s is taken", c.of, what)
+			}
+		}
+	}
+	e := prototest.Sample(vsockproto.TaskPrlimit)
+	if c, is := e.Creds(); !is || c.UID != 41 || c.FSGID != 48 || c.CapEff != 0x2ff || c.Securebits != 3 {
+		t.Errorf("credentials %+v, %v", c, is)
+	}
+	e = prototest.Sample(vsockproto.MsgQueueMsgrcv)
+	if task, id, is := e.Maker(); !is || task.PID != 78 || id != 5 {
+		t.Errorf("made by %+v, %d, %v", task, id, is)
+	}
+	if task, id, is := e.Receives(); !is || task.StartNs != 3_200 || id != 6 {
+		t.Errorf("for %+v, %d, %v", task, id, is)
+	}
+}

@@ -226,12 +226,18 @@ func (e *Event) tail(tag Tag) *Tail {
 		return &e.Name
 	case TagValue:
 		return &e.Value
+	case TagCred:
+		return &e.Cred
+	case TagOwner:
+		return &e.Owner
+	case TagReceiver:
+		return &e.Receiver
 	}
 	return nil
 }
 
 // recordTags are the tags of records in the order in which they must stand.
-var recordTags = [...]Tag{TagPath, TagArgv, TagAddress, TagFilename, TagPath2, TagName, TagValue}
+var recordTags = [...]Tag{TagPath, TagArgv, TagAddress, TagFilename, TagPath2, TagName, TagValue, TagCred, TagOwner, TagReceiver}
 
 // parseTails takes tails in ascending order of their tags, each at most once
 // and none empty without a flag, so that an event has one encoding only.
@@ -244,7 +250,7 @@ func (e *Event) parseTails(r *reader) {
 			return
 		}
 		at := e.tail(tag)
-		if at == nil || tag <= last || (len(t.Data) == 0 && t.Flags == 0) {
+		if at == nil || tag <= last || (len(t.Data) == 0 && t.Flags == 0) || tag >= TagCred && !wellFormed(tag, t) {
 			r.err = fmt.Errorf("tail %d of %d bytes: %w", tag, len(t.Data), ErrInvalid)
 			return
 		}

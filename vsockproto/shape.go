@@ -107,3 +107,57 @@ func (e *Event) Arg(name string) (uint64, bool) {
 	}
 	return 0, false
 }
+
+// wellFormed reports whether a tail with a layout of its own has that.
+func wellFormed(tag Tag, t Tail) bool {
+	size := makerSize
+	if tag == TagCred {
+		size = credSize
+	}
+	return t.Flags == 0 && len(t.Data) == size && le.Uint32(t.Data[size-4:]) == 0
+}
+
+// Creds are the credentials in question, false where the record tells of none: the
+// target's of task_prlimit, those that a key is made or asked for with.
+func (e *Event) Creds() (c Cred, is bool) {
+	b := e.Cred.Data
+	if len(b) != credSize {
+		return Cred{}, false
+	}
+	for i, at := range [...]*uint32{&c.UID, &c.EUID, &c.SUID, &c.GID, &c.EGID, &c.SGID, &c.FSUID, &c.FSGID} {
+		*at = le.Uint32(b[4*i:])
+	}
+	c.CapEff, c.Securebits = le.Uint64(b[32:]), le.Uint32(b[40:])
+	return c, true
+}
+
+// AppendCred appends a tail's bytes.
+func AppendCred(b []byte, c *Cred) []byte {
+	for _, v := range [...]uint32{c.UID, c.EUID, c.SUID, c.GID, c.EGID, c.SGID, c.FSUID, c.FSGID} {
+		b = le.AppendUint32(b, v)
+	}
+	b = le.AppendUint64(b, c.CapEff)
+	b = le.AppendUint32(b, c.Securebits)
+	return append(b, 0, 0, 0, 0)
+}
+
+// Maker is the task that made the System V object, and its exec id then; false where
+// nobody knows: it was there before the hook was.
+func (e *Event) Maker() (t Task, execID uint32, is bool) { return taskIn(e.Owner.Data) }
+
+// Receives is the task that gets the message of a msg_queue_msgrcv, which need not
+// be the subject, and its exec id; false where the record does not say.
+func (e *Event) Receives() (t Task, execID uint32, is bool) { return taskIn(e.Receiver.Data) }
+
+func taskIn(b []byte) (t Task, execID uint32, is bool) {
+	if len(b) != makerSize {
+		return Task{}, 0, false
+	}
+	t.parse((*[taskSize]byte)(b))
+	return t, le.Uint32(b[taskSize:]), true
+}
+
+// AppendTask appends a tail's bytes.
+func AppendTask(b []byte, t Task, execID uint32) []byte {
+	return append(le.AppendUint32(t.append(b), execID), 0, 0, 0, 0)
+}

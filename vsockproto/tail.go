@@ -7,13 +7,16 @@ type Tag uint16
 
 // Tags of records (below 64) and of frames.
 const (
-	TagPath     Tag = 1 // path of the file that the record is about
-	TagArgv     Tag = 2 // argument strings, each ended by a NUL
-	TagAddress  Tag = 3 // af_unix: sun_path as given; other families: the sockaddr's bytes
-	TagFilename Tag = 4 // bprm->filename: what execve was asked for
-	TagPath2    Tag = 5 // path of the second file
-	TagName     Tag = 6 // of what the hook was asked for, see PROTOCOL.md
-	TagValue    Tag = 7 // that belongs to the name
+	TagPath     Tag = 1  // path of the file that the record is about
+	TagArgv     Tag = 2  // argument strings, each ended by a NUL
+	TagAddress  Tag = 3  // af_unix: sun_path as given; other families: the sockaddr's bytes
+	TagFilename Tag = 4  // bprm->filename: what execve was asked for
+	TagPath2    Tag = 5  // path of the second file
+	TagName     Tag = 6  // of what the hook was asked for, see PROTOCOL.md
+	TagValue    Tag = 7  // that belongs to the name
+	TagCred     Tag = 8  // credentials other than the subject's, see Cred
+	TagOwner    Tag = 9  // who made a System V object, a task
+	TagReceiver Tag = 10 // who gets a message, a task
 
 	TagKernel Tag = 64 // kernel release, as in uname -r
 	TagBuild  Tag = 65 // agent build

@@ -175,7 +175,8 @@ func meaning(t *testing.T, name string) any {
 		return vsockproto.Reject{Code: vsockproto.RejectBusy, Reason: "the VM has a live session"}
 	}
 	typ := vsockproto.EventType(999)
-	if kind := strings.TrimPrefix(name, "record-"); kind != "unknown" {
+	kind, earlier := strings.CutSuffix(strings.TrimPrefix(name, "record-"), "-earlier")
+	if kind != "unknown" {
 		var err error
 		if typ, err = vsockproto.ParseEventType(kind); err != nil {
 			t.Fatal(err)
@@ -183,6 +184,9 @@ func meaning(t *testing.T, name string) any {
 	}
 	e := prototest.Sample(typ)
 	e.Sequence = uint64(typ)
+	if earlier { // of an agent that tells less
+		e.Cred, e.Owner, e.Receiver = vsockproto.Tail{}, vsockproto.Tail{}, vsockproto.Tail{}
+	}
 	if _, err := e.Append(nil); err != nil { // sets the length
 		t.Fatal(err)
 	}
@@ -191,7 +195,7 @@ func meaning(t *testing.T, name string) any {
 
 func TestVectors(t *testing.T) {
 	paths, err := filepath.Glob("testdata/vectors/*.hex")
-	if err != nil || len(paths) != 42 {
+	if err != nil || len(paths) != 44 {
 		t.Fatalf("%d vectors: %v", len(paths), err)
 	}
 	for _, path := range paths {

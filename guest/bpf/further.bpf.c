@@ -97,7 +97,7 @@ int BPF_PROG(task_prlimit, const struct cred *cred, const struct cred *target, u
 	args[4] = BPF_CORE_READ(target, gid.val);
 	args[5] = BPF_CORE_READ(target, egid.val);
 	args[6] = BPF_CORE_READ(target, sgid.val);
-	return send_args(sc, TASK_PRLIMIT, CLASS_BULK);
+	return finish(sc, put_cred(sc, sizeof(struct args_record), target), TASK_PRLIMIT, CLASS_BULK);
 }
 
 #define CANARY_OPTION 0x40000000 /* a canary's option is no smaller; the agent's runtime asks for small ones */
@@ -457,6 +457,10 @@ int BPF_PROG(netlink_send, struct sock *sk, struct sk_buff *skb)
 	args[2] = BPF_CORE_READ(p, flags);
 	bpf_probe_read_kernel(&type, sizeof(type), BPF_CORE_READ(skb, data) + 4); /* nlmsghdr's */
 	args[3] = type;
+	args[4] = BPF_CORE_READ(p, creds.uid.val);
+	args[5] = BPF_CORE_READ(p, creds.gid.val);
+	args[6] = BPF_CORE_READ(p, nsid_is_set) != 0;
+	args[7] = (__u32)(args[6] ? BPF_CORE_READ(p, nsid) : -1);
 	return send_socket(sc, NETLINK_SEND);
 }
 
@@ -851,6 +855,43 @@ int BPF_PROG(inode_killpriv, void *idmap, struct dentry *dentry)
 	return sc ? finish(sc, put_dentry(sc, dentry), INODE_KILLPRIV, CLASS_BULK) : 0;
 }
 
+/*
+ * Hooks at which a System V object is made, and its memory freed, the latter
+ * after a grace period: what is labelled is there as long as its label. They
+ * report nothing.
+ */
+#define IPC_MADE_HOOK(name)                                                  \
+	SEC("lsm/" #name)                                                    \
+	int BPF_PROG(name, struct kern_ipc_perm *perm)                       \
+	{                                                                    \
+		struct task_struct *t = bpf_get_current_task_btf();          \
+		struct socket_label label = {};                              \
+		__u64 key = (__u64)perm;                                     \
+                                                                             \
+		fill_task(&label.owner, t);                                  \
+		label.exec_id = exec_id(t);                                  \
+		bpf_map_update_elem(&ipc_labels, &key, &label, BPF_ANY);     \
+		return 0;                                                    \
+	}
+
+IPC_MADE_HOOK(shm_alloc_security)
+IPC_MADE_HOOK(sem_alloc_security)
+IPC_MADE_HOOK(msg_queue_alloc_security)
+
+#define IPC_FREED_HOOK(name)                              \
+	SEC("lsm/" #name)                                 \
+	int BPF_PROG(name, struct kern_ipc_perm *perm)    \
+	{                                                 \
+		__u64 key = (__u64)perm;                  \
+                                                          \
+		bpf_map_delete_elem(&ipc_labels, &key);   \
+		return 0;                                 \
+	}
+
+IPC_FREED_HOOK(shm_free_security)
+IPC_FREED_HOOK(sem_free_security)
+IPC_FREED_HOOK(msg_queue_free_security)
+
 /* Hooks on System V objects, with one number. */
 #define IPC_HOOK(name, type)                                                \
 	SEC("lsm/" #name)                                                   \
@@ -861,7 +902,7 @@ int BPF_PROG(inode_killpriv, void *idmap, struct dentry *dentry)
 		if (!sc)                                                    \
 			return 0;                                           \
 		fill_ipc(sc, perm)[0] = (__u32)value;                       \
-		return send_ipc(sc, type);                                  \
+		return send_ipc(sc, perm, type);                                  \
 	}
 
 IPC_HOOK(shm_associate, SHM_ASSOCIATE)
@@ -880,7 +921,7 @@ int BPF_PROG(ipc_permission, struct kern_ipc_perm *perm, short flag)
 	if (!sc)
 		return 0;
 	fill_ipc(sc, perm)[0] = (__u16)flag;
-	return send_ipc(sc, IPC_PERMISSION);
+	return send_ipc(sc, perm, IPC_PERMISSION);
 }
 
 /* Hook: shm_shmat, before shared memory is attached. */
@@ -892,7 +933,7 @@ int BPF_PROG(shm_shmat, struct kern_ipc_perm *perm, char *address, int flags)
 	if (!sc)
 		return 0;
 	fill_ipc(sc, perm)[0] = (__u32)flags;
-	return send_ipc(sc, SHM_SHMAT);
+	return send_ipc(sc, perm, SHM_SHMAT);
 }
 
 /* Hook: sem_semop, before semaphores are used. */
@@ -907,7 +948,7 @@ int BPF_PROG(sem_semop, struct kern_ipc_perm *perm, void *ops, unsigned int coun
 	args = fill_ipc(sc, perm);
 	args[0] = count;
 	args[1] = (__u32)alter;
-	return send_ipc(sc, SEM_SEMOP);
+	return send_ipc(sc, perm, SEM_SEMOP);
 }
 
 /* Hook: msg_queue_msgsnd, before a message is put into a queue. */
@@ -919,7 +960,7 @@ int BPF_PROG(msg_queue_msgsnd, struct kern_ipc_perm *perm, void *msg, int flags)
 	if (!sc)
 		return 0;
 	fill_ipc(sc, perm)[0] = (__u32)flags;
-	return send_ipc(sc, MSG_QUEUE_MSGSND);
+	return send_ipc(sc, perm, MSG_QUEUE_MSGSND);
 }
 
 /* Hook: msg_queue_msgrcv, before a message is taken from a queue, also by who sends it to a waiting task. */
@@ -928,13 +969,15 @@ int BPF_PROG(msg_queue_msgrcv, struct kern_ipc_perm *perm, void *msg, struct tas
 {
 	struct scratch *sc = begin(MSG_QUEUE_MSGRCV, CLASS_BULK);
 	__u64 *args;
+	__u32 at;
 
 	if (!sc)
 		return 0;
 	args = fill_ipc(sc, perm);
 	args[0] = type;
 	args[1] = (__u32)mode;
-	return send_ipc(sc, MSG_QUEUE_MSGRCV);
+	at = put_task(sc, put_owner(sc, perm), TAG_RECEIVER, target);
+	return finish(sc, at, MSG_QUEUE_MSGRCV, CLASS_BULK);
 }
 
 /*
@@ -989,7 +1032,7 @@ int BPF_PROG(key_alloc, struct key *k, const struct cred *cred, unsigned long fl
 		return 0;
 	put_key(sc, k);
 	args_of(sc)[4] = flags;
-	return finish(sc, put_key_names(sc, k), KEY_ALLOC, CLASS_BULK);
+	return finish(sc, put_cred(sc, put_key_names(sc, k), cred), KEY_ALLOC, CLASS_BULK);
 }
 
 /*
@@ -1001,18 +1044,20 @@ SEC("lsm/key_permission")
 int key_permission(unsigned long long *ctx)
 {
 	struct scratch *sc = begin(KEY_PERMISSION, CLASS_BULK);
-	__u64 ref = 0, need = 0;
+	__u64 ref = 0, cred = 0, need = 0;
 	struct key *k;
 
 	if (!sc)
 		return 0;
 	bpf_get_func_arg(ctx, 0, &ref);
+	bpf_get_func_arg(ctx, 1, &cred);
 	bpf_get_func_arg(ctx, 2, &need);
 	k = (void *)(ref & ~1ULL);
 	put_key(sc, k);
 	args_of(sc)[4] = ref & 1;
 	args_of(sc)[5] = (__u32)need;
-	return finish(sc, put_key_names(sc, k), KEY_PERMISSION, CLASS_BULK);
+	args_of(sc)[6] = BPF_CORE_READ(k, flags);
+	return finish(sc, put_cred(sc, put_key_names(sc, k), (void *)cred), KEY_PERMISSION, CLASS_BULK);
 }
 
 /* Hook: bpf, at each call of bpf(2). */

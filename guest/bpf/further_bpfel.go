@@ -98,115 +98,122 @@ type FurtherSocketLabel struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	FurtherMapBulk                 = "bulk"
-	FurtherMapCommitted            = "committed"
-	FurtherMapConfig               = "config"
-	FurtherMapCounters             = "counters"
-	FurtherMapCritical             = "critical"
-	FurtherMapDigests              = "digests"
-	FurtherMapFilterKeys           = "filter_keys"
-	FurtherMapFilterPaths          = "filter_paths"
-	FurtherMapFilterSets           = "filter_sets"
-	FurtherMapFiltered             = "filtered"
-	FurtherMapFrames               = "frames"
-	FurtherMapLabels               = "labels"
-	FurtherMapRunning              = "running"
-	FurtherMapScratches            = "scratches"
-	FurtherMapState                = "state"
-	FurtherProgBpf                 = "bpf"
-	FurtherProgBpfMap              = "bpf_map"
-	FurtherProgBpfProg             = "bpf_prog"
-	FurtherProgBprmCheckSecurity   = "bprm_check_security"
-	FurtherProgCapable             = "capable"
-	FurtherProgCapget              = "capget"
-	FurtherProgCapset              = "capset"
-	FurtherProgFileFcntl           = "file_fcntl"
-	FurtherProgFileIoctl           = "file_ioctl"
-	FurtherProgFileIoctlCompat     = "file_ioctl_compat"
-	FurtherProgFileLock            = "file_lock"
-	FurtherProgFileMprotect        = "file_mprotect"
-	FurtherProgFileReceive         = "file_receive"
-	FurtherProgInodeCreate         = "inode_create"
-	FurtherProgInodeGetattr        = "inode_getattr"
-	FurtherProgInodeGetxattr       = "inode_getxattr"
-	FurtherProgInodeKillpriv       = "inode_killpriv"
-	FurtherProgInodeLink           = "inode_link"
-	FurtherProgInodeListxattr      = "inode_listxattr"
-	FurtherProgInodeMkdir          = "inode_mkdir"
-	FurtherProgInodeMknod          = "inode_mknod"
-	FurtherProgInodeRemovexattr    = "inode_removexattr"
-	FurtherProgInodeRename         = "inode_rename"
-	FurtherProgInodeRmdir          = "inode_rmdir"
-	FurtherProgInodeSetxattr       = "inode_setxattr"
-	FurtherProgInodeSymlink        = "inode_symlink"
-	FurtherProgInodeUnlink         = "inode_unlink"
-	FurtherProgIpcPermission       = "ipc_permission"
-	FurtherProgKernelLoadData      = "kernel_load_data"
-	FurtherProgKernelModuleRequest = "kernel_module_request"
-	FurtherProgKernelReadFile      = "kernel_read_file"
-	FurtherProgKeyAlloc            = "key_alloc"
-	FurtherProgKeyPermission       = "key_permission"
-	FurtherProgLockedDown          = "locked_down"
-	FurtherProgMoveMount           = "move_mount"
-	FurtherProgMsgQueueAssociate   = "msg_queue_associate"
-	FurtherProgMsgQueueMsgctl      = "msg_queue_msgctl"
-	FurtherProgMsgQueueMsgrcv      = "msg_queue_msgrcv"
-	FurtherProgMsgQueueMsgsnd      = "msg_queue_msgsnd"
-	FurtherProgNetlinkSend         = "netlink_send"
-	FurtherProgPerfEventOpen       = "perf_event_open"
-	FurtherProgPtraceAccessCheck   = "ptrace_access_check"
-	FurtherProgPtraceTraceme       = "ptrace_traceme"
-	FurtherProgQuotaOn             = "quota_on"
-	FurtherProgQuotactl            = "quotactl"
-	FurtherProgSbMount             = "sb_mount"
-	FurtherProgSbPivotroot         = "sb_pivotroot"
-	FurtherProgSbRemount           = "sb_remount"
-	FurtherProgSbStatfs            = "sb_statfs"
-	FurtherProgSbUmount            = "sb_umount"
-	FurtherProgSemAssociate        = "sem_associate"
-	FurtherProgSemSemctl           = "sem_semctl"
-	FurtherProgSemSemop            = "sem_semop"
-	FurtherProgSetattr             = "setattr"
-	FurtherProgSettime             = "settime"
-	FurtherProgShmAssociate        = "shm_associate"
-	FurtherProgShmShmat            = "shm_shmat"
-	FurtherProgShmShmctl           = "shm_shmctl"
-	FurtherProgSockGraft           = "sock_graft"
-	FurtherProgSocketGetpeername   = "socket_getpeername"
-	FurtherProgSocketGetsockname   = "socket_getsockname"
-	FurtherProgSocketRecvmsg       = "socket_recvmsg"
-	FurtherProgSocketSendmsg       = "socket_sendmsg"
-	FurtherProgSocketSetsockopt    = "socket_setsockopt"
-	FurtherProgSocketShutdown      = "socket_shutdown"
-	FurtherProgSocketSocketpair    = "socket_socketpair"
-	FurtherProgSyslog              = "syslog"
-	FurtherProgTaskFixSetgid       = "task_fix_setgid"
-	FurtherProgTaskFixSetuid       = "task_fix_setuid"
-	FurtherProgTaskGetioprio       = "task_getioprio"
-	FurtherProgTaskGetpgid         = "task_getpgid"
-	FurtherProgTaskGetscheduler    = "task_getscheduler"
-	FurtherProgTaskGetsid          = "task_getsid"
-	FurtherProgTaskPrctl           = "task_prctl"
-	FurtherProgTaskPrlimit         = "task_prlimit"
-	FurtherProgTaskSetioprio       = "task_setioprio"
-	FurtherProgTaskSetnice         = "task_setnice"
-	FurtherProgTaskSetpgid         = "task_setpgid"
-	FurtherProgTaskSetrlimit       = "task_setrlimit"
-	FurtherProgTaskSetscheduler    = "task_setscheduler"
-	FurtherProgTunDevAttach        = "tun_dev_attach"
-	FurtherProgTunDevAttachQueue   = "tun_dev_attach_queue"
-	FurtherProgTunDevCreate        = "tun_dev_create"
-	FurtherProgTunDevOpen          = "tun_dev_open"
-	FurtherProgUnixMaySend         = "unix_may_send"
-	FurtherProgUnixStreamConnect   = "unix_stream_connect"
-	FurtherProgUringCmd            = "uring_cmd"
-	FurtherProgUringOverrideCreds  = "uring_override_creds"
-	FurtherProgUringSqpoll         = "uring_sqpoll"
-	FurtherProgUsernsCreate        = "userns_create"
-	FurtherVarFollowsCasts         = "follows_casts"
-	FurtherVarHasCasts             = "has_casts"
-	FurtherVarPerfTakesAttr        = "perf_takes_attr"
-	FurtherVarSetattrTakesIdmap    = "setattr_takes_idmap"
+	FurtherMapBulk                   = "bulk"
+	FurtherMapCommitted              = "committed"
+	FurtherMapConfig                 = "config"
+	FurtherMapCounters               = "counters"
+	FurtherMapCritical               = "critical"
+	FurtherMapDigests                = "digests"
+	FurtherMapFilterKeys             = "filter_keys"
+	FurtherMapFilterPaths            = "filter_paths"
+	FurtherMapFilterSets             = "filter_sets"
+	FurtherMapFiltered               = "filtered"
+	FurtherMapFrames                 = "frames"
+	FurtherMapIpcLabels              = "ipc_labels"
+	FurtherMapLabels                 = "labels"
+	FurtherMapRunning                = "running"
+	FurtherMapScratches              = "scratches"
+	FurtherMapState                  = "state"
+	FurtherProgBpf                   = "bpf"
+	FurtherProgBpfMap                = "bpf_map"
+	FurtherProgBpfProg               = "bpf_prog"
+	FurtherProgBprmCheckSecurity     = "bprm_check_security"
+	FurtherProgCapable               = "capable"
+	FurtherProgCapget                = "capget"
+	FurtherProgCapset                = "capset"
+	FurtherProgFileFcntl             = "file_fcntl"
+	FurtherProgFileIoctl             = "file_ioctl"
+	FurtherProgFileIoctlCompat       = "file_ioctl_compat"
+	FurtherProgFileLock              = "file_lock"
+	FurtherProgFileMprotect          = "file_mprotect"
+	FurtherProgFileReceive           = "file_receive"
+	FurtherProgInodeCreate           = "inode_create"
+	FurtherProgInodeGetattr          = "inode_getattr"
+	FurtherProgInodeGetxattr         = "inode_getxattr"
+	FurtherProgInodeKillpriv         = "inode_killpriv"
+	FurtherProgInodeLink             = "inode_link"
+	FurtherProgInodeListxattr        = "inode_listxattr"
+	FurtherProgInodeMkdir            = "inode_mkdir"
+	FurtherProgInodeMknod            = "inode_mknod"
+	FurtherProgInodeRemovexattr      = "inode_removexattr"
+	FurtherProgInodeRename           = "inode_rename"
+	FurtherProgInodeRmdir            = "inode_rmdir"
+	FurtherProgInodeSetxattr         = "inode_setxattr"
+	FurtherProgInodeSymlink          = "inode_symlink"
+	FurtherProgInodeUnlink           = "inode_unlink"
+	FurtherProgIpcPermission         = "ipc_permission"
+	FurtherProgKernelLoadData        = "kernel_load_data"
+	FurtherProgKernelModuleRequest   = "kernel_module_request"
+	FurtherProgKernelReadFile        = "kernel_read_file"
+	FurtherProgKeyAlloc              = "key_alloc"
+	FurtherProgKeyPermission         = "key_permission"
+	FurtherProgLockedDown            = "locked_down"
+	FurtherProgMoveMount             = "move_mount"
+	FurtherProgMsgQueueAllocSecurity = "msg_queue_alloc_security"
+	FurtherProgMsgQueueAssociate     = "msg_queue_associate"
+	FurtherProgMsgQueueFreeSecurity  = "msg_queue_free_security"
+	FurtherProgMsgQueueMsgctl        = "msg_queue_msgctl"
+	FurtherProgMsgQueueMsgrcv        = "msg_queue_msgrcv"
+	FurtherProgMsgQueueMsgsnd        = "msg_queue_msgsnd"
+	FurtherProgNetlinkSend           = "netlink_send"
+	FurtherProgPerfEventOpen         = "perf_event_open"
+	FurtherProgPtraceAccessCheck     = "ptrace_access_check"
+	FurtherProgPtraceTraceme         = "ptrace_traceme"
+	FurtherProgQuotaOn               = "quota_on"
+	FurtherProgQuotactl              = "quotactl"
+	FurtherProgSbMount               = "sb_mount"
+	FurtherProgSbPivotroot           = "sb_pivotroot"
+	FurtherProgSbRemount             = "sb_remount"
+	FurtherProgSbStatfs              = "sb_statfs"
+	FurtherProgSbUmount              = "sb_umount"
+	FurtherProgSemAllocSecurity      = "sem_alloc_security"
+	FurtherProgSemAssociate          = "sem_associate"
+	FurtherProgSemFreeSecurity       = "sem_free_security"
+	FurtherProgSemSemctl             = "sem_semctl"
+	FurtherProgSemSemop              = "sem_semop"
+	FurtherProgSetattr               = "setattr"
+	FurtherProgSettime               = "settime"
+	FurtherProgShmAllocSecurity      = "shm_alloc_security"
+	FurtherProgShmAssociate          = "shm_associate"
+	FurtherProgShmFreeSecurity       = "shm_free_security"
+	FurtherProgShmShmat              = "shm_shmat"
+	FurtherProgShmShmctl             = "shm_shmctl"
+	FurtherProgSockGraft             = "sock_graft"
+	FurtherProgSocketGetpeername     = "socket_getpeername"
+	FurtherProgSocketGetsockname     = "socket_getsockname"
+	FurtherProgSocketRecvmsg         = "socket_recvmsg"
+	FurtherProgSocketSendmsg         = "socket_sendmsg"
+	FurtherProgSocketSetsockopt      = "socket_setsockopt"
+	FurtherProgSocketShutdown        = "socket_shutdown"
+	FurtherProgSocketSocketpair      = "socket_socketpair"
+	FurtherProgSyslog                = "syslog"
+	FurtherProgTaskFixSetgid         = "task_fix_setgid"
+	FurtherProgTaskFixSetuid         = "task_fix_setuid"
+	FurtherProgTaskGetioprio         = "task_getioprio"
+	FurtherProgTaskGetpgid           = "task_getpgid"
+	FurtherProgTaskGetscheduler      = "task_getscheduler"
+	FurtherProgTaskGetsid            = "task_getsid"
+	FurtherProgTaskPrctl             = "task_prctl"
+	FurtherProgTaskPrlimit           = "task_prlimit"
+	FurtherProgTaskSetioprio         = "task_setioprio"
+	FurtherProgTaskSetnice           = "task_setnice"
+	FurtherProgTaskSetpgid           = "task_setpgid"
+	FurtherProgTaskSetrlimit         = "task_setrlimit"
+	FurtherProgTaskSetscheduler      = "task_setscheduler"
+	FurtherProgTunDevAttach          = "tun_dev_attach"
+	FurtherProgTunDevAttachQueue     = "tun_dev_attach_queue"
+	FurtherProgTunDevCreate          = "tun_dev_create"
+	FurtherProgTunDevOpen            = "tun_dev_open"
+	FurtherProgUnixMaySend           = "unix_may_send"
+	FurtherProgUnixStreamConnect     = "unix_stream_connect"
+	FurtherProgUringCmd              = "uring_cmd"
+	FurtherProgUringOverrideCreds    = "uring_override_creds"
+	FurtherProgUringSqpoll           = "uring_sqpoll"
+	FurtherProgUsernsCreate          = "userns_create"
+	FurtherVarFollowsCasts           = "follows_casts"
+	FurtherVarHasCasts               = "has_casts"
+	FurtherVarPerfTakesAttr          = "perf_takes_attr"
+	FurtherVarSetattrTakesIdmap      = "setattr_takes_idmap"
 )
 
 // LoadFurther returns the embedded CollectionSpec for Further.
@@ -251,96 +258,102 @@ type FurtherSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FurtherProgramSpecs struct {
-	Bpf                 *ebpf.ProgramSpec `ebpf:"bpf"`
-	BpfMap              *ebpf.ProgramSpec `ebpf:"bpf_map"`
-	BpfProg             *ebpf.ProgramSpec `ebpf:"bpf_prog"`
-	BprmCheckSecurity   *ebpf.ProgramSpec `ebpf:"bprm_check_security"`
-	Capable             *ebpf.ProgramSpec `ebpf:"capable"`
-	Capget              *ebpf.ProgramSpec `ebpf:"capget"`
-	Capset              *ebpf.ProgramSpec `ebpf:"capset"`
-	FileFcntl           *ebpf.ProgramSpec `ebpf:"file_fcntl"`
-	FileIoctl           *ebpf.ProgramSpec `ebpf:"file_ioctl"`
-	FileIoctlCompat     *ebpf.ProgramSpec `ebpf:"file_ioctl_compat"`
-	FileLock            *ebpf.ProgramSpec `ebpf:"file_lock"`
-	FileMprotect        *ebpf.ProgramSpec `ebpf:"file_mprotect"`
-	FileReceive         *ebpf.ProgramSpec `ebpf:"file_receive"`
-	InodeCreate         *ebpf.ProgramSpec `ebpf:"inode_create"`
-	InodeGetattr        *ebpf.ProgramSpec `ebpf:"inode_getattr"`
-	InodeGetxattr       *ebpf.ProgramSpec `ebpf:"inode_getxattr"`
-	InodeKillpriv       *ebpf.ProgramSpec `ebpf:"inode_killpriv"`
-	InodeLink           *ebpf.ProgramSpec `ebpf:"inode_link"`
-	InodeListxattr      *ebpf.ProgramSpec `ebpf:"inode_listxattr"`
-	InodeMkdir          *ebpf.ProgramSpec `ebpf:"inode_mkdir"`
-	InodeMknod          *ebpf.ProgramSpec `ebpf:"inode_mknod"`
-	InodeRemovexattr    *ebpf.ProgramSpec `ebpf:"inode_removexattr"`
-	InodeRename         *ebpf.ProgramSpec `ebpf:"inode_rename"`
-	InodeRmdir          *ebpf.ProgramSpec `ebpf:"inode_rmdir"`
-	InodeSetxattr       *ebpf.ProgramSpec `ebpf:"inode_setxattr"`
-	InodeSymlink        *ebpf.ProgramSpec `ebpf:"inode_symlink"`
-	InodeUnlink         *ebpf.ProgramSpec `ebpf:"inode_unlink"`
-	IpcPermission       *ebpf.ProgramSpec `ebpf:"ipc_permission"`
-	KernelLoadData      *ebpf.ProgramSpec `ebpf:"kernel_load_data"`
-	KernelModuleRequest *ebpf.ProgramSpec `ebpf:"kernel_module_request"`
-	KernelReadFile      *ebpf.ProgramSpec `ebpf:"kernel_read_file"`
-	KeyAlloc            *ebpf.ProgramSpec `ebpf:"key_alloc"`
-	KeyPermission       *ebpf.ProgramSpec `ebpf:"key_permission"`
-	LockedDown          *ebpf.ProgramSpec `ebpf:"locked_down"`
-	MoveMount           *ebpf.ProgramSpec `ebpf:"move_mount"`
-	MsgQueueAssociate   *ebpf.ProgramSpec `ebpf:"msg_queue_associate"`
-	MsgQueueMsgctl      *ebpf.ProgramSpec `ebpf:"msg_queue_msgctl"`
-	MsgQueueMsgrcv      *ebpf.ProgramSpec `ebpf:"msg_queue_msgrcv"`
-	MsgQueueMsgsnd      *ebpf.ProgramSpec `ebpf:"msg_queue_msgsnd"`
-	NetlinkSend         *ebpf.ProgramSpec `ebpf:"netlink_send"`
-	PerfEventOpen       *ebpf.ProgramSpec `ebpf:"perf_event_open"`
-	PtraceAccessCheck   *ebpf.ProgramSpec `ebpf:"ptrace_access_check"`
-	PtraceTraceme       *ebpf.ProgramSpec `ebpf:"ptrace_traceme"`
-	QuotaOn             *ebpf.ProgramSpec `ebpf:"quota_on"`
-	Quotactl            *ebpf.ProgramSpec `ebpf:"quotactl"`
-	SbMount             *ebpf.ProgramSpec `ebpf:"sb_mount"`
-	SbPivotroot         *ebpf.ProgramSpec `ebpf:"sb_pivotroot"`
-	SbRemount           *ebpf.ProgramSpec `ebpf:"sb_remount"`
-	SbStatfs            *ebpf.ProgramSpec `ebpf:"sb_statfs"`
-	SbUmount            *ebpf.ProgramSpec `ebpf:"sb_umount"`
-	SemAssociate        *ebpf.ProgramSpec `ebpf:"sem_associate"`
-	SemSemctl           *ebpf.ProgramSpec `ebpf:"sem_semctl"`
-	SemSemop            *ebpf.ProgramSpec `ebpf:"sem_semop"`
-	Setattr             *ebpf.ProgramSpec `ebpf:"setattr"`
-	Settime             *ebpf.ProgramSpec `ebpf:"settime"`
-	ShmAssociate        *ebpf.ProgramSpec `ebpf:"shm_associate"`
-	ShmShmat            *ebpf.ProgramSpec `ebpf:"shm_shmat"`
-	ShmShmctl           *ebpf.ProgramSpec `ebpf:"shm_shmctl"`
-	SockGraft           *ebpf.ProgramSpec `ebpf:"sock_graft"`
-	SocketGetpeername   *ebpf.ProgramSpec `ebpf:"socket_getpeername"`
-	SocketGetsockname   *ebpf.ProgramSpec `ebpf:"socket_getsockname"`
-	SocketRecvmsg       *ebpf.ProgramSpec `ebpf:"socket_recvmsg"`
-	SocketSendmsg       *ebpf.ProgramSpec `ebpf:"socket_sendmsg"`
-	SocketSetsockopt    *ebpf.ProgramSpec `ebpf:"socket_setsockopt"`
-	SocketShutdown      *ebpf.ProgramSpec `ebpf:"socket_shutdown"`
-	SocketSocketpair    *ebpf.ProgramSpec `ebpf:"socket_socketpair"`
-	Syslog              *ebpf.ProgramSpec `ebpf:"syslog"`
-	TaskFixSetgid       *ebpf.ProgramSpec `ebpf:"task_fix_setgid"`
-	TaskFixSetuid       *ebpf.ProgramSpec `ebpf:"task_fix_setuid"`
-	TaskGetioprio       *ebpf.ProgramSpec `ebpf:"task_getioprio"`
-	TaskGetpgid         *ebpf.ProgramSpec `ebpf:"task_getpgid"`
-	TaskGetscheduler    *ebpf.ProgramSpec `ebpf:"task_getscheduler"`
-	TaskGetsid          *ebpf.ProgramSpec `ebpf:"task_getsid"`
-	TaskPrctl           *ebpf.ProgramSpec `ebpf:"task_prctl"`
-	TaskPrlimit         *ebpf.ProgramSpec `ebpf:"task_prlimit"`
-	TaskSetioprio       *ebpf.ProgramSpec `ebpf:"task_setioprio"`
-	TaskSetnice         *ebpf.ProgramSpec `ebpf:"task_setnice"`
-	TaskSetpgid         *ebpf.ProgramSpec `ebpf:"task_setpgid"`
-	TaskSetrlimit       *ebpf.ProgramSpec `ebpf:"task_setrlimit"`
-	TaskSetscheduler    *ebpf.ProgramSpec `ebpf:"task_setscheduler"`
-	TunDevAttach        *ebpf.ProgramSpec `ebpf:"tun_dev_attach"`
-	TunDevAttachQueue   *ebpf.ProgramSpec `ebpf:"tun_dev_attach_queue"`
-	TunDevCreate        *ebpf.ProgramSpec `ebpf:"tun_dev_create"`
-	TunDevOpen          *ebpf.ProgramSpec `ebpf:"tun_dev_open"`
-	UnixMaySend         *ebpf.ProgramSpec `ebpf:"unix_may_send"`
-	UnixStreamConnect   *ebpf.ProgramSpec `ebpf:"unix_stream_connect"`
-	UringCmd            *ebpf.ProgramSpec `ebpf:"uring_cmd"`
-	UringOverrideCreds  *ebpf.ProgramSpec `ebpf:"uring_override_creds"`
-	UringSqpoll         *ebpf.ProgramSpec `ebpf:"uring_sqpoll"`
-	UsernsCreate        *ebpf.ProgramSpec `ebpf:"userns_create"`
+	Bpf                   *ebpf.ProgramSpec `ebpf:"bpf"`
+	BpfMap                *ebpf.ProgramSpec `ebpf:"bpf_map"`
+	BpfProg               *ebpf.ProgramSpec `ebpf:"bpf_prog"`
+	BprmCheckSecurity     *ebpf.ProgramSpec `ebpf:"bprm_check_security"`
+	Capable               *ebpf.ProgramSpec `ebpf:"capable"`
+	Capget                *ebpf.ProgramSpec `ebpf:"capget"`
+	Capset                *ebpf.ProgramSpec `ebpf:"capset"`
+	FileFcntl             *ebpf.ProgramSpec `ebpf:"file_fcntl"`
+	FileIoctl             *ebpf.ProgramSpec `ebpf:"file_ioctl"`
+	FileIoctlCompat       *ebpf.ProgramSpec `ebpf:"file_ioctl_compat"`
+	FileLock              *ebpf.ProgramSpec `ebpf:"file_lock"`
+	FileMprotect          *ebpf.ProgramSpec `ebpf:"file_mprotect"`
+	FileReceive           *ebpf.ProgramSpec `ebpf:"file_receive"`
+	InodeCreate           *ebpf.ProgramSpec `ebpf:"inode_create"`
+	InodeGetattr          *ebpf.ProgramSpec `ebpf:"inode_getattr"`
+	InodeGetxattr         *ebpf.ProgramSpec `ebpf:"inode_getxattr"`
+	InodeKillpriv         *ebpf.ProgramSpec `ebpf:"inode_killpriv"`
+	InodeLink             *ebpf.ProgramSpec `ebpf:"inode_link"`
+	InodeListxattr        *ebpf.ProgramSpec `ebpf:"inode_listxattr"`
+	InodeMkdir            *ebpf.ProgramSpec `ebpf:"inode_mkdir"`
+	InodeMknod            *ebpf.ProgramSpec `ebpf:"inode_mknod"`
+	InodeRemovexattr      *ebpf.ProgramSpec `ebpf:"inode_removexattr"`
+	InodeRename           *ebpf.ProgramSpec `ebpf:"inode_rename"`
+	InodeRmdir            *ebpf.ProgramSpec `ebpf:"inode_rmdir"`
+	InodeSetxattr         *ebpf.ProgramSpec `ebpf:"inode_setxattr"`
+	InodeSymlink          *ebpf.ProgramSpec `ebpf:"inode_symlink"`
+	InodeUnlink           *ebpf.ProgramSpec `ebpf:"inode_unlink"`
+	IpcPermission         *ebpf.ProgramSpec `ebpf:"ipc_permission"`
+	KernelLoadData        *ebpf.ProgramSpec `ebpf:"kernel_load_data"`
+	KernelModuleRequest   *ebpf.ProgramSpec `ebpf:"kernel_module_request"`
+	KernelReadFile        *ebpf.ProgramSpec `ebpf:"kernel_read_file"`
+	KeyAlloc              *ebpf.ProgramSpec `ebpf:"key_alloc"`
+	KeyPermission         *ebpf.ProgramSpec `ebpf:"key_permission"`
+	LockedDown            *ebpf.ProgramSpec `ebpf:"locked_down"`
+	MoveMount             *ebpf.ProgramSpec `ebpf:"move_mount"`
+	MsgQueueAllocSecurity *ebpf.ProgramSpec `ebpf:"msg_queue_alloc_security"`
+	MsgQueueAssociate     *ebpf.ProgramSpec `ebpf:"msg_queue_associate"`
+	MsgQueueFreeSecurity  *ebpf.ProgramSpec `ebpf:"msg_queue_free_security"`
+	MsgQueueMsgctl        *ebpf.ProgramSpec `ebpf:"msg_queue_msgctl"`
+	MsgQueueMsgrcv        *ebpf.ProgramSpec `ebpf:"msg_queue_msgrcv"`
+	MsgQueueMsgsnd        *ebpf.ProgramSpec `ebpf:"msg_queue_msgsnd"`
+	NetlinkSend           *ebpf.ProgramSpec `ebpf:"netlink_send"`
+	PerfEventOpen         *ebpf.ProgramSpec `ebpf:"perf_event_open"`
+	PtraceAccessCheck     *ebpf.ProgramSpec `ebpf:"ptrace_access_check"`
+	PtraceTraceme         *ebpf.ProgramSpec `ebpf:"ptrace_traceme"`
+	QuotaOn               *ebpf.ProgramSpec `ebpf:"quota_on"`
+	Quotactl              *ebpf.ProgramSpec `ebpf:"quotactl"`
+	SbMount               *ebpf.ProgramSpec `ebpf:"sb_mount"`
+	SbPivotroot           *ebpf.ProgramSpec `ebpf:"sb_pivotroot"`
+	SbRemount             *ebpf.ProgramSpec `ebpf:"sb_remount"`
+	SbStatfs              *ebpf.ProgramSpec `ebpf:"sb_statfs"`
+	SbUmount              *ebpf.ProgramSpec `ebpf:"sb_umount"`
+	SemAllocSecurity      *ebpf.ProgramSpec `ebpf:"sem_alloc_security"`
+	SemAssociate          *ebpf.ProgramSpec `ebpf:"sem_associate"`
+	SemFreeSecurity       *ebpf.ProgramSpec `ebpf:"sem_free_security"`
+	SemSemctl             *ebpf.ProgramSpec `ebpf:"sem_semctl"`
+	SemSemop              *ebpf.ProgramSpec `ebpf:"sem_semop"`
+	Setattr               *ebpf.ProgramSpec `ebpf:"setattr"`
+	Settime               *ebpf.ProgramSpec `ebpf:"settime"`
+	ShmAllocSecurity      *ebpf.ProgramSpec `ebpf:"shm_alloc_security"`
+	ShmAssociate          *ebpf.ProgramSpec `ebpf:"shm_associate"`
+	ShmFreeSecurity       *ebpf.ProgramSpec `ebpf:"shm_free_security"`
+	ShmShmat              *ebpf.ProgramSpec `ebpf:"shm_shmat"`
+	ShmShmctl             *ebpf.ProgramSpec `ebpf:"shm_shmctl"`
+	SockGraft             *ebpf.ProgramSpec `ebpf:"sock_graft"`
+	SocketGetpeername     *ebpf.ProgramSpec `ebpf:"socket_getpeername"`
+	SocketGetsockname     *ebpf.ProgramSpec `ebpf:"socket_getsockname"`
+	SocketRecvmsg         *ebpf.ProgramSpec `ebpf:"socket_recvmsg"`
+	SocketSendmsg         *ebpf.ProgramSpec `ebpf:"socket_sendmsg"`
+	SocketSetsockopt      *ebpf.ProgramSpec `ebpf:"socket_setsockopt"`
+	SocketShutdown        *ebpf.ProgramSpec `ebpf:"socket_shutdown"`
+	SocketSocketpair      *ebpf.ProgramSpec `ebpf:"socket_socketpair"`
+	Syslog                *ebpf.ProgramSpec `ebpf:"syslog"`
+	TaskFixSetgid         *ebpf.ProgramSpec `ebpf:"task_fix_setgid"`
+	TaskFixSetuid         *ebpf.ProgramSpec `ebpf:"task_fix_setuid"`
+	TaskGetioprio         *ebpf.ProgramSpec `ebpf:"task_getioprio"`
+	TaskGetpgid           *ebpf.ProgramSpec `ebpf:"task_getpgid"`
+	TaskGetscheduler      *ebpf.ProgramSpec `ebpf:"task_getscheduler"`
+	TaskGetsid            *ebpf.ProgramSpec `ebpf:"task_getsid"`
+	TaskPrctl             *ebpf.ProgramSpec `ebpf:"task_prctl"`
+	TaskPrlimit           *ebpf.ProgramSpec `ebpf:"task_prlimit"`
+	TaskSetioprio         *ebpf.ProgramSpec `ebpf:"task_setioprio"`
+	TaskSetnice           *ebpf.ProgramSpec `ebpf:"task_setnice"`
+	TaskSetpgid           *ebpf.ProgramSpec `ebpf:"task_setpgid"`
+	TaskSetrlimit         *ebpf.ProgramSpec `ebpf:"task_setrlimit"`
+	TaskSetscheduler      *ebpf.ProgramSpec `ebpf:"task_setscheduler"`
+	TunDevAttach          *ebpf.ProgramSpec `ebpf:"tun_dev_attach"`
+	TunDevAttachQueue     *ebpf.ProgramSpec `ebpf:"tun_dev_attach_queue"`
+	TunDevCreate          *ebpf.ProgramSpec `ebpf:"tun_dev_create"`
+	TunDevOpen            *ebpf.ProgramSpec `ebpf:"tun_dev_open"`
+	UnixMaySend           *ebpf.ProgramSpec `ebpf:"unix_may_send"`
+	UnixStreamConnect     *ebpf.ProgramSpec `ebpf:"unix_stream_connect"`
+	UringCmd              *ebpf.ProgramSpec `ebpf:"uring_cmd"`
+	UringOverrideCreds    *ebpf.ProgramSpec `ebpf:"uring_override_creds"`
+	UringSqpoll           *ebpf.ProgramSpec `ebpf:"uring_sqpoll"`
+	UsernsCreate          *ebpf.ProgramSpec `ebpf:"userns_create"`
 }
 
 // FurtherMapSpecs contains maps before they are loaded into the kernel.
@@ -358,6 +371,7 @@ type FurtherMapSpecs struct {
 	FilterSets  *ebpf.MapSpec `ebpf:"filter_sets"`
 	Filtered    *ebpf.MapSpec `ebpf:"filtered"`
 	Frames      *ebpf.MapSpec `ebpf:"frames"`
+	IpcLabels   *ebpf.MapSpec `ebpf:"ipc_labels"`
 	Labels      *ebpf.MapSpec `ebpf:"labels"`
 	Running     *ebpf.MapSpec `ebpf:"running"`
 	Scratches   *ebpf.MapSpec `ebpf:"scratches"`
@@ -405,6 +419,7 @@ type FurtherMaps struct {
 	FilterSets  *ebpf.Map `ebpf:"filter_sets"`
 	Filtered    *ebpf.Map `ebpf:"filtered"`
 	Frames      *ebpf.Map `ebpf:"frames"`
+	IpcLabels   *ebpf.Map `ebpf:"ipc_labels"`
 	Labels      *ebpf.Map `ebpf:"labels"`
 	Running     *ebpf.Map `ebpf:"running"`
 	Scratches   *ebpf.Map `ebpf:"scratches"`
@@ -424,6 +439,7 @@ func (m *FurtherMaps) Close() error {
 		m.FilterSets,
 		m.Filtered,
 		m.Frames,
+		m.IpcLabels,
 		m.Labels,
 		m.Running,
 		m.Scratches,
@@ -445,96 +461,102 @@ type FurtherVariables struct {
 //
 // It can be passed to LoadFurtherObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FurtherPrograms struct {
-	Bpf                 *ebpf.Program `ebpf:"bpf"`
-	BpfMap              *ebpf.Program `ebpf:"bpf_map"`
-	BpfProg             *ebpf.Program `ebpf:"bpf_prog"`
-	BprmCheckSecurity   *ebpf.Program `ebpf:"bprm_check_security"`
-	Capable             *ebpf.Program `ebpf:"capable"`
-	Capget              *ebpf.Program `ebpf:"capget"`
-	Capset              *ebpf.Program `ebpf:"capset"`
-	FileFcntl           *ebpf.Program `ebpf:"file_fcntl"`
-	FileIoctl           *ebpf.Program `ebpf:"file_ioctl"`
-	FileIoctlCompat     *ebpf.Program `ebpf:"file_ioctl_compat"`
-	FileLock            *ebpf.Program `ebpf:"file_lock"`
-	FileMprotect        *ebpf.Program `ebpf:"file_mprotect"`
-	FileReceive         *ebpf.Program `ebpf:"file_receive"`
-	InodeCreate         *ebpf.Program `ebpf:"inode_create"`
-	InodeGetattr        *ebpf.Program `ebpf:"inode_getattr"`
-	InodeGetxattr       *ebpf.Program `ebpf:"inode_getxattr"`
-	InodeKillpriv       *ebpf.Program `ebpf:"inode_killpriv"`
-	InodeLink           *ebpf.Program `ebpf:"inode_link"`
-	InodeListxattr      *ebpf.Program `ebpf:"inode_listxattr"`
-	InodeMkdir          *ebpf.Program `ebpf:"inode_mkdir"`
-	InodeMknod          *ebpf.Program `ebpf:"inode_mknod"`
-	InodeRemovexattr    *ebpf.Program `ebpf:"inode_removexattr"`
-	InodeRename         *ebpf.Program `ebpf:"inode_rename"`
-	InodeRmdir          *ebpf.Program `ebpf:"inode_rmdir"`
-	InodeSetxattr       *ebpf.Program `ebpf:"inode_setxattr"`
-	InodeSymlink        *ebpf.Program `ebpf:"inode_symlink"`
-	InodeUnlink         *ebpf.Program `ebpf:"inode_unlink"`
-	IpcPermission       *ebpf.Program `ebpf:"ipc_permission"`
-	KernelLoadData      *ebpf.Program `ebpf:"kernel_load_data"`
-	KernelModuleRequest *ebpf.Program `ebpf:"kernel_module_request"`
-	KernelReadFile      *ebpf.Program `ebpf:"kernel_read_file"`
-	KeyAlloc            *ebpf.Program `ebpf:"key_alloc"`
-	KeyPermission       *ebpf.Program `ebpf:"key_permission"`
-	LockedDown          *ebpf.Program `ebpf:"locked_down"`
-	MoveMount           *ebpf.Program `ebpf:"move_mount"`
-	MsgQueueAssociate   *ebpf.Program `ebpf:"msg_queue_associate"`
-	MsgQueueMsgctl      *ebpf.Program `ebpf:"msg_queue_msgctl"`
-	MsgQueueMsgrcv      *ebpf.Program `ebpf:"msg_queue_msgrcv"`
-	MsgQueueMsgsnd      *ebpf.Program `ebpf:"msg_queue_msgsnd"`
-	NetlinkSend         *ebpf.Program `ebpf:"netlink_send"`
-	PerfEventOpen       *ebpf.Program `ebpf:"perf_event_open"`
-	PtraceAccessCheck   *ebpf.Program `ebpf:"ptrace_access_check"`
-	PtraceTraceme       *ebpf.Program `ebpf:"ptrace_traceme"`
-	QuotaOn             *ebpf.Program `ebpf:"quota_on"`
-	Quotactl            *ebpf.Program `ebpf:"quotactl"`
-	SbMount             *ebpf.Program `ebpf:"sb_mount"`
-	SbPivotroot         *ebpf.Program `ebpf:"sb_pivotroot"`
-	SbRemount           *ebpf.Program `ebpf:"sb_remount"`
-	SbStatfs            *ebpf.Program `ebpf:"sb_statfs"`
-	SbUmount            *ebpf.Program `ebpf:"sb_umount"`
-	SemAssociate        *ebpf.Program `ebpf:"sem_associate"`
-	SemSemctl           *ebpf.Program `ebpf:"sem_semctl"`
-	SemSemop            *ebpf.Program `ebpf:"sem_semop"`
-	Setattr             *ebpf.Program `ebpf:"setattr"`
-	Settime             *ebpf.Program `ebpf:"settime"`
-	ShmAssociate        *ebpf.Program `ebpf:"shm_associate"`
-	ShmShmat            *ebpf.Program `ebpf:"shm_shmat"`
-	ShmShmctl           *ebpf.Program `ebpf:"shm_shmctl"`
-	SockGraft           *ebpf.Program `ebpf:"sock_graft"`
-	SocketGetpeername   *ebpf.Program `ebpf:"socket_getpeername"`
-	SocketGetsockname   *ebpf.Program `ebpf:"socket_getsockname"`
-	SocketRecvmsg       *ebpf.Program `ebpf:"socket_recvmsg"`
-	SocketSendmsg       *ebpf.Program `ebpf:"socket_sendmsg"`
-	SocketSetsockopt    *ebpf.Program `ebpf:"socket_setsockopt"`
-	SocketShutdown      *ebpf.Program `ebpf:"socket_shutdown"`
-	SocketSocketpair    *ebpf.Program `ebpf:"socket_socketpair"`
-	Syslog              *ebpf.Program `ebpf:"syslog"`
-	TaskFixSetgid       *ebpf.Program `ebpf:"task_fix_setgid"`
-	TaskFixSetuid       *ebpf.Program `ebpf:"task_fix_setuid"`
-	TaskGetioprio       *ebpf.Program `ebpf:"task_getioprio"`
-	TaskGetpgid         *ebpf.Program `ebpf:"task_getpgid"`
-	TaskGetscheduler    *ebpf.Program `ebpf:"task_getscheduler"`
-	TaskGetsid          *ebpf.Program `ebpf:"task_getsid"`
-	TaskPrctl           *ebpf.Program `ebpf:"task_prctl"`
-	TaskPrlimit         *ebpf.Program `ebpf:"task_prlimit"`
-	TaskSetioprio       *ebpf.Program `ebpf:"task_setioprio"`
-	TaskSetnice         *ebpf.Program `ebpf:"task_setnice"`
-	TaskSetpgid         *ebpf.Program `ebpf:"task_setpgid"`
-	TaskSetrlimit       *ebpf.Program `ebpf:"task_setrlimit"`
-	TaskSetscheduler    *ebpf.Program `ebpf:"task_setscheduler"`
-	TunDevAttach        *ebpf.Program `ebpf:"tun_dev_attach"`
-	TunDevAttachQueue   *ebpf.Program `ebpf:"tun_dev_attach_queue"`
-	TunDevCreate        *ebpf.Program `ebpf:"tun_dev_create"`
-	TunDevOpen          *ebpf.Program `ebpf:"tun_dev_open"`
-	UnixMaySend         *ebpf.Program `ebpf:"unix_may_send"`
-	UnixStreamConnect   *ebpf.Program `ebpf:"unix_stream_connect"`
-	UringCmd            *ebpf.Program `ebpf:"uring_cmd"`
-	UringOverrideCreds  *ebpf.Program `ebpf:"uring_override_creds"`
-	UringSqpoll         *ebpf.Program `ebpf:"uring_sqpoll"`
-	UsernsCreate        *ebpf.Program `ebpf:"userns_create"`
+	Bpf                   *ebpf.Program `ebpf:"bpf"`
+	BpfMap                *ebpf.Program `ebpf:"bpf_map"`
+	BpfProg               *ebpf.Program `ebpf:"bpf_prog"`
+	BprmCheckSecurity     *ebpf.Program `ebpf:"bprm_check_security"`
+	Capable               *ebpf.Program `ebpf:"capable"`
+	Capget                *ebpf.Program `ebpf:"capget"`
+	Capset                *ebpf.Program `ebpf:"capset"`
+	FileFcntl             *ebpf.Program `ebpf:"file_fcntl"`
+	FileIoctl             *ebpf.Program `ebpf:"file_ioctl"`
+	FileIoctlCompat       *ebpf.Program `ebpf:"file_ioctl_compat"`
+	FileLock              *ebpf.Program `ebpf:"file_lock"`
+	FileMprotect          *ebpf.Program `ebpf:"file_mprotect"`
+	FileReceive           *ebpf.Program `ebpf:"file_receive"`
+	InodeCreate           *ebpf.Program `ebpf:"inode_create"`
+	InodeGetattr          *ebpf.Program `ebpf:"inode_getattr"`
+	InodeGetxattr         *ebpf.Program `ebpf:"inode_getxattr"`
+	InodeKillpriv         *ebpf.Program `ebpf:"inode_killpriv"`
+	InodeLink             *ebpf.Program `ebpf:"inode_link"`
+	InodeListxattr        *ebpf.Program `ebpf:"inode_listxattr"`
+	InodeMkdir            *ebpf.Program `ebpf:"inode_mkdir"`
+	InodeMknod            *ebpf.Program `ebpf:"inode_mknod"`
+	InodeRemovexattr      *ebpf.Program `ebpf:"inode_removexattr"`
+	InodeRename           *ebpf.Program `ebpf:"inode_rename"`
+	InodeRmdir            *ebpf.Program `ebpf:"inode_rmdir"`
+	InodeSetxattr         *ebpf.Program `ebpf:"inode_setxattr"`
+	InodeSymlink          *ebpf.Program `ebpf:"inode_symlink"`
+	InodeUnlink           *ebpf.Program `ebpf:"inode_unlink"`
+	IpcPermission         *ebpf.Program `ebpf:"ipc_permission"`
+	KernelLoadData        *ebpf.Program `ebpf:"kernel_load_data"`
+	KernelModuleRequest   *ebpf.Program `ebpf:"kernel_module_request"`
+	KernelReadFile        *ebpf.Program `ebpf:"kernel_read_file"`
+	KeyAlloc              *ebpf.Program `ebpf:"key_alloc"`
+	KeyPermission         *ebpf.Program `ebpf:"key_permission"`
+	LockedDown            *ebpf.Program `ebpf:"locked_down"`
+	MoveMount             *ebpf.Program `ebpf:"move_mount"`
+	MsgQueueAllocSecurity *ebpf.Program `ebpf:"msg_queue_alloc_security"`
+	MsgQueueAssociate     *ebpf.Program `ebpf:"msg_queue_associate"`
+	MsgQueueFreeSecurity  *ebpf.Program `ebpf:"msg_queue_free_security"`
+	MsgQueueMsgctl        *ebpf.Program `ebpf:"msg_queue_msgctl"`
+	MsgQueueMsgrcv        *ebpf.Program `ebpf:"msg_queue_msgrcv"`
+	MsgQueueMsgsnd        *ebpf.Program `ebpf:"msg_queue_msgsnd"`
+	NetlinkSend           *ebpf.Program `ebpf:"netlink_send"`
+	PerfEventOpen         *ebpf.Program `ebpf:"perf_event_open"`
+	PtraceAccessCheck     *ebpf.Program `ebpf:"ptrace_access_check"`
+	PtraceTraceme         *ebpf.Program `ebpf:"ptrace_traceme"`
+	QuotaOn               *ebpf.Program `ebpf:"quota_on"`
+	Quotactl              *ebpf.Program `ebpf:"quotactl"`
+	SbMount               *ebpf.Program `ebpf:"sb_mount"`
+	SbPivotroot           *ebpf.Program `ebpf:"sb_pivotroot"`
+	SbRemount             *ebpf.Program `ebpf:"sb_remount"`
+	SbStatfs              *ebpf.Program `ebpf:"sb_statfs"`
+	SbUmount              *ebpf.Program `ebpf:"sb_umount"`
+	SemAllocSecurity      *ebpf.Program `ebpf:"sem_alloc_security"`
+	SemAssociate          *ebpf.Program `ebpf:"sem_associate"`
+	SemFreeSecurity       *ebpf.Program `ebpf:"sem_free_security"`
+	SemSemctl             *ebpf.Program `ebpf:"sem_semctl"`
+	SemSemop              *ebpf.Program `ebpf:"sem_semop"`
+	Setattr               *ebpf.Program `ebpf:"setattr"`
+	Settime               *ebpf.Program `ebpf:"settime"`
+	ShmAllocSecurity      *ebpf.Program `ebpf:"shm_alloc_security"`
+	ShmAssociate          *ebpf.Program `ebpf:"shm_associate"`
+	ShmFreeSecurity       *ebpf.Program `ebpf:"shm_free_security"`
+	ShmShmat              *ebpf.Program `ebpf:"shm_shmat"`
+	ShmShmctl             *ebpf.Program `ebpf:"shm_shmctl"`
+	SockGraft             *ebpf.Program `ebpf:"sock_graft"`
+	SocketGetpeername     *ebpf.Program `ebpf:"socket_getpeername"`
+	SocketGetsockname     *ebpf.Program `ebpf:"socket_getsockname"`
+	SocketRecvmsg         *ebpf.Program `ebpf:"socket_recvmsg"`
+	SocketSendmsg         *ebpf.Program `ebpf:"socket_sendmsg"`
+	SocketSetsockopt      *ebpf.Program `ebpf:"socket_setsockopt"`
+	SocketShutdown        *ebpf.Program `ebpf:"socket_shutdown"`
+	SocketSocketpair      *ebpf.Program `ebpf:"socket_socketpair"`
+	Syslog                *ebpf.Program `ebpf:"syslog"`
+	TaskFixSetgid         *ebpf.Program `ebpf:"task_fix_setgid"`
+	TaskFixSetuid         *ebpf.Program `ebpf:"task_fix_setuid"`
+	TaskGetioprio         *ebpf.Program `ebpf:"task_getioprio"`
+	TaskGetpgid           *ebpf.Program `ebpf:"task_getpgid"`
+	TaskGetscheduler      *ebpf.Program `ebpf:"task_getscheduler"`
+	TaskGetsid            *ebpf.Program `ebpf:"task_getsid"`
+	TaskPrctl             *ebpf.Program `ebpf:"task_prctl"`
+	TaskPrlimit           *ebpf.Program `ebpf:"task_prlimit"`
+	TaskSetioprio         *ebpf.Program `ebpf:"task_setioprio"`
+	TaskSetnice           *ebpf.Program `ebpf:"task_setnice"`
+	TaskSetpgid           *ebpf.Program `ebpf:"task_setpgid"`
+	TaskSetrlimit         *ebpf.Program `ebpf:"task_setrlimit"`
+	TaskSetscheduler      *ebpf.Program `ebpf:"task_setscheduler"`
+	TunDevAttach          *ebpf.Program `ebpf:"tun_dev_attach"`
+	TunDevAttachQueue     *ebpf.Program `ebpf:"tun_dev_attach_queue"`
+	TunDevCreate          *ebpf.Program `ebpf:"tun_dev_create"`
+	TunDevOpen            *ebpf.Program `ebpf:"tun_dev_open"`
+	UnixMaySend           *ebpf.Program `ebpf:"unix_may_send"`
+	UnixStreamConnect     *ebpf.Program `ebpf:"unix_stream_connect"`
+	UringCmd              *ebpf.Program `ebpf:"uring_cmd"`
+	UringOverrideCreds    *ebpf.Program `ebpf:"uring_override_creds"`
+	UringSqpoll           *ebpf.Program `ebpf:"uring_sqpoll"`
+	UsernsCreate          *ebpf.Program `ebpf:"userns_create"`
 }
 
 func (p *FurtherPrograms) Close() error {
@@ -574,7 +596,9 @@ func (p *FurtherPrograms) Close() error {
 		p.KeyPermission,
 		p.LockedDown,
 		p.MoveMount,
+		p.MsgQueueAllocSecurity,
 		p.MsgQueueAssociate,
+		p.MsgQueueFreeSecurity,
 		p.MsgQueueMsgctl,
 		p.MsgQueueMsgrcv,
 		p.MsgQueueMsgsnd,
@@ -589,12 +613,16 @@ func (p *FurtherPrograms) Close() error {
 		p.SbRemount,
 		p.SbStatfs,
 		p.SbUmount,
+		p.SemAllocSecurity,
 		p.SemAssociate,
+		p.SemFreeSecurity,
 		p.SemSemctl,
 		p.SemSemop,
 		p.Setattr,
 		p.Settime,
+		p.ShmAllocSecurity,
 		p.ShmAssociate,
+		p.ShmFreeSecurity,
 		p.ShmShmat,
 		p.ShmShmctl,
 		p.SockGraft,

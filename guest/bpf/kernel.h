@@ -326,10 +326,18 @@ struct sk_buff {
 	unsigned char *data;
 };
 
+struct scm_creds {
+	kuid_t uid;
+	kgid_t gid;
+};
+
 struct netlink_skb_parms {
+	struct scm_creds creds;
 	__u32 portid;
 	__u32 dst_group;
 	__u32 flags;
+	bool nsid_is_set;
+	int nsid;
 };
 
 struct rlimit {
@@ -366,6 +374,7 @@ struct key {
 	kuid_t uid;
 	kgid_t gid;
 	__u32 perm;
+	unsigned long flags;
 	struct key_type *type;
 	char *description;
 };

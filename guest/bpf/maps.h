@@ -48,7 +48,7 @@ struct counter {
 	__u64 unhooked;
 };
 
-/* Who made a socket. */
+/* Who made a socket, or a System V object. */
 struct socket_label {
 	struct task_id owner;
 	__u32 exec_id;
@@ -178,6 +178,19 @@ struct {
 	__type(key, int);
 	__type(value, struct socket_label);
 } labels SEC(".maps");
+
+/*
+ * Who made a System V object, by its address: from the moment that it is made
+ * until it is freed, and only while the programs at both are attached. The agent
+ * empties it before it attaches them. For what it has no room for nobody is known.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 2048);
+	__type(key, __u64);
+	__type(value, struct socket_label);
+} ipc_labels SEC(".maps");
 
 /*
  * Digests of the programs that run at attach, by the address of their inode.

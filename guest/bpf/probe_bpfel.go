@@ -109,6 +109,7 @@ const (
 	ProbeMapFilterSets          = "filter_sets"
 	ProbeMapFiltered            = "filtered"
 	ProbeMapFrames              = "frames"
+	ProbeMapIpcLabels           = "ipc_labels"
 	ProbeMapLabels              = "labels"
 	ProbeMapNamed               = "named"
 	ProbeMapRunning             = "running"
@@ -222,6 +223,7 @@ type ProbeMapSpecs struct {
 	FilterSets  *ebpf.MapSpec `ebpf:"filter_sets"`
 	Filtered    *ebpf.MapSpec `ebpf:"filtered"`
 	Frames      *ebpf.MapSpec `ebpf:"frames"`
+	IpcLabels   *ebpf.MapSpec `ebpf:"ipc_labels"`
 	Labels      *ebpf.MapSpec `ebpf:"labels"`
 	Named       *ebpf.MapSpec `ebpf:"named"`
 	Running     *ebpf.MapSpec `ebpf:"running"`
@@ -271,6 +273,7 @@ type ProbeMaps struct {
 	FilterSets  *ebpf.Map `ebpf:"filter_sets"`
 	Filtered    *ebpf.Map `ebpf:"filtered"`
 	Frames      *ebpf.Map `ebpf:"frames"`
+	IpcLabels   *ebpf.Map `ebpf:"ipc_labels"`
 	Labels      *ebpf.Map `ebpf:"labels"`
 	Named       *ebpf.Map `ebpf:"named"`
 	Running     *ebpf.Map `ebpf:"running"`
@@ -291,6 +294,7 @@ func (m *ProbeMaps) Close() error {
 		m.FilterSets,
 		m.Filtered,
 		m.Frames,
+		m.IpcLabels,
 		m.Labels,
 		m.Named,
 		m.Running,

@@ -138,6 +138,9 @@ enum tail_tag {
 	TAG_PATH2 = 5,
 	TAG_NAME = 6,
 	TAG_VALUE = 7,
+	TAG_CRED = 8,
+	TAG_OWNER = 9,
+	TAG_RECEIVER = 10,
 };
 
 #define TAIL_TRUNCATED 1
@@ -267,6 +270,27 @@ struct tail_header {
 	__u16 tag;
 	__u16 flags;
 	__u32 length;
+};
+
+/* What some tails hold. */
+struct cred_tail {
+	__u32 uid;
+	__u32 euid;
+	__u32 suid;
+	__u32 gid;
+	__u32 egid;
+	__u32 sgid;
+	__u32 fsuid;
+	__u32 fsgid;
+	__u64 cap_eff;
+	__u32 securebits;
+	__u32 reserved;
+};
+
+struct task_tail {
+	struct task_id task;
+	__u32 exec_id;
+	__u32 reserved;
 };
 
 /* One struct for each type; tails follow, in ascending order of their tags. */
@@ -534,6 +558,8 @@ union any_record {
 	struct cgroup_record cgroup_rmdir;
 	struct cgroup_record cgroup_snapshot;
 	struct tail_header tail;
+	struct cred_tail cred_tail;
+	struct task_tail task_tail;
 	enum event_type types;
 	enum event_class classes;
 	enum tail_tag tags;

@@ -401,6 +401,7 @@ func TestConstants(t *testing.T) {
 			"TAG_PATH": uint64(vsockproto.TagPath), "TAG_ARGV": uint64(vsockproto.TagArgv),
 			"TAG_ADDRESS": uint64(vsockproto.TagAddress), "TAG_FILENAME": uint64(vsockproto.TagFilename),
 			"TAG_PATH2": uint64(vsockproto.TagPath2), "TAG_NAME": uint64(vsockproto.TagName), "TAG_VALUE": uint64(vsockproto.TagValue),
+			"TAG_CRED": uint64(vsockproto.TagCred), "TAG_OWNER": uint64(vsockproto.TagOwner), "TAG_RECEIVER": uint64(vsockproto.TagReceiver),
 		},
 		"path_kinds": {
 			"PATH_UNKNOWN": uint64(vsockproto.PathUnknown), "PATH_ROOT": uint64(vsockproto.PathRoot),
@@ -474,5 +475,55 @@ func TestTail(t *testing.T) {
 	}
 	if len(inC) != len(want) {
 		t.Errorf("tail has %d fields in C, %d here", len(inC), len(want))
+	}
+}
+
+// TestTailLayouts holds what some tails hold against vsockproto: a field of all ones
+// stands where it does in C.
+func TestTailLayouts(t *testing.T) {
+	cred := func(set func(*vsockproto.Cred)) []byte {
+		var c vsockproto.Cred
+		set(&c)
+		return vsockproto.AppendCred(nil, &c)
+	}
+	task := func(task vsockproto.Task, execID uint32) []byte { return vsockproto.AppendTask(nil, task, execID) }
+	for name, fields := range map[string]map[string][]byte{
+		"cred_tail": {
+			"uid":        cred(func(c *vsockproto.Cred) { c.UID = ones32 }),
+			"euid":       cred(func(c *vsockproto.Cred) { c.EUID = ones32 }),
+			"suid":       cred(func(c *vsockproto.Cred) { c.SUID = ones32 }),
+			"gid":        cred(func(c *vsockproto.Cred) { c.GID = ones32 }),
+			"egid":       cred(func(c *vsockproto.Cred) { c.EGID = ones32 }),
+			"sgid":       cred(func(c *vsockproto.Cred) { c.SGID = ones32 }),
+			"fsuid":      cred(func(c *vsockproto.Cred) { c.FSUID = ones32 }),
+			"fsgid":      cred(func(c *vsockproto.Cred) { c.FSGID = ones32 }),
+			"cap_eff":    cred(func(c *vsockproto.Cred) { c.CapEff = ones64 }),
+			"securebits": cred(func(c *vsockproto.Cred) { c.Securebits = ones32 }),
+			"reserved":   nil,
+		},
+		"task_tail": {
+			"task.pid":      task(vsockproto.Task{PID: ones32}, 0),
+			"task.tgid":     task(vsockproto.Task{TGID: ones32}, 0),
+			"task.start_ns": task(vsockproto.Task{StartNs: ones64}, 0),
+			"exec_id":       task(vsockproto.Task{}, ones32),
+			"reserved":      nil,
+		},
+	} {
+		s, inC := recordOf(t, records(t), name), make(map[string]extent)
+		leaves(t, s, "", 0, inC)
+		checkHoles(t, inC, s.Size)
+		for field, bytes := range fields {
+			have, ok := inC[field]
+			delete(inC, field)
+			if !ok || bytes == nil {
+				continue
+			}
+			if got, err := changed(make([]byte, s.Size), bytes); err != nil || got != have {
+				t.Errorf("%s.%s: %+v in C, %+v on the wire, %v", name, field, have, got, err)
+			}
+		}
+		if len(inC) > 0 {
+			t.Errorf("%s: in C, but not known here: %v", name, inC)
+		}
 	}
 }

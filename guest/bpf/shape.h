@@ -91,6 +91,46 @@ static __noinline __u32 put_bytes(struct scratch *sc, __u32 at, __u16 tag, const
 	return close_tail(sc, at, tag, flags, size);
 }
 
+/* Credentials as a tail at record[at]; may be NULL. */
+static __noinline __u32 put_cred(struct scratch *sc, __u32 at, const struct cred *c)
+{
+	struct cred_tail *to;
+
+	if (!c || at > RECORD_ROOM - 16 - sizeof(*to))
+		return at;
+	barrier_var(at);
+	to = (void *)&sc->record[at + 8];
+	to->uid = BPF_CORE_READ(c, uid.val);
+	to->euid = BPF_CORE_READ(c, euid.val);
+	to->suid = BPF_CORE_READ(c, suid.val);
+	to->gid = BPF_CORE_READ(c, gid.val);
+	to->egid = BPF_CORE_READ(c, egid.val);
+	to->sgid = BPF_CORE_READ(c, sgid.val);
+	to->fsuid = BPF_CORE_READ(c, fsuid.val);
+	to->fsgid = BPF_CORE_READ(c, fsgid.val);
+	bpf_probe_read_kernel(&to->cap_eff, sizeof(to->cap_eff), &c->cap_effective);
+	to->securebits = BPF_CORE_READ(c, securebits);
+	to->reserved = 0;
+	return close_tail(sc, at, TAG_CRED, 0, sizeof(*to));
+}
+
+/* A task as a tail at record[at]; may be NULL. */
+static __noinline __u32 put_task(struct scratch *sc, __u32 at, __u16 tag, struct task_struct *t)
+{
+	struct task_tail *to;
+
+	if (!t || at > RECORD_ROOM - 16 - sizeof(*to))
+		return at;
+	barrier_var(at);
+	to = (void *)&sc->record[at + 8];
+	to->task.pid = BPF_CORE_READ(t, pid);
+	to->task.tgid = BPF_CORE_READ(t, tgid);
+	to->task.start_ns = BPF_CORE_READ(t, start_boottime);
+	to->exec_id = (__u32)BPF_CORE_READ(t, self_exec_id);
+	to->reserved = 0;
+	return close_tail(sc, at, tag, 0, sizeof(*to));
+}
+
 static __always_inline __u64 *args_of(struct scratch *sc)
 {
 	return ((struct args_record *)sc->record)->args;
@@ -279,9 +319,27 @@ static __noinline __u64 *fill_ipc(struct scratch *sc, struct kern_ipc_perm *p)
 	return r->args;
 }
 
-static __always_inline int send_ipc(struct scratch *sc, __u16 type)
+/* Who made p, if its making was seen, as a tail. Returns where the record ends. */
+static __noinline __u32 put_owner(struct scratch *sc, struct kern_ipc_perm *p)
 {
-	return finish(sc, sizeof(struct ipc_record), type, CLASS_BULK);
+	__u32 at = sizeof(struct ipc_record);
+	__u64 key = (__u64)p;
+	struct socket_label *label;
+	struct task_tail *to;
+
+	label = bpf_map_lookup_elem(&ipc_labels, &key);
+	if (!label)
+		return at;
+	to = (void *)&sc->record[at + 8];
+	to->task = label->owner;
+	to->exec_id = label->exec_id;
+	to->reserved = 0;
+	return close_tail(sc, at, TAG_OWNER, 0, sizeof(*to));
+}
+
+static __always_inline int send_ipc(struct scratch *sc, struct kern_ipc_perm *p, __u16 type)
+{
+	return finish(sc, put_owner(sc, p), type, CLASS_BULK);
 }
 
 static __always_inline __u64 cap_of(const void *cap)

@@ -54,8 +54,18 @@ func lsm(t vsockproto.EventType) hook {
 	return hook{t.String(), "bpf_lsm_" + t.String(), t, false, setOf(t)}
 }
 
+// ipcBooks are the programs that say who made a System V object: those that end a
+// label before those that begin one.
+var ipcBooks = []string{
+	"shm_free_security", "sem_free_security", "msg_queue_free_security",
+	"shm_alloc_security", "sem_alloc_security", "msg_queue_alloc_security",
+}
+
 // further are the hooks that are attached only when the host asks for them.
 func further() (all []hook) {
+	for _, name := range ipcBooks {
+		all = append(all, hook{name, "bpf_lsm_" + name, 0, false, ofIPC})
+	}
 	for _, t := range vsockproto.PolicyTypes()[len(vsockproto.StartTypes()):] {
 		h := lsm(t)
 		if t == vsockproto.InodeSetattr {
@@ -66,15 +76,18 @@ func further() (all []hook) {
 	return all
 }
 
-// ofSockets are the types whose records say who made a socket.
-var ofSockets = func() (s hookSet) {
+// ofSockets are the types whose records say who made a socket, ofIPC those that say
+// it of a System V object.
+var ofSockets, ofIPC = with(vsockproto.PartSocket), with(vsockproto.PartIPC)
+
+func with(part vsockproto.Parts) (s hookSet) {
 	for _, t := range vsockproto.EventTypes() {
-		if t.Has(vsockproto.PartSocket) {
+		if t.Has(part) {
 			s.add(t)
 		}
 	}
 	return s
-}()
+}
 
 // hookSet is a set of event types.
 type hookSet [len(bpf.ProbeAgentConfig{}.Hooks) / 64]uint64

@@ -145,6 +145,9 @@ func fieldsOf(t vsockproto.EventType) (fields []string) {
 			fields = append(fields, part.name)
 		}
 	}
+	if t.Has(vsockproto.PartIPC) {
+		fields = append(fields, "owner")
+	}
 	fields = append(fields, own[t]...)
 	return append(fields, t.ArgNames()...)
 }
@@ -158,8 +161,10 @@ var own = map[vsockproto.EventType][]string{
 	vsockproto.InodeSetxattr:       {"name", "value"},
 	vsockproto.InodeGetxattr:       {"name"},
 	vsockproto.InodeRemovexattr:    {"name"},
-	vsockproto.KeyAlloc:            {"name: type", "value: description"},
-	vsockproto.KeyPermission:       {"name: type", "value: description"},
+	vsockproto.TaskPrlimit:         {"cred: the target's"},
+	vsockproto.MsgQueueMsgrcv:      {"receiver"},
+	vsockproto.KeyAlloc:            {"name: type", "value: description", "cred"},
+	vsockproto.KeyPermission:       {"name: type", "value: description", "cred"},
 	vsockproto.BPFMap:              {"name"},
 	vsockproto.BPFProg:             {"name"},
 
@@ -192,7 +197,8 @@ missing in Hello, in a finding and in ` + "`outguard vms`" + `.
 
 const hooksFoot = `
 Beside these the agent keeps programs that report nothing: on inode_setattr (a file's content changes), socket_post_create
-(who made a socket), file_post_open (on kernels from 6.9 on it reports file_open, with the digest) and sched_process_exec
+(who made a socket), while System V objects are reported on shm_, sem_ and msg_queue_alloc_security and _free_security
+(who made them), file_post_open (on kernels from 6.9 on it reports file_open, with the digest) and sched_process_exec
 (executions that bprm_committed_creds did not see).
 
 What differs between the three kernels: before 6.9 file_open's records have no digest. inode_setattr is given the mount's id

@@ -27,7 +27,7 @@ import (
 // snapshot of an agent that took over would not find what the attached programs
 // have put there.
 // Frames come behind the rings that they are about.
-var pinned = []string{"critical", "bulk", "config", "counters", "labels", "state", "frames", "running", "filter_sets", "filter_keys", "filter_paths", "filtered"}
+var pinned = []string{"critical", "bulk", "config", "counters", "labels", "ipc_labels", "state", "frames", "running", "filter_sets", "filter_keys", "filter_paths", "filtered"}
 
 // loader brings the programs into the kernel.
 type loader struct {

@@ -66,6 +66,9 @@ func (s *Sensor) add(want hookSet) (fresh []string, err error) {
 	if err := s.loader.loadMore(s, missing); err != nil {
 		return nil, err
 	}
+	if err := s.forgetMakers(missing); err != nil {
+		return nil, err
+	}
 	for _, h := range missing {
 		k, err := attach(s.objects.programs[h.program])
 		if err != nil {
@@ -78,6 +81,27 @@ func (s *Sensor) add(want hookSet) (fresh []string, err error) {
 		}
 	}
 	return fresh, nil
+}
+
+// forgetMakers empties the labels of System V objects where a program that keeps
+// them is about to be attached: one that was freed meanwhile still has its label, and
+// another may have its address by now.
+func (s *Sensor) forgetMakers(missing []hook) error {
+	if !slices.ContainsFunc(missing, func(h hook) bool { return slices.Contains(ipcBooks, h.program) }) {
+		return nil
+	}
+	var object uint64
+	var label bpf.ProbeSocketLabel
+	var stale []uint64
+	for all := s.objects.IpcLabels.Iterate(); all.Next(&object, &label); {
+		stale = append(stale, object)
+	}
+	for _, object := range stale {
+		if err := s.objects.IpcLabels.Delete(object); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget who made a System V object: %w", err)
+		}
+	}
+	return nil
 }
 
 // drop detaches programs and, but for the first twelve, gives them up. Called
@@ -98,7 +122,7 @@ func (s *Sensor) drop(names []string) error {
 func isFurther(program string) bool {
 	for _, h := range hooks {
 		if h.program == program {
-			return h.event > vsockproto.TaskSnapshot && h.event < vsockproto.CgroupMkdir
+			return h.event > vsockproto.TaskSnapshot && h.event < vsockproto.CgroupMkdir || slices.Contains(ipcBooks, program)
 		}
 	}
 	return false

@@ -36,8 +36,20 @@ func further(out *apipb.Event, e *vsockproto.Event) {
 	if e.Target != (vsockproto.Task{}) {
 		call.Target, call.TargetExecId = taskOf(e.Target), e.TargetExecID
 	}
+	if task, execID, is := e.Receives(); is {
+		call.Target, call.TargetExecId = taskOf(task), execID
+	}
+	if c, is := e.Creds(); is {
+		call.Cred = &apipb.Cred{
+			Uid: c.UID, Euid: c.EUID, Suid: c.SUID, Gid: c.GID, Egid: c.EGID, Sgid: c.SGID, Fsuid: c.FSUID, Fsgid: c.FSGID,
+			CapEff: hex16(c.CapEff), Securebits: c.Securebits,
+		}
+	}
 	if p := &e.IPC; *p != (vsockproto.IPC{}) {
 		call.Ipc = &apipb.Ipc{Key: p.Key, Id: p.ID, Uid: p.UID, Gid: p.GID, Cuid: p.CUID, Cgid: p.CGID, Mode: uint32(p.Mode)}
+		if task, execID, is := e.Maker(); is {
+			call.Ipc.Owner, call.Ipc.OwnerExecId = taskOf(task), execID
+		}
 	}
 	out.Call = call
 }

@@ -36,6 +36,11 @@ var counted = func() (all [int(vsockproto.SockGraft) + 1][vsockproto.MaxArgs]boo
 	say(vsockproto.KernelReadFile, "id", true)
 	say(vsockproto.Quotactl, "id", true)
 	say(vsockproto.MsgQueueMsgrcv, "type", false)
+	// What the wire has gained since: version 1 of the mapping does not know it.
+	say(vsockproto.KeyPermission, "key_flags", false)
+	for _, name := range [...]string{"uid", "gid", "nsid_set", "nsid"} {
+		say(vsockproto.NetlinkSend, name, false)
+	}
 	return all
 }()
 

@@ -111,6 +111,9 @@ func shaped(e *vsockproto.Event) *vsockproto.Event {
 	e.Address, e.RawAddr = vsockproto.Address{Family: 1, Length: 16}, text("/run/app.sock")
 	e.Target, e.TargetExecID = vsockproto.Task{PID: 77, TGID: 77, StartNs: 3_000}, 4
 	e.IPC = vsockproto.IPC{Key: 0x6f67, ID: 32769, UID: 1, GID: 2, CUID: 3, CGID: 4, Mode: 0o640}
+	e.Cred.Data = vsockproto.AppendCred(nil, &vsockproto.Cred{UID: 41, EUID: 42, SUID: 43, GID: 44, EGID: 45, SGID: 46, FSUID: 47, FSGID: 48, CapEff: 0x2ff, Securebits: 3})
+	e.Owner.Data = vsockproto.AppendTask(nil, vsockproto.Task{PID: 78, TGID: 78, StartNs: 3_100}, 5)
+	e.Receiver.Data = vsockproto.AppendTask(nil, vsockproto.Task{PID: 79, TGID: 79, StartNs: 3_200}, 6)
 	for i := range e.Args {
 		e.Args[i] = uint64(i+1)<<32 | 7
 	}

@@ -1299,13 +1299,14 @@ func (x *Event) GetCall() *Call {
 type Call struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Args          []*Arg                 `protobuf:"bytes,1,rep,name=args,proto3" json:"args,omitempty"`     // in the kernel's order
-	Target        *Task                  `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"` // the task that it is about
+	Target        *Task                  `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"` // the task that it is about; msg_queue_msgrcv: who gets the message
 	TargetExecId  uint32                 `protobuf:"varint,3,opt,name=target_exec_id,json=targetExecId,proto3" json:"target_exec_id,omitempty"`
 	File          *File                  `protobuf:"bytes,4,opt,name=file,proto3" json:"file,omitempty"`     // the second of two
 	Socket        *Socket                `protobuf:"bytes,5,opt,name=socket,proto3" json:"socket,omitempty"` // the other end
 	Ipc           *Ipc                   `protobuf:"bytes,6,opt,name=ipc,proto3" json:"ipc,omitempty"`
 	Name          string                 `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`   // of an attribute, a module, a device, a link's aim; guest text
 	Value         string                 `protobuf:"bytes,8,opt,name=value,proto3" json:"value,omitempty"` // that belongs to it; guest text
+	Cred          *Cred                  `protobuf:"bytes,9,opt,name=cred,proto3" json:"cred,omitempty"`   // task_prlimit: the target's; key_alloc, key_permission: those that it is asked with
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1396,6 +1397,130 @@ func (x *Call) GetValue() string {
 	return ""
 }
 
+func (x *Call) GetCred() *Cred {
+	if x != nil {
+		return x.Cred
+	}
+	return nil
+}
+
+// Cred is what a task may be, other than the subject.
+type Cred struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           uint32                 `protobuf:"varint,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Euid          uint32                 `protobuf:"varint,2,opt,name=euid,proto3" json:"euid,omitempty"`
+	Suid          uint32                 `protobuf:"varint,3,opt,name=suid,proto3" json:"suid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
+	Egid          uint32                 `protobuf:"varint,5,opt,name=egid,proto3" json:"egid,omitempty"`
+	Sgid          uint32                 `protobuf:"varint,6,opt,name=sgid,proto3" json:"sgid,omitempty"`
+	Fsuid         uint32                 `protobuf:"varint,7,opt,name=fsuid,proto3" json:"fsuid,omitempty"`
+	Fsgid         uint32                 `protobuf:"varint,8,opt,name=fsgid,proto3" json:"fsgid,omitempty"`
+	CapEff        string                 `protobuf:"bytes,9,opt,name=cap_eff,json=capEff,proto3" json:"cap_eff,omitempty"` // hex
+	Securebits    uint32                 `protobuf:"varint,10,opt,name=securebits,proto3" json:"securebits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cred) Reset() {
+	*x = Cred{}
+	mi := &file_outguard_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cred) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cred) ProtoMessage() {}
+
+func (x *Cred) ProtoReflect() protoreflect.Message {
+	mi := &file_outguard_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cred.ProtoReflect.Descriptor instead.
+func (*Cred) Descriptor() ([]byte, []int) {
+	return file_outguard_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Cred) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Cred) GetEuid() uint32 {
+	if x != nil {
+		return x.Euid
+	}
+	return 0
+}
+
+func (x *Cred) GetSuid() uint32 {
+	if x != nil {
+		return x.Suid
+	}
+	return 0
+}
+
+func (x *Cred) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Cred) GetEgid() uint32 {
+	if x != nil {
+		return x.Egid
+	}
+	return 0
+}
+
+func (x *Cred) GetSgid() uint32 {
+	if x != nil {
+		return x.Sgid
+	}
+	return 0
+}
+
+func (x *Cred) GetFsuid() uint32 {
+	if x != nil {
+		return x.Fsuid
+	}
+	return 0
+}
+
+func (x *Cred) GetFsgid() uint32 {
+	if x != nil {
+		return x.Fsgid
+	}
+	return 0
+}
+
+func (x *Cred) GetCapEff() string {
+	if x != nil {
+		return x.CapEff
+	}
+	return ""
+}
+
+func (x *Cred) GetSecurebits() uint32 {
+	if x != nil {
+		return x.Securebits
+	}
+	return 0
+}
+
 type Arg struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1406,7 +1531,7 @@ type Arg struct {
 
 func (x *Arg) Reset() {
 	*x = Arg{}
-	mi := &file_outguard_proto_msgTypes[13]
+	mi := &file_outguard_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1418,7 +1543,7 @@ func (x *Arg) String() string {
 func (*Arg) ProtoMessage() {}
 
 func (x *Arg) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[13]
+	mi := &file_outguard_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1431,7 +1556,7 @@ func (x *Arg) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arg.ProtoReflect.Descriptor instead.
 func (*Arg) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{13}
+	return file_outguard_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Arg) GetName() string {
@@ -1458,13 +1583,15 @@ type Ipc struct {
 	Cuid          uint32                 `protobuf:"varint,5,opt,name=cuid,proto3" json:"cuid,omitempty"`
 	Cgid          uint32                 `protobuf:"varint,6,opt,name=cgid,proto3" json:"cgid,omitempty"`
 	Mode          uint32                 `protobuf:"varint,7,opt,name=mode,proto3" json:"mode,omitempty"`
+	Owner         *Task                  `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"` // who made it; unset: nobody knows
+	OwnerExecId   uint32                 `protobuf:"varint,9,opt,name=owner_exec_id,json=ownerExecId,proto3" json:"owner_exec_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Ipc) Reset() {
 	*x = Ipc{}
-	mi := &file_outguard_proto_msgTypes[14]
+	mi := &file_outguard_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1476,7 +1603,7 @@ func (x *Ipc) String() string {
 func (*Ipc) ProtoMessage() {}
 
 func (x *Ipc) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[14]
+	mi := &file_outguard_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1489,7 +1616,7 @@ func (x *Ipc) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ipc.ProtoReflect.Descriptor instead.
 func (*Ipc) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{14}
+	return file_outguard_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Ipc) GetKey() uint32 {
@@ -1541,6 +1668,20 @@ func (x *Ipc) GetMode() uint32 {
 	return 0
 }
 
+func (x *Ipc) GetOwner() *Task {
+	if x != nil {
+		return x.Owner
+	}
+	return nil
+}
+
+func (x *Ipc) GetOwnerExecId() uint32 {
+	if x != nil {
+		return x.OwnerExecId
+	}
+	return 0
+}
+
 type Task struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // thread id in the initial pid namespace
@@ -1552,7 +1693,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_outguard_proto_msgTypes[15]
+	mi := &file_outguard_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1705,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[15]
+	mi := &file_outguard_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1718,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{15}
+	return file_outguard_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Task) GetPid() uint32 {
@@ -1636,7 +1777,7 @@ type Subject struct {
 
 func (x *Subject) Reset() {
 	*x = Subject{}
-	mi := &file_outguard_proto_msgTypes[16]
+	mi := &file_outguard_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +1789,7 @@ func (x *Subject) String() string {
 func (*Subject) ProtoMessage() {}
 
 func (x *Subject) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[16]
+	mi := &file_outguard_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +1802,7 @@ func (x *Subject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subject.ProtoReflect.Descriptor instead.
 func (*Subject) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{16}
+	return file_outguard_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Subject) GetPid() uint32 {
@@ -1878,7 +2019,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_outguard_proto_msgTypes[17]
+	mi := &file_outguard_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +2031,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[17]
+	mi := &file_outguard_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +2044,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{17}
+	return file_outguard_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *File) GetPath() string {
@@ -2040,7 +2181,7 @@ type Exec struct {
 
 func (x *Exec) Reset() {
 	*x = Exec{}
-	mi := &file_outguard_proto_msgTypes[18]
+	mi := &file_outguard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2193,7 @@ func (x *Exec) String() string {
 func (*Exec) ProtoMessage() {}
 
 func (x *Exec) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[18]
+	mi := &file_outguard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2206,7 @@ func (x *Exec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exec.ProtoReflect.Descriptor instead.
 func (*Exec) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{18}
+	return file_outguard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Exec) GetFilename() string {
@@ -2128,7 +2269,7 @@ type Mmap struct {
 
 func (x *Mmap) Reset() {
 	*x = Mmap{}
-	mi := &file_outguard_proto_msgTypes[19]
+	mi := &file_outguard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2281,7 @@ func (x *Mmap) String() string {
 func (*Mmap) ProtoMessage() {}
 
 func (x *Mmap) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[19]
+	mi := &file_outguard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2294,7 @@ func (x *Mmap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mmap.ProtoReflect.Descriptor instead.
 func (*Mmap) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{19}
+	return file_outguard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Mmap) GetReqprot() uint32 {
@@ -2193,7 +2334,7 @@ type Socket struct {
 
 func (x *Socket) Reset() {
 	*x = Socket{}
-	mi := &file_outguard_proto_msgTypes[20]
+	mi := &file_outguard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2346,7 @@ func (x *Socket) String() string {
 func (*Socket) ProtoMessage() {}
 
 func (x *Socket) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[20]
+	mi := &file_outguard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2359,7 @@ func (x *Socket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Socket.ProtoReflect.Descriptor instead.
 func (*Socket) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{20}
+	return file_outguard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Socket) GetFamily() uint32 {
@@ -2289,7 +2430,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_outguard_proto_msgTypes[21]
+	mi := &file_outguard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2442,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[21]
+	mi := &file_outguard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2455,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{21}
+	return file_outguard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Address) GetFamily() uint32 {
@@ -2356,7 +2497,7 @@ type Signal struct {
 
 func (x *Signal) Reset() {
 	*x = Signal{}
-	mi := &file_outguard_proto_msgTypes[22]
+	mi := &file_outguard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2509,7 @@ func (x *Signal) String() string {
 func (*Signal) ProtoMessage() {}
 
 func (x *Signal) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[22]
+	mi := &file_outguard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2522,7 @@ func (x *Signal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signal.ProtoReflect.Descriptor instead.
 func (*Signal) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{22}
+	return file_outguard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Signal) GetNumber() uint32 {
@@ -2417,7 +2558,7 @@ type Newtask struct {
 
 func (x *Newtask) Reset() {
 	*x = Newtask{}
-	mi := &file_outguard_proto_msgTypes[23]
+	mi := &file_outguard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2429,7 +2570,7 @@ func (x *Newtask) String() string {
 func (*Newtask) ProtoMessage() {}
 
 func (x *Newtask) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[23]
+	mi := &file_outguard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2442,7 +2583,7 @@ func (x *Newtask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Newtask.ProtoReflect.Descriptor instead.
 func (*Newtask) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{23}
+	return file_outguard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Newtask) GetChild() *Task {
@@ -2483,7 +2624,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_outguard_proto_msgTypes[24]
+	mi := &file_outguard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2636,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[24]
+	mi := &file_outguard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2649,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{24}
+	return file_outguard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Exit) GetCode() uint32 {
@@ -2540,7 +2681,7 @@ type Cgroup struct {
 
 func (x *Cgroup) Reset() {
 	*x = Cgroup{}
-	mi := &file_outguard_proto_msgTypes[25]
+	mi := &file_outguard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +2693,7 @@ func (x *Cgroup) String() string {
 func (*Cgroup) ProtoMessage() {}
 
 func (x *Cgroup) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[25]
+	mi := &file_outguard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +2706,7 @@ func (x *Cgroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cgroup.ProtoReflect.Descriptor instead.
 func (*Cgroup) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{25}
+	return file_outguard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Cgroup) GetId() uint64 {
@@ -2623,7 +2764,7 @@ type FindingsRequest struct {
 
 func (x *FindingsRequest) Reset() {
 	*x = FindingsRequest{}
-	mi := &file_outguard_proto_msgTypes[26]
+	mi := &file_outguard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2776,7 @@ func (x *FindingsRequest) String() string {
 func (*FindingsRequest) ProtoMessage() {}
 
 func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[26]
+	mi := &file_outguard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2789,7 @@ func (x *FindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsRequest.ProtoReflect.Descriptor instead.
 func (*FindingsRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{26}
+	return file_outguard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FindingsRequest) GetVm() string {
@@ -2695,7 +2836,7 @@ type FindingsResponse struct {
 
 func (x *FindingsResponse) Reset() {
 	*x = FindingsResponse{}
-	mi := &file_outguard_proto_msgTypes[27]
+	mi := &file_outguard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +2848,7 @@ func (x *FindingsResponse) String() string {
 func (*FindingsResponse) ProtoMessage() {}
 
 func (x *FindingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[27]
+	mi := &file_outguard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +2861,7 @@ func (x *FindingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingsResponse.ProtoReflect.Descriptor instead.
 func (*FindingsResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{27}
+	return file_outguard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *FindingsResponse) GetFinding() *Finding {
@@ -2755,7 +2896,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_outguard_proto_msgTypes[28]
+	mi := &file_outguard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +2908,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[28]
+	mi := &file_outguard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +2921,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{28}
+	return file_outguard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Finding) GetId() string {
@@ -2915,7 +3056,7 @@ type Ref struct {
 
 func (x *Ref) Reset() {
 	*x = Ref{}
-	mi := &file_outguard_proto_msgTypes[29]
+	mi := &file_outguard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2927,7 +3068,7 @@ func (x *Ref) String() string {
 func (*Ref) ProtoMessage() {}
 
 func (x *Ref) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[29]
+	mi := &file_outguard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +3081,7 @@ func (x *Ref) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ref.ProtoReflect.Descriptor instead.
 func (*Ref) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{29}
+	return file_outguard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Ref) GetSession() string {
@@ -2990,7 +3131,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_outguard_proto_msgTypes[30]
+	mi := &file_outguard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3002,7 +3143,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[30]
+	mi := &file_outguard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3015,7 +3156,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{30}
+	return file_outguard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListOrdersRequest) GetVm() string {
@@ -3056,7 +3197,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_outguard_proto_msgTypes[31]
+	mi := &file_outguard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3068,7 +3209,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[31]
+	mi := &file_outguard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3081,7 +3222,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{31}
+	return file_outguard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -3133,7 +3274,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_outguard_proto_msgTypes[32]
+	mi := &file_outguard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3145,7 +3286,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[32]
+	mi := &file_outguard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3158,7 +3299,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{32}
+	return file_outguard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Order) GetId() string {
@@ -3348,7 +3489,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_outguard_proto_msgTypes[33]
+	mi := &file_outguard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3501,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[33]
+	mi := &file_outguard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3514,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{33}
+	return file_outguard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListModelsRequest) GetVm() string {
@@ -3413,7 +3554,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_outguard_proto_msgTypes[34]
+	mi := &file_outguard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +3566,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[34]
+	mi := &file_outguard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +3579,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{34}
+	return file_outguard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -3475,7 +3616,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_outguard_proto_msgTypes[35]
+	mi := &file_outguard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3628,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[35]
+	mi := &file_outguard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3641,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{35}
+	return file_outguard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Model) GetEngine() string {
@@ -3648,7 +3789,7 @@ type ModelHour struct {
 
 func (x *ModelHour) Reset() {
 	*x = ModelHour{}
-	mi := &file_outguard_proto_msgTypes[36]
+	mi := &file_outguard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3660,7 +3801,7 @@ func (x *ModelHour) String() string {
 func (*ModelHour) ProtoMessage() {}
 
 func (x *ModelHour) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[36]
+	mi := &file_outguard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3673,7 +3814,7 @@ func (x *ModelHour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelHour.ProtoReflect.Descriptor instead.
 func (*ModelHour) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{36}
+	return file_outguard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ModelHour) GetStart() string {
@@ -3708,7 +3849,7 @@ type ExportModelRequest struct {
 
 func (x *ExportModelRequest) Reset() {
 	*x = ExportModelRequest{}
-	mi := &file_outguard_proto_msgTypes[37]
+	mi := &file_outguard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3720,7 +3861,7 @@ func (x *ExportModelRequest) String() string {
 func (*ExportModelRequest) ProtoMessage() {}
 
 func (x *ExportModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[37]
+	mi := &file_outguard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3733,7 +3874,7 @@ func (x *ExportModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportModelRequest.ProtoReflect.Descriptor instead.
 func (*ExportModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{37}
+	return file_outguard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExportModelRequest) GetVm() string {
@@ -3766,7 +3907,7 @@ type ExportModelResponse struct {
 
 func (x *ExportModelResponse) Reset() {
 	*x = ExportModelResponse{}
-	mi := &file_outguard_proto_msgTypes[38]
+	mi := &file_outguard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3778,7 +3919,7 @@ func (x *ExportModelResponse) String() string {
 func (*ExportModelResponse) ProtoMessage() {}
 
 func (x *ExportModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[38]
+	mi := &file_outguard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3791,7 +3932,7 @@ func (x *ExportModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportModelResponse.ProtoReflect.Descriptor instead.
 func (*ExportModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{38}
+	return file_outguard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExportModelResponse) GetPart() []byte {
@@ -3813,7 +3954,7 @@ type ImportModelRequest struct {
 
 func (x *ImportModelRequest) Reset() {
 	*x = ImportModelRequest{}
-	mi := &file_outguard_proto_msgTypes[39]
+	mi := &file_outguard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3825,7 +3966,7 @@ func (x *ImportModelRequest) String() string {
 func (*ImportModelRequest) ProtoMessage() {}
 
 func (x *ImportModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[39]
+	mi := &file_outguard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3838,7 +3979,7 @@ func (x *ImportModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportModelRequest.ProtoReflect.Descriptor instead.
 func (*ImportModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{39}
+	return file_outguard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ImportModelRequest) GetVm() string {
@@ -3878,7 +4019,7 @@ type ImportModelResponse struct {
 
 func (x *ImportModelResponse) Reset() {
 	*x = ImportModelResponse{}
-	mi := &file_outguard_proto_msgTypes[40]
+	mi := &file_outguard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3890,7 +4031,7 @@ func (x *ImportModelResponse) String() string {
 func (*ImportModelResponse) ProtoMessage() {}
 
 func (x *ImportModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[40]
+	mi := &file_outguard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3903,7 +4044,7 @@ func (x *ImportModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportModelResponse.ProtoReflect.Descriptor instead.
 func (*ImportModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{40}
+	return file_outguard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ImportModelResponse) GetModel() *Model {
@@ -3925,7 +4066,7 @@ type AcceptModelRequest struct {
 
 func (x *AcceptModelRequest) Reset() {
 	*x = AcceptModelRequest{}
-	mi := &file_outguard_proto_msgTypes[41]
+	mi := &file_outguard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3937,7 +4078,7 @@ func (x *AcceptModelRequest) String() string {
 func (*AcceptModelRequest) ProtoMessage() {}
 
 func (x *AcceptModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[41]
+	mi := &file_outguard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3950,7 +4091,7 @@ func (x *AcceptModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptModelRequest.ProtoReflect.Descriptor instead.
 func (*AcceptModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{41}
+	return file_outguard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AcceptModelRequest) GetVm() string {
@@ -3990,7 +4131,7 @@ type AcceptModelResponse struct {
 
 func (x *AcceptModelResponse) Reset() {
 	*x = AcceptModelResponse{}
-	mi := &file_outguard_proto_msgTypes[42]
+	mi := &file_outguard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4002,7 +4143,7 @@ func (x *AcceptModelResponse) String() string {
 func (*AcceptModelResponse) ProtoMessage() {}
 
 func (x *AcceptModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[42]
+	mi := &file_outguard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4015,7 +4156,7 @@ func (x *AcceptModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptModelResponse.ProtoReflect.Descriptor instead.
 func (*AcceptModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{42}
+	return file_outguard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AcceptModelResponse) GetModel() *Model {
@@ -4036,7 +4177,7 @@ type LearnModelRequest struct {
 
 func (x *LearnModelRequest) Reset() {
 	*x = LearnModelRequest{}
-	mi := &file_outguard_proto_msgTypes[43]
+	mi := &file_outguard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4048,7 +4189,7 @@ func (x *LearnModelRequest) String() string {
 func (*LearnModelRequest) ProtoMessage() {}
 
 func (x *LearnModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[43]
+	mi := &file_outguard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4061,7 +4202,7 @@ func (x *LearnModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnModelRequest.ProtoReflect.Descriptor instead.
 func (*LearnModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{43}
+	return file_outguard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LearnModelRequest) GetVm() string {
@@ -4094,7 +4235,7 @@ type LearnModelResponse struct {
 
 func (x *LearnModelResponse) Reset() {
 	*x = LearnModelResponse{}
-	mi := &file_outguard_proto_msgTypes[44]
+	mi := &file_outguard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +4247,7 @@ func (x *LearnModelResponse) String() string {
 func (*LearnModelResponse) ProtoMessage() {}
 
 func (x *LearnModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[44]
+	mi := &file_outguard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +4260,7 @@ func (x *LearnModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnModelResponse.ProtoReflect.Descriptor instead.
 func (*LearnModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{44}
+	return file_outguard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LearnModelResponse) GetModel() *Model {
@@ -4140,7 +4281,7 @@ type SealModelRequest struct {
 
 func (x *SealModelRequest) Reset() {
 	*x = SealModelRequest{}
-	mi := &file_outguard_proto_msgTypes[45]
+	mi := &file_outguard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4152,7 +4293,7 @@ func (x *SealModelRequest) String() string {
 func (*SealModelRequest) ProtoMessage() {}
 
 func (x *SealModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[45]
+	mi := &file_outguard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4165,7 +4306,7 @@ func (x *SealModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealModelRequest.ProtoReflect.Descriptor instead.
 func (*SealModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{45}
+	return file_outguard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SealModelRequest) GetVm() string {
@@ -4198,7 +4339,7 @@ type SealModelResponse struct {
 
 func (x *SealModelResponse) Reset() {
 	*x = SealModelResponse{}
-	mi := &file_outguard_proto_msgTypes[46]
+	mi := &file_outguard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4210,7 +4351,7 @@ func (x *SealModelResponse) String() string {
 func (*SealModelResponse) ProtoMessage() {}
 
 func (x *SealModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[46]
+	mi := &file_outguard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4223,7 +4364,7 @@ func (x *SealModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealModelResponse.ProtoReflect.Descriptor instead.
 func (*SealModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{46}
+	return file_outguard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SealModelResponse) GetModel() *Model {
@@ -4243,7 +4384,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_outguard_proto_msgTypes[47]
+	mi := &file_outguard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4255,7 +4396,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[47]
+	mi := &file_outguard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4268,7 +4409,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{47}
+	return file_outguard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PauseRequest) GetVm() string {
@@ -4294,7 +4435,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_outguard_proto_msgTypes[48]
+	mi := &file_outguard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4306,7 +4447,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[48]
+	mi := &file_outguard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4319,7 +4460,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{48}
+	return file_outguard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PauseResponse) GetOrder() *Order {
@@ -4339,7 +4480,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_outguard_proto_msgTypes[49]
+	mi := &file_outguard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4351,7 +4492,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[49]
+	mi := &file_outguard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4364,7 +4505,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{49}
+	return file_outguard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ResumeRequest) GetVm() string {
@@ -4390,7 +4531,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_outguard_proto_msgTypes[50]
+	mi := &file_outguard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4402,7 +4543,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[50]
+	mi := &file_outguard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4415,7 +4556,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{50}
+	return file_outguard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ResumeResponse) GetOrder() *Order {
@@ -4436,7 +4577,7 @@ type CaptureRequest struct {
 
 func (x *CaptureRequest) Reset() {
 	*x = CaptureRequest{}
-	mi := &file_outguard_proto_msgTypes[51]
+	mi := &file_outguard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4448,7 +4589,7 @@ func (x *CaptureRequest) String() string {
 func (*CaptureRequest) ProtoMessage() {}
 
 func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[51]
+	mi := &file_outguard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4461,7 +4602,7 @@ func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
 func (*CaptureRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{51}
+	return file_outguard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CaptureRequest) GetVm() string {
@@ -4495,7 +4636,7 @@ type CaptureResponse struct {
 
 func (x *CaptureResponse) Reset() {
 	*x = CaptureResponse{}
-	mi := &file_outguard_proto_msgTypes[52]
+	mi := &file_outguard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4507,7 +4648,7 @@ func (x *CaptureResponse) String() string {
 func (*CaptureResponse) ProtoMessage() {}
 
 func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[52]
+	mi := &file_outguard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4520,7 +4661,7 @@ func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaptureResponse.ProtoReflect.Descriptor instead.
 func (*CaptureResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{52}
+	return file_outguard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CaptureResponse) GetProgress() *Progress {
@@ -4548,7 +4689,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_outguard_proto_msgTypes[53]
+	mi := &file_outguard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4560,7 +4701,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[53]
+	mi := &file_outguard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4573,7 +4714,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{53}
+	return file_outguard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Progress) GetStep() string {
@@ -4606,7 +4747,7 @@ type ListBundlesRequest struct {
 
 func (x *ListBundlesRequest) Reset() {
 	*x = ListBundlesRequest{}
-	mi := &file_outguard_proto_msgTypes[54]
+	mi := &file_outguard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4618,7 +4759,7 @@ func (x *ListBundlesRequest) String() string {
 func (*ListBundlesRequest) ProtoMessage() {}
 
 func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[54]
+	mi := &file_outguard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4631,7 +4772,7 @@ func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesRequest.ProtoReflect.Descriptor instead.
 func (*ListBundlesRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{54}
+	return file_outguard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListBundlesRequest) GetVm() string {
@@ -4650,7 +4791,7 @@ type ListBundlesResponse struct {
 
 func (x *ListBundlesResponse) Reset() {
 	*x = ListBundlesResponse{}
-	mi := &file_outguard_proto_msgTypes[55]
+	mi := &file_outguard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4662,7 +4803,7 @@ func (x *ListBundlesResponse) String() string {
 func (*ListBundlesResponse) ProtoMessage() {}
 
 func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[55]
+	mi := &file_outguard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4675,7 +4816,7 @@ func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesResponse.ProtoReflect.Descriptor instead.
 func (*ListBundlesResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{55}
+	return file_outguard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListBundlesResponse) GetBundles() []*Bundle {
@@ -4703,7 +4844,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_outguard_proto_msgTypes[56]
+	mi := &file_outguard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4715,7 +4856,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[56]
+	mi := &file_outguard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4728,7 +4869,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{56}
+	return file_outguard_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Bundle) GetId() string {
@@ -4812,7 +4953,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_outguard_proto_msgTypes[57]
+	mi := &file_outguard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4824,7 +4965,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[57]
+	mi := &file_outguard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4837,7 +4978,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{57}
+	return file_outguard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RecordsRequest) GetVm() string {
@@ -4874,7 +5015,7 @@ type RecordsResponse struct {
 
 func (x *RecordsResponse) Reset() {
 	*x = RecordsResponse{}
-	mi := &file_outguard_proto_msgTypes[58]
+	mi := &file_outguard_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4886,7 +5027,7 @@ func (x *RecordsResponse) String() string {
 func (*RecordsResponse) ProtoMessage() {}
 
 func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[58]
+	mi := &file_outguard_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4899,7 +5040,7 @@ func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
 func (*RecordsResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{58}
+	return file_outguard_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RecordsResponse) GetSession() []byte {
@@ -4951,7 +5092,7 @@ type SetModelRequest struct {
 
 func (x *SetModelRequest) Reset() {
 	*x = SetModelRequest{}
-	mi := &file_outguard_proto_msgTypes[59]
+	mi := &file_outguard_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4963,7 +5104,7 @@ func (x *SetModelRequest) String() string {
 func (*SetModelRequest) ProtoMessage() {}
 
 func (x *SetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[59]
+	mi := &file_outguard_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4976,7 +5117,7 @@ func (x *SetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelRequest.ProtoReflect.Descriptor instead.
 func (*SetModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{59}
+	return file_outguard_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SetModelRequest) GetVm() string {
@@ -5030,7 +5171,7 @@ type SetModelResponse struct {
 
 func (x *SetModelResponse) Reset() {
 	*x = SetModelResponse{}
-	mi := &file_outguard_proto_msgTypes[60]
+	mi := &file_outguard_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5042,7 +5183,7 @@ func (x *SetModelResponse) String() string {
 func (*SetModelResponse) ProtoMessage() {}
 
 func (x *SetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[60]
+	mi := &file_outguard_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5055,7 +5196,7 @@ func (x *SetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetModelResponse.ProtoReflect.Descriptor instead.
 func (*SetModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{60}
+	return file_outguard_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SetModelResponse) GetModel() *Model {
@@ -5077,7 +5218,7 @@ type JoinModelRequest struct {
 
 func (x *JoinModelRequest) Reset() {
 	*x = JoinModelRequest{}
-	mi := &file_outguard_proto_msgTypes[61]
+	mi := &file_outguard_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5089,7 +5230,7 @@ func (x *JoinModelRequest) String() string {
 func (*JoinModelRequest) ProtoMessage() {}
 
 func (x *JoinModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[61]
+	mi := &file_outguard_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5102,7 +5243,7 @@ func (x *JoinModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinModelRequest.ProtoReflect.Descriptor instead.
 func (*JoinModelRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{61}
+	return file_outguard_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *JoinModelRequest) GetVm() string {
@@ -5142,7 +5283,7 @@ type JoinModelResponse struct {
 
 func (x *JoinModelResponse) Reset() {
 	*x = JoinModelResponse{}
-	mi := &file_outguard_proto_msgTypes[62]
+	mi := &file_outguard_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5154,7 +5295,7 @@ func (x *JoinModelResponse) String() string {
 func (*JoinModelResponse) ProtoMessage() {}
 
 func (x *JoinModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[62]
+	mi := &file_outguard_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5167,7 +5308,7 @@ func (x *JoinModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinModelResponse.ProtoReflect.Descriptor instead.
 func (*JoinModelResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{62}
+	return file_outguard_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *JoinModelResponse) GetModel() *Model {
@@ -5199,7 +5340,7 @@ type Container struct {
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_outguard_proto_msgTypes[63]
+	mi := &file_outguard_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5211,7 +5352,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[63]
+	mi := &file_outguard_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5224,7 +5365,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{63}
+	return file_outguard_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Container) GetCgroupId() uint64 {
@@ -5326,7 +5467,7 @@ type ReloadPlaybookRequest struct {
 
 func (x *ReloadPlaybookRequest) Reset() {
 	*x = ReloadPlaybookRequest{}
-	mi := &file_outguard_proto_msgTypes[64]
+	mi := &file_outguard_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5338,7 +5479,7 @@ func (x *ReloadPlaybookRequest) String() string {
 func (*ReloadPlaybookRequest) ProtoMessage() {}
 
 func (x *ReloadPlaybookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[64]
+	mi := &file_outguard_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5351,7 +5492,7 @@ func (x *ReloadPlaybookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadPlaybookRequest.ProtoReflect.Descriptor instead.
 func (*ReloadPlaybookRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{64}
+	return file_outguard_proto_rawDescGZIP(), []int{65}
 }
 
 type ReloadPlaybookResponse struct {
@@ -5363,7 +5504,7 @@ type ReloadPlaybookResponse struct {
 
 func (x *ReloadPlaybookResponse) Reset() {
 	*x = ReloadPlaybookResponse{}
-	mi := &file_outguard_proto_msgTypes[65]
+	mi := &file_outguard_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5375,7 +5516,7 @@ func (x *ReloadPlaybookResponse) String() string {
 func (*ReloadPlaybookResponse) ProtoMessage() {}
 
 func (x *ReloadPlaybookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[65]
+	mi := &file_outguard_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5388,7 +5529,7 @@ func (x *ReloadPlaybookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadPlaybookResponse.ProtoReflect.Descriptor instead.
 func (*ReloadPlaybookResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{65}
+	return file_outguard_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ReloadPlaybookResponse) GetPlaybook() *Playbook {
@@ -5412,7 +5553,7 @@ type Playbook struct {
 
 func (x *Playbook) Reset() {
 	*x = Playbook{}
-	mi := &file_outguard_proto_msgTypes[66]
+	mi := &file_outguard_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5424,7 +5565,7 @@ func (x *Playbook) String() string {
 func (*Playbook) ProtoMessage() {}
 
 func (x *Playbook) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[66]
+	mi := &file_outguard_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5437,7 +5578,7 @@ func (x *Playbook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Playbook.ProtoReflect.Descriptor instead.
 func (*Playbook) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{66}
+	return file_outguard_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Playbook) GetFile() string {
@@ -5487,7 +5628,7 @@ type ContainRequest struct {
 
 func (x *ContainRequest) Reset() {
 	*x = ContainRequest{}
-	mi := &file_outguard_proto_msgTypes[67]
+	mi := &file_outguard_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5499,7 +5640,7 @@ func (x *ContainRequest) String() string {
 func (*ContainRequest) ProtoMessage() {}
 
 func (x *ContainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[67]
+	mi := &file_outguard_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5512,7 +5653,7 @@ func (x *ContainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainRequest.ProtoReflect.Descriptor instead.
 func (*ContainRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{67}
+	return file_outguard_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ContainRequest) GetVm() string {
@@ -5552,7 +5693,7 @@ type ContainResponse struct {
 
 func (x *ContainResponse) Reset() {
 	*x = ContainResponse{}
-	mi := &file_outguard_proto_msgTypes[68]
+	mi := &file_outguard_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5564,7 +5705,7 @@ func (x *ContainResponse) String() string {
 func (*ContainResponse) ProtoMessage() {}
 
 func (x *ContainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[68]
+	mi := &file_outguard_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5577,7 +5718,7 @@ func (x *ContainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainResponse.ProtoReflect.Descriptor instead.
 func (*ContainResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{68}
+	return file_outguard_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ContainResponse) GetOrder() *Order {
@@ -5597,7 +5738,7 @@ type PinBundleRequest struct {
 
 func (x *PinBundleRequest) Reset() {
 	*x = PinBundleRequest{}
-	mi := &file_outguard_proto_msgTypes[69]
+	mi := &file_outguard_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5609,7 +5750,7 @@ func (x *PinBundleRequest) String() string {
 func (*PinBundleRequest) ProtoMessage() {}
 
 func (x *PinBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[69]
+	mi := &file_outguard_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5622,7 +5763,7 @@ func (x *PinBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinBundleRequest.ProtoReflect.Descriptor instead.
 func (*PinBundleRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{69}
+	return file_outguard_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PinBundleRequest) GetId() string {
@@ -5648,7 +5789,7 @@ type PinBundleResponse struct {
 
 func (x *PinBundleResponse) Reset() {
 	*x = PinBundleResponse{}
-	mi := &file_outguard_proto_msgTypes[70]
+	mi := &file_outguard_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5660,7 +5801,7 @@ func (x *PinBundleResponse) String() string {
 func (*PinBundleResponse) ProtoMessage() {}
 
 func (x *PinBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[70]
+	mi := &file_outguard_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5673,7 +5814,7 @@ func (x *PinBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinBundleResponse.ProtoReflect.Descriptor instead.
 func (*PinBundleResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{70}
+	return file_outguard_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *PinBundleResponse) GetBundle() *Bundle {
@@ -5698,7 +5839,7 @@ type PruneBundlesRequest struct {
 
 func (x *PruneBundlesRequest) Reset() {
 	*x = PruneBundlesRequest{}
-	mi := &file_outguard_proto_msgTypes[71]
+	mi := &file_outguard_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5710,7 +5851,7 @@ func (x *PruneBundlesRequest) String() string {
 func (*PruneBundlesRequest) ProtoMessage() {}
 
 func (x *PruneBundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[71]
+	mi := &file_outguard_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5723,7 +5864,7 @@ func (x *PruneBundlesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneBundlesRequest.ProtoReflect.Descriptor instead.
 func (*PruneBundlesRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{71}
+	return file_outguard_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *PruneBundlesRequest) GetVm() string {
@@ -5770,7 +5911,7 @@ type PruneBundlesResponse struct {
 
 func (x *PruneBundlesResponse) Reset() {
 	*x = PruneBundlesResponse{}
-	mi := &file_outguard_proto_msgTypes[72]
+	mi := &file_outguard_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5782,7 +5923,7 @@ func (x *PruneBundlesResponse) String() string {
 func (*PruneBundlesResponse) ProtoMessage() {}
 
 func (x *PruneBundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[72]
+	mi := &file_outguard_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5795,7 +5936,7 @@ func (x *PruneBundlesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneBundlesResponse.ProtoReflect.Descriptor instead.
 func (*PruneBundlesResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{72}
+	return file_outguard_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PruneBundlesResponse) GetBundles() []*Bundle {
@@ -5815,7 +5956,7 @@ type SetPolicyRequest struct {
 
 func (x *SetPolicyRequest) Reset() {
 	*x = SetPolicyRequest{}
-	mi := &file_outguard_proto_msgTypes[73]
+	mi := &file_outguard_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5827,7 +5968,7 @@ func (x *SetPolicyRequest) String() string {
 func (*SetPolicyRequest) ProtoMessage() {}
 
 func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[73]
+	mi := &file_outguard_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5840,7 +5981,7 @@ func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{73}
+	return file_outguard_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SetPolicyRequest) GetVm() string {
@@ -5867,7 +6008,7 @@ type SetPolicyResponse struct {
 
 func (x *SetPolicyResponse) Reset() {
 	*x = SetPolicyResponse{}
-	mi := &file_outguard_proto_msgTypes[74]
+	mi := &file_outguard_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5879,7 +6020,7 @@ func (x *SetPolicyResponse) String() string {
 func (*SetPolicyResponse) ProtoMessage() {}
 
 func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[74]
+	mi := &file_outguard_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5892,7 +6033,7 @@ func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{74}
+	return file_outguard_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SetPolicyResponse) GetProfile() string {
@@ -5918,7 +6059,7 @@ type ListSavedRequest struct {
 
 func (x *ListSavedRequest) Reset() {
 	*x = ListSavedRequest{}
-	mi := &file_outguard_proto_msgTypes[75]
+	mi := &file_outguard_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5930,7 +6071,7 @@ func (x *ListSavedRequest) String() string {
 func (*ListSavedRequest) ProtoMessage() {}
 
 func (x *ListSavedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[75]
+	mi := &file_outguard_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5943,7 +6084,7 @@ func (x *ListSavedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSavedRequest.ProtoReflect.Descriptor instead.
 func (*ListSavedRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{75}
+	return file_outguard_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ListSavedRequest) GetVm() string {
@@ -5962,7 +6103,7 @@ type ListSavedResponse struct {
 
 func (x *ListSavedResponse) Reset() {
 	*x = ListSavedResponse{}
-	mi := &file_outguard_proto_msgTypes[76]
+	mi := &file_outguard_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5974,7 +6115,7 @@ func (x *ListSavedResponse) String() string {
 func (*ListSavedResponse) ProtoMessage() {}
 
 func (x *ListSavedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[76]
+	mi := &file_outguard_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5987,7 +6128,7 @@ func (x *ListSavedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSavedResponse.ProtoReflect.Descriptor instead.
 func (*ListSavedResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{76}
+	return file_outguard_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListSavedResponse) GetSaved() []*Saved {
@@ -6009,7 +6150,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_outguard_proto_msgTypes[77]
+	mi := &file_outguard_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6021,7 +6162,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[77]
+	mi := &file_outguard_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6034,7 +6175,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{77}
+	return file_outguard_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Saved) GetName() string {
@@ -6067,7 +6208,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_outguard_proto_msgTypes[78]
+	mi := &file_outguard_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6079,7 +6220,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[78]
+	mi := &file_outguard_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6092,7 +6233,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{78}
+	return file_outguard_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RotateKeyRequest) GetReason() string {
@@ -6115,7 +6256,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_outguard_proto_msgTypes[79]
+	mi := &file_outguard_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6127,7 +6268,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_outguard_proto_msgTypes[79]
+	mi := &file_outguard_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6140,7 +6281,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_outguard_proto_rawDescGZIP(), []int{79}
+	return file_outguard_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RotateKeyResponse) GetNumber() uint64 {
@@ -6307,7 +6448,7 @@ const file_outguard_proto_rawDesc = "" +
 	"\aunknown\x18\x14 \x01(\fR\aunknown\x12\x14\n" +
 	"\x05error\x18\x15 \x01(\tR\x05error\x12+\n" +
 	"\x06cgroup\x18\x16 \x01(\v2\x13.outguard.v1.CgroupR\x06cgroup\x12%\n" +
-	"\x04call\x18\x17 \x01(\v2\x11.outguard.v1.CallR\x04call\"\x9f\x02\n" +
+	"\x04call\x18\x17 \x01(\v2\x11.outguard.v1.CallR\x04call\"\xc6\x02\n" +
 	"\x04Call\x12$\n" +
 	"\x04args\x18\x01 \x03(\v2\x10.outguard.v1.ArgR\x04args\x12)\n" +
 	"\x06target\x18\x02 \x01(\v2\x11.outguard.v1.TaskR\x06target\x12$\n" +
@@ -6316,10 +6457,25 @@ const file_outguard_proto_rawDesc = "" +
 	"\x06socket\x18\x05 \x01(\v2\x13.outguard.v1.SocketR\x06socket\x12\"\n" +
 	"\x03ipc\x18\x06 \x01(\v2\x10.outguard.v1.IpcR\x03ipc\x12\x12\n" +
 	"\x04name\x18\a \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\b \x01(\tR\x05value\"/\n" +
+	"\x05value\x18\b \x01(\tR\x05value\x12%\n" +
+	"\x04cred\x18\t \x01(\v2\x11.outguard.v1.CredR\x04cred\"\xdf\x01\n" +
+	"\x04Cred\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x12\n" +
+	"\x04euid\x18\x02 \x01(\rR\x04euid\x12\x12\n" +
+	"\x04suid\x18\x03 \x01(\rR\x04suid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\x12\x12\n" +
+	"\x04egid\x18\x05 \x01(\rR\x04egid\x12\x12\n" +
+	"\x04sgid\x18\x06 \x01(\rR\x04sgid\x12\x14\n" +
+	"\x05fsuid\x18\a \x01(\rR\x05fsuid\x12\x14\n" +
+	"\x05fsgid\x18\b \x01(\rR\x05fsgid\x12\x17\n" +
+	"\acap_eff\x18\t \x01(\tR\x06capEff\x12\x1e\n" +
+	"\n" +
+	"securebits\x18\n" +
+	" \x01(\rR\n" +
+	"securebits\"/\n" +
 	"\x03Arg\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value\"\x87\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value\"\xd4\x01\n" +
 	"\x03Ipc\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x10\n" +
@@ -6327,7 +6483,9 @@ const file_outguard_proto_rawDesc = "" +
 	"\x03gid\x18\x04 \x01(\rR\x03gid\x12\x12\n" +
 	"\x04cuid\x18\x05 \x01(\rR\x04cuid\x12\x12\n" +
 	"\x04cgid\x18\x06 \x01(\rR\x04cgid\x12\x12\n" +
-	"\x04mode\x18\a \x01(\rR\x04mode\"G\n" +
+	"\x04mode\x18\a \x01(\rR\x04mode\x12'\n" +
+	"\x05owner\x18\b \x01(\v2\x11.outguard.v1.TaskR\x05owner\x12\"\n" +
+	"\rowner_exec_id\x18\t \x01(\rR\vownerExecId\"G\n" +
 	"\x04Task\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04tgid\x18\x02 \x01(\rR\x04tgid\x12\x19\n" +
@@ -6750,7 +6908,7 @@ func file_outguard_proto_rawDescGZIP() []byte {
 	return file_outguard_proto_rawDescData
 }
 
-var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
+var file_outguard_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_outguard_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: outguard.v1.StatusRequest
 	(*StatusResponse)(nil),         // 1: outguard.v1.StatusResponse
@@ -6765,182 +6923,185 @@ var file_outguard_proto_goTypes = []any{
 	(*EventsResponse)(nil),         // 10: outguard.v1.EventsResponse
 	(*Event)(nil),                  // 11: outguard.v1.Event
 	(*Call)(nil),                   // 12: outguard.v1.Call
-	(*Arg)(nil),                    // 13: outguard.v1.Arg
-	(*Ipc)(nil),                    // 14: outguard.v1.Ipc
-	(*Task)(nil),                   // 15: outguard.v1.Task
-	(*Subject)(nil),                // 16: outguard.v1.Subject
-	(*File)(nil),                   // 17: outguard.v1.File
-	(*Exec)(nil),                   // 18: outguard.v1.Exec
-	(*Mmap)(nil),                   // 19: outguard.v1.Mmap
-	(*Socket)(nil),                 // 20: outguard.v1.Socket
-	(*Address)(nil),                // 21: outguard.v1.Address
-	(*Signal)(nil),                 // 22: outguard.v1.Signal
-	(*Newtask)(nil),                // 23: outguard.v1.Newtask
-	(*Exit)(nil),                   // 24: outguard.v1.Exit
-	(*Cgroup)(nil),                 // 25: outguard.v1.Cgroup
-	(*FindingsRequest)(nil),        // 26: outguard.v1.FindingsRequest
-	(*FindingsResponse)(nil),       // 27: outguard.v1.FindingsResponse
-	(*Finding)(nil),                // 28: outguard.v1.Finding
-	(*Ref)(nil),                    // 29: outguard.v1.Ref
-	(*ListOrdersRequest)(nil),      // 30: outguard.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),     // 31: outguard.v1.ListOrdersResponse
-	(*Order)(nil),                  // 32: outguard.v1.Order
-	(*ListModelsRequest)(nil),      // 33: outguard.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),     // 34: outguard.v1.ListModelsResponse
-	(*Model)(nil),                  // 35: outguard.v1.Model
-	(*ModelHour)(nil),              // 36: outguard.v1.ModelHour
-	(*ExportModelRequest)(nil),     // 37: outguard.v1.ExportModelRequest
-	(*ExportModelResponse)(nil),    // 38: outguard.v1.ExportModelResponse
-	(*ImportModelRequest)(nil),     // 39: outguard.v1.ImportModelRequest
-	(*ImportModelResponse)(nil),    // 40: outguard.v1.ImportModelResponse
-	(*AcceptModelRequest)(nil),     // 41: outguard.v1.AcceptModelRequest
-	(*AcceptModelResponse)(nil),    // 42: outguard.v1.AcceptModelResponse
-	(*LearnModelRequest)(nil),      // 43: outguard.v1.LearnModelRequest
-	(*LearnModelResponse)(nil),     // 44: outguard.v1.LearnModelResponse
-	(*SealModelRequest)(nil),       // 45: outguard.v1.SealModelRequest
-	(*SealModelResponse)(nil),      // 46: outguard.v1.SealModelResponse
-	(*PauseRequest)(nil),           // 47: outguard.v1.PauseRequest
-	(*PauseResponse)(nil),          // 48: outguard.v1.PauseResponse
-	(*ResumeRequest)(nil),          // 49: outguard.v1.ResumeRequest
-	(*ResumeResponse)(nil),         // 50: outguard.v1.ResumeResponse
-	(*CaptureRequest)(nil),         // 51: outguard.v1.CaptureRequest
-	(*CaptureResponse)(nil),        // 52: outguard.v1.CaptureResponse
-	(*Progress)(nil),               // 53: outguard.v1.Progress
-	(*ListBundlesRequest)(nil),     // 54: outguard.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil),    // 55: outguard.v1.ListBundlesResponse
-	(*Bundle)(nil),                 // 56: outguard.v1.Bundle
-	(*RecordsRequest)(nil),         // 57: outguard.v1.RecordsRequest
-	(*RecordsResponse)(nil),        // 58: outguard.v1.RecordsResponse
-	(*SetModelRequest)(nil),        // 59: outguard.v1.SetModelRequest
-	(*SetModelResponse)(nil),       // 60: outguard.v1.SetModelResponse
-	(*JoinModelRequest)(nil),       // 61: outguard.v1.JoinModelRequest
-	(*JoinModelResponse)(nil),      // 62: outguard.v1.JoinModelResponse
-	(*Container)(nil),              // 63: outguard.v1.Container
-	(*ReloadPlaybookRequest)(nil),  // 64: outguard.v1.ReloadPlaybookRequest
-	(*ReloadPlaybookResponse)(nil), // 65: outguard.v1.ReloadPlaybookResponse
-	(*Playbook)(nil),               // 66: outguard.v1.Playbook
-	(*ContainRequest)(nil),         // 67: outguard.v1.ContainRequest
-	(*ContainResponse)(nil),        // 68: outguard.v1.ContainResponse
-	(*PinBundleRequest)(nil),       // 69: outguard.v1.PinBundleRequest
-	(*PinBundleResponse)(nil),      // 70: outguard.v1.PinBundleResponse
-	(*PruneBundlesRequest)(nil),    // 71: outguard.v1.PruneBundlesRequest
-	(*PruneBundlesResponse)(nil),   // 72: outguard.v1.PruneBundlesResponse
-	(*SetPolicyRequest)(nil),       // 73: outguard.v1.SetPolicyRequest
-	(*SetPolicyResponse)(nil),      // 74: outguard.v1.SetPolicyResponse
-	(*ListSavedRequest)(nil),       // 75: outguard.v1.ListSavedRequest
-	(*ListSavedResponse)(nil),      // 76: outguard.v1.ListSavedResponse
-	(*Saved)(nil),                  // 77: outguard.v1.Saved
-	(*RotateKeyRequest)(nil),       // 78: outguard.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),      // 79: outguard.v1.RotateKeyResponse
-	nil,                            // 80: outguard.v1.Finding.DetailEntry
+	(*Cred)(nil),                   // 13: outguard.v1.Cred
+	(*Arg)(nil),                    // 14: outguard.v1.Arg
+	(*Ipc)(nil),                    // 15: outguard.v1.Ipc
+	(*Task)(nil),                   // 16: outguard.v1.Task
+	(*Subject)(nil),                // 17: outguard.v1.Subject
+	(*File)(nil),                   // 18: outguard.v1.File
+	(*Exec)(nil),                   // 19: outguard.v1.Exec
+	(*Mmap)(nil),                   // 20: outguard.v1.Mmap
+	(*Socket)(nil),                 // 21: outguard.v1.Socket
+	(*Address)(nil),                // 22: outguard.v1.Address
+	(*Signal)(nil),                 // 23: outguard.v1.Signal
+	(*Newtask)(nil),                // 24: outguard.v1.Newtask
+	(*Exit)(nil),                   // 25: outguard.v1.Exit
+	(*Cgroup)(nil),                 // 26: outguard.v1.Cgroup
+	(*FindingsRequest)(nil),        // 27: outguard.v1.FindingsRequest
+	(*FindingsResponse)(nil),       // 28: outguard.v1.FindingsResponse
+	(*Finding)(nil),                // 29: outguard.v1.Finding
+	(*Ref)(nil),                    // 30: outguard.v1.Ref
+	(*ListOrdersRequest)(nil),      // 31: outguard.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),     // 32: outguard.v1.ListOrdersResponse
+	(*Order)(nil),                  // 33: outguard.v1.Order
+	(*ListModelsRequest)(nil),      // 34: outguard.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 35: outguard.v1.ListModelsResponse
+	(*Model)(nil),                  // 36: outguard.v1.Model
+	(*ModelHour)(nil),              // 37: outguard.v1.ModelHour
+	(*ExportModelRequest)(nil),     // 38: outguard.v1.ExportModelRequest
+	(*ExportModelResponse)(nil),    // 39: outguard.v1.ExportModelResponse
+	(*ImportModelRequest)(nil),     // 40: outguard.v1.ImportModelRequest
+	(*ImportModelResponse)(nil),    // 41: outguard.v1.ImportModelResponse
+	(*AcceptModelRequest)(nil),     // 42: outguard.v1.AcceptModelRequest
+	(*AcceptModelResponse)(nil),    // 43: outguard.v1.AcceptModelResponse
+	(*LearnModelRequest)(nil),      // 44: outguard.v1.LearnModelRequest
+	(*LearnModelResponse)(nil),     // 45: outguard.v1.LearnModelResponse
+	(*SealModelRequest)(nil),       // 46: outguard.v1.SealModelRequest
+	(*SealModelResponse)(nil),      // 47: outguard.v1.SealModelResponse
+	(*PauseRequest)(nil),           // 48: outguard.v1.PauseRequest
+	(*PauseResponse)(nil),          // 49: outguard.v1.PauseResponse
+	(*ResumeRequest)(nil),          // 50: outguard.v1.ResumeRequest
+	(*ResumeResponse)(nil),         // 51: outguard.v1.ResumeResponse
+	(*CaptureRequest)(nil),         // 52: outguard.v1.CaptureRequest
+	(*CaptureResponse)(nil),        // 53: outguard.v1.CaptureResponse
+	(*Progress)(nil),               // 54: outguard.v1.Progress
+	(*ListBundlesRequest)(nil),     // 55: outguard.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil),    // 56: outguard.v1.ListBundlesResponse
+	(*Bundle)(nil),                 // 57: outguard.v1.Bundle
+	(*RecordsRequest)(nil),         // 58: outguard.v1.RecordsRequest
+	(*RecordsResponse)(nil),        // 59: outguard.v1.RecordsResponse
+	(*SetModelRequest)(nil),        // 60: outguard.v1.SetModelRequest
+	(*SetModelResponse)(nil),       // 61: outguard.v1.SetModelResponse
+	(*JoinModelRequest)(nil),       // 62: outguard.v1.JoinModelRequest
+	(*JoinModelResponse)(nil),      // 63: outguard.v1.JoinModelResponse
+	(*Container)(nil),              // 64: outguard.v1.Container
+	(*ReloadPlaybookRequest)(nil),  // 65: outguard.v1.ReloadPlaybookRequest
+	(*ReloadPlaybookResponse)(nil), // 66: outguard.v1.ReloadPlaybookResponse
+	(*Playbook)(nil),               // 67: outguard.v1.Playbook
+	(*ContainRequest)(nil),         // 68: outguard.v1.ContainRequest
+	(*ContainResponse)(nil),        // 69: outguard.v1.ContainResponse
+	(*PinBundleRequest)(nil),       // 70: outguard.v1.PinBundleRequest
+	(*PinBundleResponse)(nil),      // 71: outguard.v1.PinBundleResponse
+	(*PruneBundlesRequest)(nil),    // 72: outguard.v1.PruneBundlesRequest
+	(*PruneBundlesResponse)(nil),   // 73: outguard.v1.PruneBundlesResponse
+	(*SetPolicyRequest)(nil),       // 74: outguard.v1.SetPolicyRequest
+	(*SetPolicyResponse)(nil),      // 75: outguard.v1.SetPolicyResponse
+	(*ListSavedRequest)(nil),       // 76: outguard.v1.ListSavedRequest
+	(*ListSavedResponse)(nil),      // 77: outguard.v1.ListSavedResponse
+	(*Saved)(nil),                  // 78: outguard.v1.Saved
+	(*RotateKeyRequest)(nil),       // 79: outguard.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),      // 80: outguard.v1.RotateKeyResponse
+	nil,                            // 81: outguard.v1.Finding.DetailEntry
 }
 var file_outguard_proto_depIdxs = []int32{
 	2,  // 0: outguard.v1.StatusResponse.engines:type_name -> outguard.v1.Engine
-	66, // 1: outguard.v1.StatusResponse.in_force:type_name -> outguard.v1.Playbook
+	67, // 1: outguard.v1.StatusResponse.in_force:type_name -> outguard.v1.Playbook
 	5,  // 2: outguard.v1.ListVMsResponse.vms:type_name -> outguard.v1.VM
 	6,  // 3: outguard.v1.VM.session:type_name -> outguard.v1.Session
 	8,  // 4: outguard.v1.VM.classes:type_name -> outguard.v1.ClassCount
-	35, // 5: outguard.v1.VM.models:type_name -> outguard.v1.Model
-	63, // 6: outguard.v1.VM.containers:type_name -> outguard.v1.Container
+	36, // 5: outguard.v1.VM.models:type_name -> outguard.v1.Model
+	64, // 6: outguard.v1.VM.containers:type_name -> outguard.v1.Container
 	7,  // 7: outguard.v1.Session.hooks:type_name -> outguard.v1.Hook
 	11, // 8: outguard.v1.EventsResponse.events:type_name -> outguard.v1.Event
-	16, // 9: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
-	18, // 10: outguard.v1.Event.exec:type_name -> outguard.v1.Exec
-	17, // 11: outguard.v1.Event.file:type_name -> outguard.v1.File
-	19, // 12: outguard.v1.Event.mmap:type_name -> outguard.v1.Mmap
-	20, // 13: outguard.v1.Event.socket:type_name -> outguard.v1.Socket
-	21, // 14: outguard.v1.Event.address:type_name -> outguard.v1.Address
-	22, // 15: outguard.v1.Event.signal:type_name -> outguard.v1.Signal
-	23, // 16: outguard.v1.Event.newtask:type_name -> outguard.v1.Newtask
-	24, // 17: outguard.v1.Event.exit:type_name -> outguard.v1.Exit
-	25, // 18: outguard.v1.Event.cgroup:type_name -> outguard.v1.Cgroup
+	17, // 9: outguard.v1.Event.subject:type_name -> outguard.v1.Subject
+	19, // 10: outguard.v1.Event.exec:type_name -> outguard.v1.Exec
+	18, // 11: outguard.v1.Event.file:type_name -> outguard.v1.File
+	20, // 12: outguard.v1.Event.mmap:type_name -> outguard.v1.Mmap
+	21, // 13: outguard.v1.Event.socket:type_name -> outguard.v1.Socket
+	22, // 14: outguard.v1.Event.address:type_name -> outguard.v1.Address
+	23, // 15: outguard.v1.Event.signal:type_name -> outguard.v1.Signal
+	24, // 16: outguard.v1.Event.newtask:type_name -> outguard.v1.Newtask
+	25, // 17: outguard.v1.Event.exit:type_name -> outguard.v1.Exit
+	26, // 18: outguard.v1.Event.cgroup:type_name -> outguard.v1.Cgroup
 	12, // 19: outguard.v1.Event.call:type_name -> outguard.v1.Call
-	13, // 20: outguard.v1.Call.args:type_name -> outguard.v1.Arg
-	15, // 21: outguard.v1.Call.target:type_name -> outguard.v1.Task
-	17, // 22: outguard.v1.Call.file:type_name -> outguard.v1.File
-	20, // 23: outguard.v1.Call.socket:type_name -> outguard.v1.Socket
-	14, // 24: outguard.v1.Call.ipc:type_name -> outguard.v1.Ipc
-	15, // 25: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
-	15, // 26: outguard.v1.Signal.target:type_name -> outguard.v1.Task
-	15, // 27: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
-	15, // 28: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
-	28, // 29: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
-	29, // 30: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
-	80, // 31: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
-	32, // 32: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
-	35, // 33: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
-	36, // 34: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
-	35, // 35: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
-	35, // 36: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
-	35, // 37: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
-	35, // 38: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
-	32, // 39: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
-	32, // 40: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
-	53, // 41: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
-	32, // 42: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
-	56, // 43: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	35, // 44: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
-	35, // 45: outguard.v1.JoinModelResponse.model:type_name -> outguard.v1.Model
-	66, // 46: outguard.v1.ReloadPlaybookResponse.playbook:type_name -> outguard.v1.Playbook
-	32, // 47: outguard.v1.ContainResponse.order:type_name -> outguard.v1.Order
-	56, // 48: outguard.v1.PinBundleResponse.bundle:type_name -> outguard.v1.Bundle
-	56, // 49: outguard.v1.PruneBundlesResponse.bundles:type_name -> outguard.v1.Bundle
-	77, // 50: outguard.v1.ListSavedResponse.saved:type_name -> outguard.v1.Saved
-	0,  // 51: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
-	3,  // 52: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
-	9,  // 53: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
-	57, // 54: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
-	26, // 55: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
-	30, // 56: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
-	33, // 57: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
-	43, // 58: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
-	45, // 59: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
-	37, // 60: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
-	39, // 61: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
-	41, // 62: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
-	59, // 63: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
-	61, // 64: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
-	47, // 65: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
-	49, // 66: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
-	51, // 67: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
-	54, // 68: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
-	64, // 69: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
-	67, // 70: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
-	69, // 71: outguard.v1.Outguard.PinBundle:input_type -> outguard.v1.PinBundleRequest
-	71, // 72: outguard.v1.Outguard.PruneBundles:input_type -> outguard.v1.PruneBundlesRequest
-	73, // 73: outguard.v1.Outguard.SetPolicy:input_type -> outguard.v1.SetPolicyRequest
-	75, // 74: outguard.v1.Outguard.ListSaved:input_type -> outguard.v1.ListSavedRequest
-	78, // 75: outguard.v1.Outguard.RotateKey:input_type -> outguard.v1.RotateKeyRequest
-	1,  // 76: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
-	4,  // 77: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
-	10, // 78: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
-	58, // 79: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
-	27, // 80: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
-	31, // 81: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
-	34, // 82: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
-	44, // 83: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
-	46, // 84: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
-	38, // 85: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
-	40, // 86: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
-	42, // 87: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
-	60, // 88: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
-	62, // 89: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
-	48, // 90: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
-	50, // 91: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
-	52, // 92: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
-	55, // 93: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
-	65, // 94: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
-	68, // 95: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
-	70, // 96: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
-	72, // 97: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
-	74, // 98: outguard.v1.Outguard.SetPolicy:output_type -> outguard.v1.SetPolicyResponse
-	76, // 99: outguard.v1.Outguard.ListSaved:output_type -> outguard.v1.ListSavedResponse
-	79, // 100: outguard.v1.Outguard.RotateKey:output_type -> outguard.v1.RotateKeyResponse
-	76, // [76:101] is the sub-list for method output_type
-	51, // [51:76] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	14, // 20: outguard.v1.Call.args:type_name -> outguard.v1.Arg
+	16, // 21: outguard.v1.Call.target:type_name -> outguard.v1.Task
+	18, // 22: outguard.v1.Call.file:type_name -> outguard.v1.File
+	21, // 23: outguard.v1.Call.socket:type_name -> outguard.v1.Socket
+	15, // 24: outguard.v1.Call.ipc:type_name -> outguard.v1.Ipc
+	13, // 25: outguard.v1.Call.cred:type_name -> outguard.v1.Cred
+	16, // 26: outguard.v1.Ipc.owner:type_name -> outguard.v1.Task
+	16, // 27: outguard.v1.Socket.owner:type_name -> outguard.v1.Task
+	16, // 28: outguard.v1.Signal.target:type_name -> outguard.v1.Task
+	16, // 29: outguard.v1.Newtask.child:type_name -> outguard.v1.Task
+	16, // 30: outguard.v1.Cgroup.moved:type_name -> outguard.v1.Task
+	29, // 31: outguard.v1.FindingsResponse.finding:type_name -> outguard.v1.Finding
+	30, // 32: outguard.v1.Finding.ref:type_name -> outguard.v1.Ref
+	81, // 33: outguard.v1.Finding.detail:type_name -> outguard.v1.Finding.DetailEntry
+	33, // 34: outguard.v1.ListOrdersResponse.orders:type_name -> outguard.v1.Order
+	36, // 35: outguard.v1.ListModelsResponse.models:type_name -> outguard.v1.Model
+	37, // 36: outguard.v1.Model.hours:type_name -> outguard.v1.ModelHour
+	36, // 37: outguard.v1.ImportModelResponse.model:type_name -> outguard.v1.Model
+	36, // 38: outguard.v1.AcceptModelResponse.model:type_name -> outguard.v1.Model
+	36, // 39: outguard.v1.LearnModelResponse.model:type_name -> outguard.v1.Model
+	36, // 40: outguard.v1.SealModelResponse.model:type_name -> outguard.v1.Model
+	33, // 41: outguard.v1.PauseResponse.order:type_name -> outguard.v1.Order
+	33, // 42: outguard.v1.ResumeResponse.order:type_name -> outguard.v1.Order
+	54, // 43: outguard.v1.CaptureResponse.progress:type_name -> outguard.v1.Progress
+	33, // 44: outguard.v1.CaptureResponse.order:type_name -> outguard.v1.Order
+	57, // 45: outguard.v1.ListBundlesResponse.bundles:type_name -> outguard.v1.Bundle
+	36, // 46: outguard.v1.SetModelResponse.model:type_name -> outguard.v1.Model
+	36, // 47: outguard.v1.JoinModelResponse.model:type_name -> outguard.v1.Model
+	67, // 48: outguard.v1.ReloadPlaybookResponse.playbook:type_name -> outguard.v1.Playbook
+	33, // 49: outguard.v1.ContainResponse.order:type_name -> outguard.v1.Order
+	57, // 50: outguard.v1.PinBundleResponse.bundle:type_name -> outguard.v1.Bundle
+	57, // 51: outguard.v1.PruneBundlesResponse.bundles:type_name -> outguard.v1.Bundle
+	78, // 52: outguard.v1.ListSavedResponse.saved:type_name -> outguard.v1.Saved
+	0,  // 53: outguard.v1.Outguard.Status:input_type -> outguard.v1.StatusRequest
+	3,  // 54: outguard.v1.Outguard.ListVMs:input_type -> outguard.v1.ListVMsRequest
+	9,  // 55: outguard.v1.Outguard.Events:input_type -> outguard.v1.EventsRequest
+	58, // 56: outguard.v1.Outguard.Records:input_type -> outguard.v1.RecordsRequest
+	27, // 57: outguard.v1.Outguard.Findings:input_type -> outguard.v1.FindingsRequest
+	31, // 58: outguard.v1.Outguard.ListOrders:input_type -> outguard.v1.ListOrdersRequest
+	34, // 59: outguard.v1.Outguard.ListModels:input_type -> outguard.v1.ListModelsRequest
+	44, // 60: outguard.v1.Outguard.LearnModel:input_type -> outguard.v1.LearnModelRequest
+	46, // 61: outguard.v1.Outguard.SealModel:input_type -> outguard.v1.SealModelRequest
+	38, // 62: outguard.v1.Outguard.ExportModel:input_type -> outguard.v1.ExportModelRequest
+	40, // 63: outguard.v1.Outguard.ImportModel:input_type -> outguard.v1.ImportModelRequest
+	42, // 64: outguard.v1.Outguard.AcceptModel:input_type -> outguard.v1.AcceptModelRequest
+	60, // 65: outguard.v1.Outguard.SetModel:input_type -> outguard.v1.SetModelRequest
+	62, // 66: outguard.v1.Outguard.JoinModel:input_type -> outguard.v1.JoinModelRequest
+	48, // 67: outguard.v1.Outguard.Pause:input_type -> outguard.v1.PauseRequest
+	50, // 68: outguard.v1.Outguard.Resume:input_type -> outguard.v1.ResumeRequest
+	52, // 69: outguard.v1.Outguard.Capture:input_type -> outguard.v1.CaptureRequest
+	55, // 70: outguard.v1.Outguard.ListBundles:input_type -> outguard.v1.ListBundlesRequest
+	65, // 71: outguard.v1.Outguard.ReloadPlaybook:input_type -> outguard.v1.ReloadPlaybookRequest
+	68, // 72: outguard.v1.Outguard.Contain:input_type -> outguard.v1.ContainRequest
+	70, // 73: outguard.v1.Outguard.PinBundle:input_type -> outguard.v1.PinBundleRequest
+	72, // 74: outguard.v1.Outguard.PruneBundles:input_type -> outguard.v1.PruneBundlesRequest
+	74, // 75: outguard.v1.Outguard.SetPolicy:input_type -> outguard.v1.SetPolicyRequest
+	76, // 76: outguard.v1.Outguard.ListSaved:input_type -> outguard.v1.ListSavedRequest
+	79, // 77: outguard.v1.Outguard.RotateKey:input_type -> outguard.v1.RotateKeyRequest
+	1,  // 78: outguard.v1.Outguard.Status:output_type -> outguard.v1.StatusResponse
+	4,  // 79: outguard.v1.Outguard.ListVMs:output_type -> outguard.v1.ListVMsResponse
+	10, // 80: outguard.v1.Outguard.Events:output_type -> outguard.v1.EventsResponse
+	59, // 81: outguard.v1.Outguard.Records:output_type -> outguard.v1.RecordsResponse
+	28, // 82: outguard.v1.Outguard.Findings:output_type -> outguard.v1.FindingsResponse
+	32, // 83: outguard.v1.Outguard.ListOrders:output_type -> outguard.v1.ListOrdersResponse
+	35, // 84: outguard.v1.Outguard.ListModels:output_type -> outguard.v1.ListModelsResponse
+	45, // 85: outguard.v1.Outguard.LearnModel:output_type -> outguard.v1.LearnModelResponse
+	47, // 86: outguard.v1.Outguard.SealModel:output_type -> outguard.v1.SealModelResponse
+	39, // 87: outguard.v1.Outguard.ExportModel:output_type -> outguard.v1.ExportModelResponse
+	41, // 88: outguard.v1.Outguard.ImportModel:output_type -> outguard.v1.ImportModelResponse
+	43, // 89: outguard.v1.Outguard.AcceptModel:output_type -> outguard.v1.AcceptModelResponse
+	61, // 90: outguard.v1.Outguard.SetModel:output_type -> outguard.v1.SetModelResponse
+	63, // 91: outguard.v1.Outguard.JoinModel:output_type -> outguard.v1.JoinModelResponse
+	49, // 92: outguard.v1.Outguard.Pause:output_type -> outguard.v1.PauseResponse
+	51, // 93: outguard.v1.Outguard.Resume:output_type -> outguard.v1.ResumeResponse
+	53, // 94: outguard.v1.Outguard.Capture:output_type -> outguard.v1.CaptureResponse
+	56, // 95: outguard.v1.Outguard.ListBundles:output_type -> outguard.v1.ListBundlesResponse
+	66, // 96: outguard.v1.Outguard.ReloadPlaybook:output_type -> outguard.v1.ReloadPlaybookResponse
+	69, // 97: outguard.v1.Outguard.Contain:output_type -> outguard.v1.ContainResponse
+	71, // 98: outguard.v1.Outguard.PinBundle:output_type -> outguard.v1.PinBundleResponse
+	73, // 99: outguard.v1.Outguard.PruneBundles:output_type -> outguard.v1.PruneBundlesResponse
+	75, // 100: outguard.v1.Outguard.SetPolicy:output_type -> outguard.v1.SetPolicyResponse
+	77, // 101: outguard.v1.Outguard.ListSaved:output_type -> outguard.v1.ListSavedResponse
+	80, // 102: outguard.v1.Outguard.RotateKey:output_type -> outguard.v1.RotateKeyResponse
+	78, // [78:103] is the sub-list for method output_type
+	53, // [53:78] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_outguard_proto_init() }
@@ -6948,14 +7109,14 @@ func file_outguard_proto_init() {
 	if File_outguard_proto != nil {
 		return
 	}
-	file_outguard_proto_msgTypes[71].OneofWrappers = []any{}
+	file_outguard_proto_msgTypes[72].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_outguard_proto_rawDesc), len(file_outguard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   81,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
