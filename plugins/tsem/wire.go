@@ -96,7 +96,8 @@ func (t *translator) translate(e *vsockproto.Event, who lineage.Identity, tree *
 		t.socket(e, tree)
 		t.address(e)
 	case vsockproto.TaskKill:
-		ev.Kill = Kill{Signal: e.Signal, Target: tree.Resolve(e.Target, e.TargetExecID).ID()}
+		target := tree.Resolve(e.Target, e.TargetExecID)
+		ev.Kill = Kill{Signal: e.Signal, Target: target.ID(), CrossNS: crosses(who, target)}
 	default: // generic to Quixote: for words and exports, not for the point
 		t.further(e, tree)
 	}
@@ -117,6 +118,20 @@ func (t *translator) further(e *vsockproto.Event, tree *lineage.Tree) {
 	if e.Type.Has(vsockproto.PartTarget) {
 		t.event.Kill.Target = tree.Resolve(e.Target, e.TargetExecID).ID()
 	}
+}
+
+// crosses is 1 for a signal from one workload to another, which are what TSEM calls
+// modelling namespaces. Source: SPEC section 2. Where a target is that nobody knows
+// is not known either.
+func crosses(who, target lineage.Identity) uint32 {
+	if target.Task == nil {
+		return 0
+	}
+	from, to := who.Container, target.Task.Container()
+	if from == to || WorkloadOf(from) == WorkloadOf(to) {
+		return 0
+	}
+	return 1
 }
 
 var quote1 = []byte{'"'}
@@ -216,6 +231,23 @@ func PathTypes() (all []string) {
 		all = append(all, kind[:]...)
 	}
 	return all
+}
+
+// PathType is the word for the path of a file.
+func PathType(f *vsockproto.File, path *vsockproto.Tail) string {
+	return pathType(f.PathKind, path.Flags)
+}
+
+// ContentOf is the digest of a file's content, false where the record has none: that of
+// no content for what has none, as in TSEM.
+func ContentOf(f *vsockproto.File) (ID, bool) {
+	switch {
+	case f.Digested == vsockproto.DigestSHA256:
+		return f.Digest, true
+	case f.Digested == vsockproto.DigestNoFile, f.Mode&modeType != modeFile, pseudoFS(f.Magic):
+		return zero, true
+	}
+	return ID{}, false
 }
 
 // pathType is TSEM's word for a path, and more than that for one that is not

@@ -12,6 +12,15 @@
 // accepts mean here what they mean there (Text); JSON itself is another dialect
 // (Strict).
 //
+// What is exported has the fields of section 6.1, type by type as in
+// testdata/fields.txt, and where a record does not tell one, it is left out: nothing
+// is made up. So of file_ioctl, file_lock, file_fcntl and file_receive the digest of a
+// regular file, which programs that may not sleep cannot take; of quotactl the file
+// system's type and flags; of an agent of an earlier build what that does not send.
+// Numbers that are TSEM's own have another measure: tnum is when the thread began,
+// ttd and p_ttd when the program did, all ns since boot, and context numbers the
+// workload as tsem.Exported says.
+//
 // What Quixote's C leaves undefined is refused: a blank line or an unknown
 // command in a model file, a base or an aggregate of fewer than 32 bytes, an
 // event whose sock is broken (for which its parser returns a variable that it

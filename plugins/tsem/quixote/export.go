@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/outguard/outguard/plugins/tsem"
+	"github.com/outguard/outguard/vsockproto"
 )
 
 // AppendEvent appends an event as TSEM exports it: one line of JSON, all of its
@@ -59,6 +60,18 @@ func (w *writer) number(name string, v uint64) {
 func (w *writer) based(name, prefix string, v uint64, base int) {
 	w.key(name)
 	w.b = append(strconv.AppendUint(append(append(w.b, '"'), prefix...), v, base), '"')
+}
+
+// signed is a number of 32 bits that may be below zero.
+func (w *writer) signed(name string, v uint64) {
+	w.key(name)
+	w.b = append(strconv.AppendInt(append(w.b, '"'), int64(int32(v)), 10), '"')
+}
+
+// long is one of 64 bits.
+func (w *writer) long(name string, v uint64) {
+	w.key(name)
+	w.b = append(strconv.AppendInt(append(w.b, '"'), int64(v), 10), '"')
 }
 
 func (w *writer) hex(name string, v []byte) {
@@ -121,13 +134,13 @@ func (w *writer) head(e *tsem.Exported) {
 	w.raw(`{"export": {"type": "` + kind + `"}, "event": {`)
 	w.number("pid", uint64(r.PID))
 	w.number("tnum", r.StartNs)
-	w.number("context", 0)
+	w.number("context", e.Context)
 	w.number("number", e.Number)
 	w.process(r.Comm[:])
 	w.key("type")
 	w.raw(`"` + e.Name + `"`)
-	w.number("ttd", uint64(r.ExecID))
-	w.number("p_ttd", uint64(r.ExecID))
+	w.number("ttd", e.TTD)
+	w.number("p_ttd", e.ParentTTD)
 	w.hex("task_id", e.TaskID)
 	w.hex("p_task_id", e.ParentID[:])
 	w.number("ts", r.BootNs)
@@ -196,19 +209,10 @@ func (w *writer) file(e *tsem.Exported) {
 	w.open("file")
 	w.number("flags", uint64(f.Flags))
 	w.open("inode")
-	w.number("uid", uint64(f.UID))
-	w.number("gid", uint64(f.GID))
-	w.based("mode", "0", uint64(f.Mode), 8)
-	w.based("s_magic", "0x", uint64(f.Magic), 16)
-	id, _, _ := bytes.Cut(f.SID[:], []byte{0})
-	w.text("s_id", id)
-	w.hex("s_uuid", f.UUID[:])
+	w.inode(uint64(f.UID), uint64(f.GID), uint64(f.Mode), &e.Record.File, f.SID[:])
 	w.close()
 	w.open("path")
-	w.open("dev")
-	w.number("major", uint64(e.Record.File.Dev>>20))
-	w.number("minor", uint64(e.Record.File.Dev&(1<<20-1)))
-	w.close()
+	w.dev(uint64(e.Record.File.Dev))
 	w.text("type", []byte(f.PathType))
 	if f.Instance > 0 {
 		w.hex("owner", f.Owner[:])
@@ -216,7 +220,31 @@ func (w *writer) file(e *tsem.Exported) {
 	}
 	w.text("pathname", f.Path)
 	w.close()
-	w.hex("digest", f.Digest[:])
+	if hasBody(e.Name) || e.Name == "bprm_committed_creds" {
+		w.hex("digest", f.Digest[:])
+	} else if digest, is := tsem.ContentOf(&e.Record.File); is { // nothing stands for one that nobody took
+		w.hex("digest", digest[:])
+	}
+	w.close()
+}
+
+// inode appends what is known of one on the file system of f. ID is that of the file
+// system, without which an event that is modelled has a word of its own.
+func (w *writer) inode(uid, gid, mode uint64, f *vsockproto.File, id []byte) {
+	w.number("uid", uid)
+	w.number("gid", gid)
+	w.based("mode", "0", mode, 8)
+	w.based("s_magic", "0x", uint64(f.Magic), 16)
+	id, _, _ = bytes.Cut(id, []byte{0})
+	w.text("s_id", id)
+	w.hex("s_uuid", f.UUID[:])
+}
+
+// dev is a device's number, as the kernel has it.
+func (w *writer) dev(v uint64) {
+	w.open("dev")
+	w.number("major", v>>20)
+	w.number("minor", v&(1<<20-1))
 	w.close()
 }
 
@@ -226,8 +254,10 @@ func (w *writer) socket(e *tsem.Exported) {
 	w.number("protocol", uint64(e.Socket.Protocol))
 }
 
-func (w *writer) owned(e *tsem.Exported) {
-	w.open("sock")
+func (w *writer) owned(e *tsem.Exported) { w.ownedAs("sock", e) }
+
+func (w *writer) ownedAs(key string, e *tsem.Exported) {
+	w.open(key)
 	w.socket(e)
 	w.hex("owner", e.Socket.Owner[:])
 	w.close()
