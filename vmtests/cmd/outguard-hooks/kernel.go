@@ -2,7 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"runtime"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -11,7 +14,15 @@ import (
 
 const ipcKey = 0x6f67
 
+// What of a performance counter the kernel asks about.
+const (
+	perfSecurityOpen   = 0
+	perfSecurityKernel = 2
+)
+
 func ipc() error {
+	owner := fmt.Sprintf(`"owner":{"pid":%d,"tgid":%d,`, os.Getpid(), os.Getpid())
+	mine := `"key":28519` // ipcKey
 	shm, err := unix.SysvShmGet(ipcKey, 4096, unix.IPC_CREAT|0o600)
 	if err != nil {
 		return err
@@ -20,15 +31,21 @@ func ipc() error {
 	if err != nil || again != shm {
 		return errors.Join(err, errors.New("another segment"))
 	}
-	ran("shm_associate", `"key":28519`, arg("shmflg", 0o600))
-	ran("ipc_permission", `"key":28519`)
+	ran("shm_associate", mine, owner, arg("shmflg", 0o600))
+	ran("ipc_permission", mine, owner, arg("flag", 0o600))
+	var to unix.SysvShmDesc
+	to.Perm.Uid, to.Perm.Gid, to.Perm.Mode = otherUID, otherGID, 0o640
+	if _, err := unix.SysvShmCtl(shm, unix.IPC_SET, &to); err != nil {
+		return err
+	}
 	mem, err := unix.SysvShmAttach(shm, 0, unix.SHM_RDONLY)
 	if err == nil {
 		err = unix.SysvShmDetach(mem)
 	}
-	ran("shm_shmat", `"key":28519`, arg("shmflg", unix.SHM_RDONLY))
+	given := fmt.Sprintf(`"id":%d,"uid":%d,"gid":%d,"cuid":0,"cgid":0,"mode":%d,`, shm, otherUID, otherGID, 0o640)
+	ran("shm_shmat", mine, owner, given, arg("shmflg", unix.SHM_RDONLY))
 	_, e := unix.SysvShmCtl(shm, unix.IPC_RMID, nil)
-	ran("shm_shmctl", `"key":28519`, arg("cmd", unix.IPC_RMID))
+	ran("shm_shmctl", mine, owner, given, arg("cmd", unix.IPC_RMID))
 
 	sem, _, _ := unix.Syscall(unix.SYS_SEMGET, ipcKey, 1, unix.IPC_CREAT|0o600)
 	op := [3]int16{0, 1, 0}
@@ -37,9 +54,9 @@ func ipc() error {
 		call(unix.SYS_SEMOP, sem, uintptr(unsafe.Pointer(&op)), 1),
 		call(unix.SYS_SEMCTL, sem, 0, unix.IPC_RMID),
 	)
-	ran("sem_associate", `"key":28519`, arg("semflg", 0o600))
-	ran("sem_semop", `"key":28519`, arg("nsops", 1), arg("alter", 1))
-	ran("sem_semctl", `"key":28519`, arg("cmd", unix.IPC_RMID))
+	ran("sem_associate", mine, owner, arg("semflg", 0o600))
+	ran("sem_semop", mine, owner, arg("nsops", 1), arg("alter", 1))
+	ran("sem_semctl", mine, owner, arg("cmd", unix.IPC_RMID))
 
 	queue, _, _ := unix.Syscall(unix.SYS_MSGGET, ipcKey, unix.IPC_CREAT|0o600, 0)
 	msg := [2]int64{5, 0}
@@ -47,20 +64,81 @@ func ipc() error {
 		call(unix.SYS_MSGGET, ipcKey, 0o600),
 		call(unix.SYS_MSGSND, queue, uintptr(unsafe.Pointer(&msg)), 8, unix.IPC_NOWAIT),
 		call(unix.SYS_MSGRCV, queue, uintptr(unsafe.Pointer(&msg)), 8, 5, unix.IPC_NOWAIT),
+		handOver(queue),
 		call(unix.SYS_MSGCTL, queue, unix.IPC_RMID, 0),
 	)
-	ran("msg_queue_associate", `"key":28519`, arg("msqflg", 0o600))
-	ran("msg_queue_msgsnd", `"key":28519`, arg("msqflg", unix.IPC_NOWAIT))
-	ran("msg_queue_msgrcv", `"key":28519`, arg("type", 5))
-	ran("msg_queue_msgctl", `"key":28519`, arg("cmd", unix.IPC_RMID))
+	ran("msg_queue_associate", mine, owner, arg("msqflg", 0o600))
+	ran("msg_queue_msgsnd", mine, owner, arg("msqflg", unix.IPC_NOWAIT))
+	self := fmt.Sprintf(`{"pid":%d,"tgid":%d,`, unix.Gettid(), os.Getpid())
+	ran("msg_queue_msgrcv", mine, owner, `"subject":`+self, `"target":`+self, arg("type", 5), arg("mode", searchEqual))
+	ran("msg_queue_msgctl", mine, owner, arg("cmd", unix.IPC_RMID))
 	return err
 }
 
+// How a message is looked for.
+const (
+	searchEqual     = 2
+	searchLessEqual = 4
+)
+
+// handOver sends a message to a thread that waits for one of any of its types: the
+// sender takes it out of the queue for it.
+func handOver(queue uintptr) error {
+	waits, done := make(chan int), make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		var msg [2]int64
+		waits <- unix.Gettid()
+		least := int64(-7)
+		_, _, e := unix.Syscall6(unix.SYS_MSGRCV, queue, uintptr(unsafe.Pointer(&msg)), 8, uintptr(least), 0, 0)
+		if e != 0 {
+			done <- e
+			return
+		}
+		done <- nil
+	}()
+	thread := <-waits
+	for range 600 {
+		at, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/syscall", thread))
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(string(at), fmt.Sprint(unix.SYS_MSGRCV, " ")) {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	msg := [2]int64{6, 0}
+	err := call(unix.SYS_MSGSND, queue, uintptr(unsafe.Pointer(&msg)), 8, unix.IPC_NOWAIT)
+	pid := os.Getpid()
+	ran("msg_queue_msgrcv", fmt.Sprintf(`"subject":{"pid":%d,"tgid":%d,`, unix.Gettid(), pid), fmt.Sprintf(`"target":{"pid":%d,"tgid":%d,`, thread, pid), arg("type", 7), arg("mode", searchLessEqual))
+	return errors.Join(err, <-done)
+}
+
+const (
+	keyNeedRead = 2
+	keyInQuota  = 1 << 2
+)
+
 func keys() error {
-	_, err := unix.AddKey("user", "outguard:poked", []byte("secret"), unix.KEY_SPEC_PROCESS_KEYRING)
-	ran("key_alloc", named("user"), valued("outguard:poked"))
-	ran("key_permission", named("keyring"))
-	return err
+	if err := unix.Setfsuid(otherUID); err != nil {
+		return err
+	}
+	k, err := unix.AddKey("user", "outguard:poked", []byte("secret"), unix.KEY_SPEC_PROCESS_KEYRING)
+	if e := unix.Setfsuid(0); err != nil || e != nil {
+		return errors.Join(err, e)
+	}
+	ran("key_alloc", named("user"), valued("outguard:poked"), `"cred":{"uid":0,"euid":0,"suid":0,"gid":0,"egid":0,"sgid":0,"fsuid":33,"fsgid":0,`)
+	ran("key_permission", named("keyring"), `"fsuid":33,"fsgid":0,`)
+	const may = 0x3f0b0000
+	var b [16]byte
+	_, e := unix.KeyctlInt(unix.KEYCTL_CHOWN, k, otherUID, otherGID, 0)
+	err = errors.Join(e, unix.KeyctlSetperm(k, may))
+	_, e = unix.KeyctlBuffer(unix.KEYCTL_READ, k, b[:], 0)
+	caps, e2 := effective()
+	ran("key_permission", named("user"), valued("outguard:poked"), arg("serial", uint64(k)), arg("uid", otherUID), arg("gid", otherGID), arg("perm", may),
+		arg("possessed", 1), arg("need_perm", keyNeedRead), arg("key_flags", keyInQuota), cred(0, 0, 0, 0, fmt.Sprintf("%016x", caps)))
+	return errors.Join(err, e, e2)
 }
 
 // kernel asks for things that only root may have, and gets few of them.
@@ -91,7 +169,8 @@ func kernel() error {
 	if fd, e := unix.PerfEventOpen(&a, 0, -1, -1, 0); e == nil {
 		unix.Close(fd)
 	}
-	ran("perf_event_open", named("type"))
+	ran("perf_event_open", arg("type", perfSecurityOpen))
+	ran("perf_event_open", arg("type", perfSecurityKernel))
 	return err
 }
 

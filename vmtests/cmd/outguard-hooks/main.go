@@ -58,7 +58,7 @@ type deed struct {
 }
 
 var deeds = []deed{
-	{"tasks", tasks}, {"credentials", credentials}, {"files", files}, {"names", names}, {"attributes", attributes},
+	{"tasks", tasks}, {"credentials", credentials}, {"others", others}, {"files", files}, {"names", names}, {"attributes", attributes},
 	{"mounts", mounts}, {"sockets", sockets}, {"ipc", ipc}, {"keys", keys}, {"kernel", kernel},
 	{"bpf", programs}, {"io_uring", rings}, {"children", children}, {"tun", tun},
 }

@@ -45,6 +45,10 @@ func tasks() error {
 		return err
 	}
 	ran("task_setnice", target, arg("nice", 3))
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, -5); err != nil {
+		return err
+	}
+	ran("task_setnice", target, arg("nice", 1<<32-5))
 	err := errors.Join(
 		call(unix.SYS_IOPRIO_SET, ioprioWhoProcess, 0, ioprioBestEffort),
 		call(unix.SYS_IOPRIO_GET, ioprioWhoProcess, 1),
@@ -74,27 +78,66 @@ func tasks() error {
 	return err
 }
 
+// effective are the capabilities of this thread.
+func effective() (uint64, error) {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	err := unix.Capget(&head, &data[0])
+	return uint64(data[0].Effective) | uint64(data[1].Effective)<<32, err
+}
+
 func credentials() error {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&head, &data[0]); err != nil {
 		return err
 	}
-	caps := uint64(data[0].Effective) | uint64(data[1].Effective)<<32
+	caps, err := effective()
+	if err != nil {
+		return err
+	}
 	ran("capget", arg("effective", caps))
 	if err := unix.Capset(&head, &data[0]); err != nil {
 		return err
 	}
 	ran("capset", arg("effective", caps))
-	err := errors.Join(
+	err = errors.Join(
 		call(unix.SYS_SETUID, 0), call(unix.SYS_SETGID, 0),
 		call(unix.SYS_IOPERM, 0x80, 1, 1),
 	)
 	ran("task_fix_setuid", arg("flags", 1), arg("uid", 0), arg("fsuid", 0))
 	ran("task_fix_setgid", arg("flags", 1), arg("gid", 0))
 	ran("capable", arg("cap", unix.CAP_SYS_RAWIO))
-	ran("locked_down", named("what"))
+	ran("locked_down", arg("what", lockdownIOPort))
 	return err
+}
+
+const lockdownIOPort = 7
+
+// Ids that nobody has but who takes them.
+const otherUID, otherGID = 33, 44
+
+// others is a process of another's, whose limits are read.
+func others() error {
+	c := exec.Command("/bin/busybox", "sleep", "600")
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: otherUID, Gid: otherGID}}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	ran("task_fix_setuid", arg("flags", 1), arg("uid", otherUID), arg("euid", otherUID), arg("suid", otherUID), arg("fsuid", otherUID))
+	ran("task_fix_setgid", arg("flags", 1), arg("gid", otherGID), arg("egid", otherGID), arg("sgid", otherGID), arg("fsgid", otherGID))
+	var l unix.Rlimit
+	err := unix.Prlimit(c.Process.Pid, unix.RLIMIT_NOFILE, nil, &l)
+	ran("task_prlimit", arg("flags", 1), arg("uid", otherUID), arg("sgid", otherGID), cred(otherUID, otherUID, otherGID, otherGID, "0000000000000000"))
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	return err
+}
+
+// cred is what a task may be, as an event has it.
+func cred(uid, fsuid, gid, fsgid uint32, capEff string) string {
+	return fmt.Sprintf(`"cred":{"uid":%[1]d,"euid":%[1]d,"suid":%[1]d,"gid":%[3]d,"egid":%[3]d,"sgid":%[3]d,"fsuid":%[2]d,"fsgid":%[4]d,"cap_eff":"%[5]s","securebits":0}`,
+		uid, fsuid, gid, fsgid, capEff)
 }
 
 // children are those hooks that run in a process that is made for them.
