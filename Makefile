@@ -82,6 +82,7 @@ vm: install-vm build ## the scenarios on a real guest
 
 .PHONY: test-kernels
 test-kernels: install-kernels build ## all scenarios on each of the stock kernels 6.1, 6.12 and 7.2
+	@echo "== the kernels' hooks"; OUTGUARD_REQUIRE=matrix $(VMTEST) -run '^TestKernelHooks$$' ./guest/sensor
 	@for k in $(KERNELS); do for p in ./vmtests/vm ./vmtests/scenario; do echo "== on guests with $$k: $$p"; \
 		OUTGUARD_KERNEL=$$k OUTGUARD_REQUIRE=$(PROMISED),matrix $(VMTEST) $$p || exit 1; done; done
 
