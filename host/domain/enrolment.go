@@ -96,21 +96,35 @@ case ",$lsm," in
 	;;
 esac
 cat >/etc/systemd/system/outguard-agent.service <<'END'
-[Unit]
+` + e.unit() + `END
+systemctl enable outguard-agent.service
+reboot
+`
+}
+
+// unit is the agent's service where no package brings it: that of guest/deploy, whose
+// comments say why, and a test holds them together.
+func (e *Enrolment) unit() string {
+	return `[Unit]
 Description=Outguard agent
+Documentation=https://github.com/outguard/outguard
 DefaultDependencies=no
 After=systemd-modules-load.service
 Before=sysinit.target
+ConditionVirtualization=vm
 [Service]
 ExecStart=/usr/local/sbin/outguard-agent` + e.flags() + `
 Restart=always
 RestartSec=1
 KillSignal=SIGKILL
+OOMScoreAdjust=-1000
+NoNewPrivileges=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+RestrictRealtime=yes
+RestrictAddressFamilies=AF_VSOCK AF_UNIX AF_NETLINK AF_INET
 [Install]
 WantedBy=sysinit.target
-END
-systemctl enable outguard-agent.service
-reboot
 `
 }
 

@@ -154,3 +154,31 @@ func TestSnippet(t *testing.T) {
 		}
 	}
 }
+
+// TestUnitIsThePackages: what is told to a guest without the package is the service
+// that the package has, but for where the agent is and what it is told.
+func TestUnitIsThePackages(t *testing.T) {
+	const packaged, told = "/usr/sbin/outguard-agent $OUTGUARD_AGENT_OPTIONS", "/usr/local/sbin/outguard-agent"
+	text, err := os.ReadFile("../../guest/deploy/outguard-agent.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if line != "\n" && !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "EnvironmentFile=") {
+			want.WriteString(line)
+		}
+	}
+	if strings.Count(want.String(), packaged) != 1 {
+		t.Fatalf("the package's service does not run %s:\n%s", packaged, want.String())
+	}
+	for _, transport := range []Transport{KernelVsock, Serial} {
+		e := testEnrolment(transport)
+		if got, want := e.unit(), strings.Replace(want.String(), packaged, told+e.flags(), 1); got != want {
+			t.Errorf("%s: the guest is told\n%s\nand the package has\n%s", transport, got, want)
+		}
+		if !strings.Contains(e.Snippet(), "<<'END'\n"+e.unit()+"END\n") {
+			t.Errorf("%s: not in what the guest is told:\n%s", transport, e.Snippet())
+		}
+	}
+}
