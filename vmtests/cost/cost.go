@@ -26,25 +26,28 @@ const Off = "off"
 var Columns = []string{Off, vsockproto.MinimalProfile, vsockproto.DefaultProfile, vsockproto.TSEMProfile}
 
 // op is one operation: how many rounds of how many, and how many make a round
-// so short that the agent rests in some of them; 0: none.
+// so short that the agent rests in some of them; 0: none. Of are the records that it
+// is about, of those of the profile default that it makes.
 type op struct {
 	name, text           string
 	rounds, count, short int
+	of                   []vsockproto.EventType
 }
 
-// In a round of the longer kind the agent has run several times.
+// In a round of the longer kind the agent has run several times. So many rounds take
+// two to three minutes for each kernel.
 var ops = []op{
-	{"open", "open+read+close of a file on ext4", 6, 2000, 20},
-	{"open-tmpfs", "open+read+close of a file on tmpfs", 6, 2000, 20},
-	{"exec", "vfork+exec+exit of busybox true", 6, 25, 1},
-	{"connect", "connect+accept over the loopback", 6, 300, 4},
-	{"mmap", "mmap+munmap of a file", 6, 1500, 20},
-	{"stat", "stat", 6, 4000, 100},
-	{"pipe", "a byte to another process and back", 6, 1500, 20},
-	{"compile", "gcc -O2 of 85 lines of C, linked", 3, 1, 0},
+	{"open", "open+read+close of a file on ext4", 8, 2000, 20, []vsockproto.EventType{vsockproto.FileOpen}},
+	{"open-tmpfs", "open+read+close of a file on tmpfs", 8, 2000, 20, []vsockproto.EventType{vsockproto.FileOpen}},
+	{"exec", "vfork+exec+exit of busybox true", 8, 25, 1, []vsockproto.EventType{vsockproto.BprmCommittedCreds, vsockproto.TaskNewtask, vsockproto.SchedProcessExit}},
+	{"connect", "connect+accept over the loopback", 8, 300, 4, []vsockproto.EventType{vsockproto.SocketCreate, vsockproto.SocketConnect, vsockproto.SocketAccept}},
+	{"mmap", "mmap+munmap of a file", 8, 1500, 20, []vsockproto.EventType{vsockproto.MmapFile}},
+	{"stat", "stat", 8, 4000, 100, nil},
+	{"pipe", "a byte to another process and back", 8, 1500, 20, nil},
+	{"compile", "gcc -O2 of 85 lines of C, linked", 4, 1, 0, []vsockproto.EventType{vsockproto.FileOpen, vsockproto.MmapFile, vsockproto.BprmCommittedCreds}},
 }
 
-const shortRounds = 60
+const shortRounds, quickRounds = 60, 2
 
 // toil begins a command in the guest. Go's runtime is not to signal itself.
 const toil = "GODEBUG=asyncpreemptoff=1 outguard-toil "
@@ -67,8 +70,9 @@ type Result struct {
 	Programs       []Program                  // with the profile default
 	Ready          float64                    // instructions from the agent's start to its programs' being attached
 	Flood          Flood
-	Types          map[vsockproto.EventType]float64 // bytes of a record, as they came with the operations
-	Resident, Peak int                              // memory of the agent at the end, and at most: while it loaded programs; KiB
+	Delivered      map[string]Delivery // by operation, and of the flood, with the profile default
+	Quick          bool                // few rounds
+	Resident, Peak int                 // memory of the agent at the end, and at most: while it loaded programs; KiB
 }
 
 // Program is what one program of the agent's takes in the course of an operation.
@@ -78,10 +82,18 @@ type Program struct {
 	Instructions float64 // for each run
 }
 
+// flood is the name among the operations of what is measured as Flood.
+const flood = "flood"
+
+// Delivery is what of an operation's records came to the host.
+type Delivery struct {
+	Wire  float64                          // bytes for each record, frames included
+	Types map[vsockproto.EventType]float64 // bytes of a record
+}
+
 // Flood is an open for each record, as fast as can be, until the host has all.
 type Flood struct {
 	Instructions float64 // for each record that the host has, the open and its delivery
-	Wire         float64 // bytes for each that came to the host, frames included
 	Lost, Sent   uint64
 }
 
@@ -89,7 +101,7 @@ type Flood struct {
 type Options struct {
 	Clone    string    // the repository, whose bin/ holds the agent
 	Out      io.Writer // for a person who waits; default none
-	Profiles []string  // which to measure; default those of Columns
+	Profiles []string  // which to measure, by name or as hooks joined by +; default those of Columns
 	Only     []string  // operations to measure, and beside them the agent's start and memory alone; default all
 	Quick    bool      // few rounds: to see that it works
 	Sample   bool      // measure nothing: say where the CPU is while the agent starts, and for each of Only
@@ -143,7 +155,7 @@ func Measure(ctx context.Context, line string, o Options) (r *Result, err error)
 	if err := ready(ctx, g); err != nil {
 		return nil, err
 	}
-	m := &measurement{g: g, o: o, r: &Result{Kernel: line, Release: img.Release, Costs: map[string]map[string]Cost{}}}
+	m := &measurement{g: g, o: o, r: &Result{Kernel: line, Release: img.Release, Quick: o.Quick, Costs: map[string]map[string]Cost{}, Delivered: map[string]Delivery{}}}
 	if err := m.all(ctx); err != nil {
 		console, _ := g.Console()
 		return nil, fmt.Errorf("kernel %s: %w; the end of its console:\n%s", line, err, console[max(0, len(console)-1500):])
@@ -272,7 +284,7 @@ func (m *measurement) column(ctx context.Context, column string) error {
 			continue
 		}
 		if m.o.Quick {
-			op.rounds, op.count = 2, max(1, op.count/2)
+			op.rounds, op.count = quickRounds, max(1, op.count/2)
 		}
 		if m.h != nil {
 			m.h.forget()
@@ -291,6 +303,9 @@ func (m *measurement) column(ctx context.Context, column string) error {
 			m.r.Costs[op.name] = map[string]Cost{}
 		}
 		m.r.Costs[op.name][column] = c
+		if column == vsockproto.DefaultProfile && len(op.of) > 0 {
+			m.r.Delivered[op.name] = m.h.delivered()
+		}
 		fmt.Fprintf(m.o.Out, "%s %s %s: %.0f instructions, %.0f of them the agent's; %.0f the task's alone, %.2f events%s\n",
 			m.r.Kernel, column, op.name, c.Total, c.Agent, c.Task, c.Events, m.came())
 	}
@@ -399,19 +414,18 @@ func (m *measurement) programs(ctx context.Context) error {
 // flood opens a file as fast as one CPU can, and waits for the host to have it.
 func (m *measurement) flood(ctx context.Context) error {
 	time.Sleep(2 * time.Second) // what the last one left
-	wire, events := m.h.wire.Load(), m.h.events.Load()
 	m.h.forget()
 	const rounds, count = 4, 10_000
-	c, err := m.toil(ctx, "flood", rounds, count)
+	c, err := m.toil(ctx, flood, rounds, count)
 	if err != nil {
 		return err
 	}
-	came := m.h.events.Load() - events
-	m.r.Types = map[vsockproto.EventType]float64{}
-	for t, n := range m.h.types() {
-		m.r.Types[t] = float64(n.bytes) / float64(n.count)
+	var came uint64
+	for _, n := range m.h.types() {
+		came += n.count
 	}
-	m.r.Flood = Flood{Instructions: c.Total / c.Events, Wire: float64(m.h.wire.Load()-wire) / float64(came), Lost: c.Lost, Sent: came}
+	m.r.Delivered[flood] = m.h.delivered()
+	m.r.Flood = Flood{Instructions: c.Total / c.Events, Lost: c.Lost, Sent: came}
 	return nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +30,7 @@ type host struct {
 
 	mu     sync.Mutex // guards what follows
 	byType map[vsockproto.EventType]tally
+	since  uint64 // wire when the tallies began
 }
 
 // tally is how many records of a type came, and how long they were.
@@ -88,6 +91,20 @@ func (h *host) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	clear(h.byType)
+	h.since = h.wire.Load()
+}
+
+// delivered is what has come since the tallies began, of which there is some.
+func (h *host) delivered() Delivery {
+	d, count := Delivery{Types: map[vsockproto.EventType]float64{}}, uint64(0)
+	for t, n := range h.types() {
+		d.Types[t] = float64(n.bytes) / float64(n.count)
+		count += n.count
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	d.Wire = float64(h.wire.Load()-h.since) / float64(max(count, 1))
+	return d
 }
 
 func (h *host) types() map[vsockproto.EventType]tally {
@@ -100,9 +117,25 @@ func (h *host) types() map[vsockproto.EventType]tally {
 	return all
 }
 
+// typesOf are those of a profile, or of hooks joined by +.
+func typesOf(profile string) (types []vsockproto.EventType, err error) {
+	if slices.Contains(vsockproto.ProfileNames(), profile) {
+		return vsockproto.ParseProfile(profile)
+	}
+	for name := range strings.SplitSeq(profile, "+") {
+		t, err := vsockproto.ParseEventType(name)
+		if err != nil {
+			return nil, fmt.Errorf("profile %q is none of %s, and as hooks: %w", profile, strings.Join(vsockproto.ProfileNames(), ", "), err)
+		}
+		types = append(types, t)
+	}
+	slices.Sort(types)
+	return slices.Compact(types), nil
+}
+
 // put has the agent put a profile into force.
 func (h *host) put(ctx context.Context, profile string) error {
-	types, err := vsockproto.ParseProfile(profile)
+	types, err := typesOf(profile)
 	if err != nil {
 		return err
 	}

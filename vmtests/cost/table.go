@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -46,7 +47,7 @@ func Lines(w io.Writer, r *Result) error {
 		fmt.Fprintf(&b, "bench guest/%s/%s %.4g %s\n", r.Kernel, name, value, unit)
 	}
 	for _, op := range ops {
-		for _, c := range Columns {
+		for _, c := range r.columns(op.name) {
 			v, ok := r.Costs[op.name][c]
 			if !ok {
 				continue
@@ -67,13 +68,23 @@ func Lines(w io.Writer, r *Result) error {
 			}
 		}
 	}
+	for _, op := range ops {
+		d, ok := r.Delivered[op.name]
+		if !ok {
+			continue
+		}
+		for _, t := range op.of {
+			line(op.name+"/record/"+t.String(), d.Types[t], "B/event")
+		}
+		line(op.name+"/wire", d.Wire, "B/event")
+	}
 	for _, p := range r.Programs {
 		line("program/"+p.Op+"/"+p.Name, p.Instructions, "instructions")
 	}
 	line("ready", r.Ready/1e6, "Minstructions")
 	if r.Flood.Sent > 0 { // else it was some operations alone
-		line("wire", r.Flood.Wire, "B/event")
-		line("record", r.Types[vsockproto.FileOpen], "B/event")
+		line("wire", r.Delivered[flood].Wire, "B/event")
+		line("record", r.Delivered[flood].Types[vsockproto.FileOpen], "B/event")
 		line("deliver", perSecond/r.Flood.Instructions, "events/s")
 		line("flood-lost", float64(r.Flood.Lost), "events")
 	}
@@ -83,6 +94,17 @@ func Lines(w io.Writer, r *Result) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// columns are those that an operation was measured in, Columns' first.
+func (r *Result) columns(op string) []string {
+	all := slices.Clone(Columns)
+	for _, c := range slices.Sorted(maps.Keys(r.Costs[op])) {
+		if !slices.Contains(all, c) {
+			all = append(all, c)
+		}
+	}
+	return all
 }
 
 func megabytes(kib int) float64 { return float64(kib) * 1024 / 1e6 }
@@ -99,6 +121,13 @@ func Table(all []*Result) string {
 				b.WriteString(r.row(op))
 			}
 		}
+		fmt.Fprintf(&b, "\n%s\n", r.rounds())
+		b.WriteString("\nWhat a record of each takes, in bytes, and on the wire, frames included, for each record of the operation:\n\n| operation | records | on the wire |\n|---|---|---:|\n")
+		for _, op := range ops {
+			if d, ok := r.Delivered[op.name]; ok {
+				fmt.Fprintf(&b, "| %s | %s | %.0f |\n", op.text, d.records(op.of), d.Wire)
+			}
+		}
 		if len(r.Programs) > 0 {
 			b.WriteString("\nWhat the kernel says that each program takes, its looking at the clock included:\n\n| operation | program | runs | instructions |\n|---|---|---:|---:|\n")
 		}
@@ -106,12 +135,39 @@ func Table(all []*Result) string {
 			fmt.Fprintf(&b, "| %s | %s | %.2g | %s |\n", p.Op, p.Name, p.Runs, thousands(p.Instructions))
 		}
 		fmt.Fprintf(&b, "\nThe agent had attached its programs after %.0f million instructions. It holds %.1f MB of memory, and held %.1f MB when it "+
-			"loaded those of `tsem-full`. A record of an open on ext4 is %.0f bytes, %.0f on the wire. One CPU of a thousand million instructions a "+
+			"loaded those of `tsem-full`. One CPU of a thousand million instructions a "+
 			"second delivers %.0f of them a second to the host, the opens themselves among what it does; %d of %d were lost.\n",
-			r.Ready/1e6, megabytes(r.Resident), megabytes(r.Peak), r.Types[vsockproto.FileOpen],
-			r.Flood.Wire, perSecond/r.Flood.Instructions, r.Flood.Lost, r.Flood.Sent)
+			r.Ready/1e6, megabytes(r.Resident), megabytes(r.Peak), perSecond/r.Flood.Instructions, r.Flood.Lost, r.Flood.Sent)
 	}
 	return b.String()
+}
+
+// rounds says of how many rounds the table's figures are the least.
+func (r *Result) rounds() string {
+	if r.Quick {
+		return fmt.Sprintf("With `-quick`: the least of %d rounds of half as many, and of %d short ones.", quickRounds, shortRounds)
+	}
+	of := map[int][]string{}
+	for _, op := range ops {
+		of[op.rounds] = append(of[op.rounds], op.name)
+	}
+	most := slices.MaxFunc(slices.Collect(maps.Keys(of)), func(a, b int) int { return len(of[a]) - len(of[b]) })
+	text := fmt.Sprintf("The least of %d rounds", most)
+	for _, n := range slices.Sorted(maps.Keys(of)) {
+		if n != most {
+			text += fmt.Sprintf(" (%s: %d)", strings.Join(of[n], ", "), n)
+		}
+	}
+	return text + fmt.Sprintf(", and of %d short ones.", shortRounds)
+}
+
+// records names records and how long they are.
+func (d Delivery) records(of []vsockproto.EventType) string {
+	var all []string
+	for _, t := range of {
+		all = append(all, fmt.Sprintf("%s %.0f", t, d.Types[t]))
+	}
+	return strings.Join(all, ", ")
 }
 
 func (r *Result) row(op op) string {

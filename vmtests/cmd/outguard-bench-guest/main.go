@@ -34,7 +34,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("outguard-bench-guest", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	kernels := flags.String("kernels", strings.Join(image.Kernels, ","), "which to measure on")
-	profiles := flags.String("profiles", strings.Join(cost.Columns[1:], ","), "which to measure with")
+	profiles := flags.String("profiles", strings.Join(cost.Columns[1:], ","), "which to measure with; one of your own as hooks joined by +")
 	operations := flags.String("operations", "", "which to measure, and beside them the agent's start and memory alone: of "+strings.Join(cost.Operations(), ","))
 	doc := flags.String("doc", "", "a document to write the table into")
 	clone := flags.String("clone", ".", "the repository, where make build has been")
