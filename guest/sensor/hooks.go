@@ -43,7 +43,7 @@ var hooks = append([]hook{
 	lsm(vsockproto.TaskKill),
 	{"sched_process_exec", "btf_trace_sched_process_exec", 0, false, hookSet{}},
 	{"task_newtask", "btf_trace_task_newtask", vsockproto.TaskNewtask, false, hookSet{}},
-	{"sched_process_exit", "btf_trace_sched_process_exit", vsockproto.SchedProcessExit, false, hookSet{}},
+	{"sched_process_exit", "btf_trace_sched_process_exit", vsockproto.SchedProcessExit, false, setOf(vsockproto.SchedProcessExit)},
 	{"cgroup_mkdir", "btf_trace_cgroup_mkdir", vsockproto.CgroupMkdir, false, hookSet{}},
 	{"cgroup_rmdir", "btf_trace_cgroup_rmdir", vsockproto.CgroupRmdir, false, hookSet{}},
 	{"cgroup_attach_task", "btf_trace_cgroup_attach_task", vsockproto.CgroupAttachTask, false, hookSet{}},

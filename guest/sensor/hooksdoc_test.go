@@ -122,6 +122,7 @@ func hooksDocument(t *testing.T) []byte {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", h.program, kernels.cells(h.kernel), yes(sleeps(first.Programs[h.program])), while, books[h.program])
 	}
+	fmt.Fprintf(&b, "\nWhatever a policy asks for, these stay attached: %s.\nWhy, and what that costs, is in [CONFIG.md](../docs/CONFIG.md).\n", strings.Join(alwaysAttached(), ", "))
 	b.WriteString(hooksDiffer)
 	kernels.differences(&b)
 	b.WriteString(hooksFoot)
