@@ -4,6 +4,7 @@ package sensor
 
 import (
 	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -102,11 +103,12 @@ func hooksDocument(t *testing.T) []byte {
 			strings.Join(fieldsOf(t, typ, writers), ", "), kernels.cells(w[0].kernel), yes(slices.ContainsFunc(w, writer.sleeps)), on, from)
 	}
 	fmt.Fprintf(&b, hooksBooks, strings.Join(kernelLines, " | "), strings.Repeat("---|", len(kernelLines)))
-	first, _ := objectsOf(t)
+	first, further := objectsOf(t)
 	for _, h := range hooks {
 		if h.event != 0 {
 			continue
 		}
+		p := cmp.Or(first.Programs[h.program], further.Programs[h.program])
 		if books[h.program] == "" {
 			t.Errorf("%s: nothing says what it is for", h.program)
 		}
@@ -117,10 +119,12 @@ func hooksDocument(t *testing.T) []byte {
 			while = "with file_open"
 		case ofSockets:
 			while = "with any hook whose records have a socket"
+		case ofIPC:
+			while = "with any hook whose records have a System V object"
 		default:
 			t.Errorf("%s: no words for when it is attached", h.program)
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", h.program, kernels.cells(h.kernel), yes(sleeps(first.Programs[h.program])), while, books[h.program])
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", h.program, kernels.cells(h.kernel), yes(sleeps(p)), while, books[h.program])
 	}
 	fmt.Fprintf(&b, "\nWhatever a policy asks for, these stay attached: %s.\nWhy, and what that costs, is in [CONFIG.md](../docs/CONFIG.md).\n", strings.Join(alwaysAttached(), ", "))
 	b.WriteString(hooksDiffer)
@@ -151,6 +155,13 @@ var books = map[string]string{
 	postOpen:             "reports file_open where there is this hook, with the digest",
 	"socket_post_create": "who made a socket",
 	"sched_process_exec": "executions that bprm_committed_creds did not see",
+
+	"shm_alloc_security":       "who made a shared memory segment",
+	"sem_alloc_security":       "who made a set of semaphores",
+	"msg_queue_alloc_security": "who made a message queue",
+	"shm_free_security":        "a shared memory segment is gone, and who made it is forgotten",
+	"sem_free_security":        "the same of a set of semaphores",
+	"msg_queue_free_security":  "the same of a message queue",
 }
 
 // kernelList are the committed lists, in kernelLines' order.
