@@ -23,8 +23,9 @@ MONITORTESTS = $(shell grep -ho '^func Test[A-Za-z0-9]*' host/monitor/*libvirt_t
 KERNELS     := 6.1 6.12 7.2
 PART        := TestScenarios/(10|15|20|30|60)-
 
-# 90-hooks, which runs every hook there is, and 91-acted, which tries to make the
-# record lie, make test leaves to make test-kernels.
+# 90-hooks, which runs every hook there is, 91-acted, which tries to make the record
+# lie, and 92-switch, which changes what is reported under load, make test leaves to
+# make test-kernels; of the first two 60-hooks plays a part.
 
 # Go's own cache of test results would answer for a guest that never booted.
 VMTEST      := $(GO) test -buildvcs=false -count=1 -timeout 40m

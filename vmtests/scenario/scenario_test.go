@@ -89,6 +89,7 @@ func (w *world) params(script string) testscript.Params {
 			"memory":  w.memory,
 			"hooks":   w.hooks,
 			"acted":   w.acted,
+			"steady":  w.steady,
 			"until":   until,
 		},
 	}

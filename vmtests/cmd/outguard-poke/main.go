@@ -11,6 +11,7 @@
 //	outguard-poke as USER ...         any of these, without root's rights
 //	outguard-poke locks FILE N        open and lock a file
 //	outguard-poke dirs PREFIX N       make directories
+//	outguard-poke steady DIR          opens and execs until it is told to stop; see steady
 //	outguard-poke acted DIR [NAME...] races, detours and disguises in a new directory; see acted
 //
 // It says what it did on standard output, and ends with 0 if it could.
@@ -41,11 +42,13 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("want opens, locks, dirs, execs, threads, garbage, hold, mute, mark or acted")
+		return fmt.Errorf("want opens, locks, dirs, execs, threads, garbage, hold, mute, mark, steady or acted")
 	}
 	switch args[0] {
 	case "acted":
 		return acted(args[1], args[2:]...)
+	case "steady":
+		return steady(args[1])
 	case "exec": // of acted
 		return becomes(args[1:])
 	}
