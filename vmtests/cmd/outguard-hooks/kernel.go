@@ -116,9 +116,27 @@ func handOver(queue uintptr) error {
 }
 
 const (
-	keyNeedRead = 2
-	keyInQuota  = 1 << 2
+	keyNeedRead  = 2
+	keyInQuota   = 1 << 2
+	keyUserAlive = 1 << 10
 )
+
+// keyFlags are those of a key that is like any other: from 6.15 on they say as well
+// that somebody holds it.
+func keyFlags() (uint64, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return 0, err
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return 0, err
+	}
+	if major > 6 || major == 6 && minor >= 15 {
+		return keyInQuota | keyUserAlive, nil
+	}
+	return keyInQuota, nil
+}
 
 func keys() error {
 	if err := unix.Setfsuid(otherUID); err != nil {
@@ -136,9 +154,10 @@ func keys() error {
 	err = errors.Join(e, unix.KeyctlSetperm(k, may))
 	_, e = unix.KeyctlBuffer(unix.KEYCTL_READ, k, b[:], 0)
 	caps, e2 := effective()
+	flags, e3 := keyFlags()
 	ran("key_permission", named("user"), valued("outguard:poked"), arg("serial", uint64(k)), arg("uid", otherUID), arg("gid", otherGID), arg("perm", may),
-		arg("possessed", 1), arg("need_perm", keyNeedRead), arg("key_flags", keyInQuota), cred(0, 0, 0, 0, fmt.Sprintf("%016x", caps)))
-	return errors.Join(err, e, e2)
+		arg("possessed", 1), arg("need_perm", keyNeedRead), arg("key_flags", flags), cred(0, 0, 0, 0, fmt.Sprintf("%016x", caps)))
+	return errors.Join(err, e, e2, e3)
 }
 
 // kernel asks for things that only root may have, and gets few of them.
