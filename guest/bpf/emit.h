@@ -11,6 +11,10 @@
 #define BULK_WAKE_NS 16000000
 #define BULK_WAKE_BYTES (256 << 10)
 
+/* How many small ones of a CPU go by before the ring is asked how many bytes there were. */
+#define BULK_UNASKED 32
+#define BULK_SMALL 1024
+
 /* Has the kernel bpf_rdonly_cast (Linux 6.2)? What it casts is read without a probe. */
 const volatile bool has_casts = false;
 
@@ -112,13 +116,17 @@ static __always_inline struct counter *get_counter(__u32 cpu, __u32 class)
 	return bpf_map_lookup_elem(&counters, &slot);
 }
 
-static __always_inline __u64 bulk_wakeup(__u64 now)
+static __always_inline __u64 bulk_wakeup(const struct record_header *h)
 {
-	__u64 pos = bpf_ringbuf_query(&bulk, BPF_RB_PROD_POS);
+	bool late = h->boot_ns - woken_ns >= BULK_WAKE_NS;
+	__u64 pos;
 
-	if (now - woken_ns < BULK_WAKE_NS && pos - bulk_woken_pos < BULK_WAKE_BYTES)
+	if (!late && h->length < BULK_SMALL && h->sequence % BULK_UNASKED)
 		return BPF_RB_NO_WAKEUP;
-	woken_ns = now;
+	pos = bpf_ringbuf_query(&bulk, BPF_RB_PROD_POS);
+	if (!late && pos - bulk_woken_pos < BULK_WAKE_BYTES)
+		return BPF_RB_NO_WAKEUP;
+	woken_ns = h->boot_ns;
 	bulk_woken_pos = pos;
 	return BPF_RB_FORCE_WAKEUP;
 }
@@ -160,7 +168,7 @@ static __always_inline long emit_file(const struct agent_config *config, __u32 p
 	if (class == CLASS_CRITICAL)
 		err = bpf_ringbuf_output(&critical, h, length, critical_wakeup(h->boot_ns));
 	else
-		err = bpf_ringbuf_output(&bulk, h, length, bulk_wakeup(h->boot_ns));
+		err = bpf_ringbuf_output(&bulk, h, length, bulk_wakeup(h));
 	__sync_fetch_and_add(err ? &c->lost : &c->submitted, 1);
 	return err;
 }

@@ -158,14 +158,12 @@ static __noinline bool is_filtered(__u32 policy, __u32 type, const struct subjec
 	struct filter_set *set;
 	__u64 bits, *count;
 
-	if (type >= TYPES)
-		return false;
 	set = bpf_map_lookup_elem(&filter_sets, &place);
 	if (!set)
 		return false;
 	/* The verifier may have lost the number; what the compiler knows of it is in the way of a test. */
 	barrier_var(type);
-	if (type >= sizeof(set->types) / sizeof(set->types[0]))
+	if (type >= TYPES)
 		return false;
 	bits = set->types[type];
 	if (!bits)
