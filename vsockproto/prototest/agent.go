@@ -72,7 +72,7 @@ func NewAgent(o *AgentOptions) *Agent {
 		a.o.CPUs = 2
 	}
 	if a.o.Hooks == nil {
-		for _, t := range vsockproto.StartTypes() {
+		for _, t := range vsockproto.DefaultTypes() {
 			a.o.Hooks = append(a.o.Hooks, vsockproto.Hook{Type: t, Available: true, Attached: true, Tag: [8]byte{byte(t)}})
 		}
 	}
