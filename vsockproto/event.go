@@ -111,6 +111,7 @@ const (
 	UringCmd            EventType = 100
 	FileMprotect        EventType = 101
 	SockGraft           EventType = 102
+	SbKernMount         EventType = 103
 
 	// Cgroups, the first three tracepoints: the name of what Subject.CgroupID
 	// numbers, and who was moved. CgroupSnapshot is one that was there before. They

@@ -166,6 +166,7 @@ var hooks = [...]hook{
 	UringCmd:            {"uring_cmd", Bulk, layoutFile, "cmd_op"},
 	FileMprotect:        {"file_mprotect", Bulk, layoutFile, "reqprot prot old_prot"},
 	SockGraft:           {"sock_graft", Bulk, layoutAddress, ""},
+	SbKernMount:         {"sb_kern_mount", Critical, layoutFile, "s_flags has_device"},
 	CgroupMkdir:         {"cgroup_mkdir", Critical, layoutCgroup, ""},
 	CgroupAttachTask:    {"cgroup_attach_task", Critical, layoutAttach, ""},
 	CgroupRmdir:         {"cgroup_rmdir", Critical, layoutRmdir, ""},
@@ -231,7 +232,7 @@ func (t EventType) ArgNames() []string {
 // Profiles of hooks, each a list of types, ascending.
 const (
 	MinimalProfile = "minimal"   // programs: what runs, and who started it
-	DefaultProfile = "default"   // and files opened and mapped, sockets, signals, mounts
+	DefaultProfile = "default"   // and files opened and mapped, sockets, signals, new file systems
 	TSEMProfile    = "tsem-full" // and every event type of TSEM
 	EveryProfile   = "everything"
 )
@@ -249,7 +250,7 @@ func ParseProfile(name string) ([]EventType, error) {
 	case DefaultProfile:
 		return DefaultTypes(), nil
 	case TSEMProfile:
-		return upTo(Capset), nil
+		return append(upTo(Capset), SbKernMount), nil
 	case EveryProfile:
 		return PolicyTypes(), nil
 	}
@@ -257,7 +258,7 @@ func ParseProfile(name string) ([]EventType, error) {
 }
 
 // PolicyTypes are the types that a policy may ask for.
-func PolicyTypes() []EventType { return upTo(SockGraft) }
+func PolicyTypes() []EventType { return upTo(SbKernMount) }
 
 func upTo(last EventType) []EventType { return slices.Clip(EventTypes()[:last]) }
 
@@ -265,7 +266,7 @@ func upTo(last EventType) []EventType { return slices.Clip(EventTypes()[:last]) 
 func StartTypes() []EventType { return upTo(TaskSnapshot) }
 
 // DefaultTypes are those of DefaultProfile.
-func DefaultTypes() []EventType { return append(StartTypes(), SbMount, MoveMount) }
+func DefaultTypes() []EventType { return append(StartTypes(), SbKernMount) }
 
 // BookTypes are the types whose hooks an agent keeps attached whatever the policy
 // asks for: its proofs of what ran stand on them, and on cgroups whose each record

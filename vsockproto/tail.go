@@ -29,7 +29,7 @@ const (
 	TailUnlinked    uint16 = 1 << 1 // the name no longer leads to the file
 	TailUnreachable uint16 = 1 << 2 // not below the task's root
 	TailMade        uint16 = 1 << 3 // the file did not exist: the open made it
-	TailForeign     uint16 = 1 << 4 // in another mount namespace than the task; unreachable as well
+	TailForeign     uint16 = 1 << 4 // in the machine's mount namespace, and the task in another; unreachable as well
 	tailFlags              = TailTruncated | TailUnlinked | TailUnreachable | TailMade | TailForeign
 )
 
@@ -71,6 +71,9 @@ func parseTail(b []byte) (tag Tag, t Tail, rest []byte, err error) {
 	b = b[tailHeader:]
 	if flags&^tailFlags != 0 {
 		return 0, Tail{}, nil, fmt.Errorf("tail %d flags %#x: %w", tag, flags, ErrReserved)
+	}
+	if flags&TailForeign != 0 && flags&TailUnreachable == 0 {
+		return 0, Tail{}, nil, fmt.Errorf("tail %d is foreign and not unreachable: %w", tag, ErrInvalid)
 	}
 	if uint64(n) > uint64(len(b)) || pad8(int(n)) > len(b) {
 		return 0, Tail{}, nil, fmt.Errorf("tail %d of %d bytes: %w", tag, n, ErrShort)

@@ -218,22 +218,20 @@ static __always_inline __u8 path_kind(struct task_struct *t, struct mnt_namespac
 	return PATH_CHROOT;
 }
 
-#define ANONYMOUS_MNT_NS 0xEFFFFFF7 /* the number of a mount's that was never attached; before Linux 6.18 it is 0 */
-
 /*
  * Where file's mount is not in own: what is in no namespace, a memfd's or one that
- * was taken away, lies beyond every root; what is in another one's lies in that.
+ * was taken away, lies beyond every root; what is in the machine's lies in that.
  */
-static __always_inline __u16 foreign(struct file *file, struct mnt_namespace *own)
+static __always_inline __u16 foreign(struct file *file, struct task_struct *t, struct mnt_namespace *own)
 {
 	__u64 m = mount_of((unsigned long)to_follow(struct file, file)->f_path.mnt);
 	__u64 in = read_mount(m, mnt_ns);
-	__u32 number;
+	struct task_struct *init;
 
 	if (in == (__u64)own)
 		return 0;
-	number = has_casts ? cast_to(struct mnt_namespace, in)->ns.inum : BPF_CORE_READ((struct mnt_namespace *)in, ns.inum);
-	return number && number != ANONYMOUS_MNT_NS ? TAIL_UNREACHABLE | TAIL_FOREIGN : TAIL_UNREACHABLE;
+	init = to_follow(struct task_struct, t)->thread_pid->numbers[0].ns->child_reaper;
+	return in && in == (__u64)init->nsproxy->mnt_ns ? TAIL_UNREACHABLE | TAIL_FOREIGN : TAIL_UNREACHABLE;
 }
 
 /* A walk from a file up to the task's root, mount by mount. */
@@ -293,7 +291,7 @@ static __always_inline bool is_above(struct file *file, struct task_struct *t)
  */
 static __always_inline __u16 outside(struct file *file, struct task_struct *t, struct mnt_namespace *own, __u8 kind)
 {
-	__u16 flags = foreign(file, own);
+	__u16 flags = foreign(file, t, own);
 
 	return flags || kind == PATH_ROOT || !is_above(file, t) ? flags : TAIL_UNREACHABLE;
 }
@@ -361,6 +359,9 @@ static __always_inline __u32 put_path(struct scratch *sc, __u32 at, struct file 
 	if (n <= 1 || n > PATH_SIZE)
 		return close_tail(sc, at, TAG_PATH, flags | TAIL_TRUNCATED, 0);
 	length = n - 1;
+	/* A name that leads to no root at all, since it was left by a handle or moved away, is given as the root's. */
+	if (length == 1 && file->f_path.dentry != file->f_path.mnt->mnt_root)
+		flags |= TAIL_UNREACHABLE;
 	cut = length - DELETED_SUFFIX;
 	barrier_var(cut);
 	if (cut < PATH_SIZE && !file->f_path.dentry->d_hash.pprev &&

@@ -623,6 +623,25 @@ int BPF_PROG(sb_remount, struct super_block *sb)
 	return finish(sc, at, SB_REMOUNT, CLASS_CRITICAL);
 }
 
+/*
+ * Hook: sb_kern_mount, when a file system is there that a task asked to mount, by
+ * mount(2) or by fsconfig(2), and before it is seen anywhere; not for a bind or a move.
+ */
+SEC("lsm/sb_kern_mount")
+int BPF_PROG(sb_kern_mount, struct super_block *sb)
+{
+	struct scratch *sc = begin(SB_KERN_MOUNT, CLASS_CRITICAL);
+	__u32 at;
+
+	if (!sc)
+		return 0;
+	object_args(sc)[0] = BPF_CORE_READ(sb, s_flags);
+	object_args(sc)[1] = BPF_CORE_READ(sb, s_bdev) || (BPF_CORE_READ(sb, s_type, fs_flags) & FS_REQUIRES_DEV);
+	at = put_dentry(sc, BPF_CORE_READ(sb, s_root));
+	at = put_text(sc, at, TAG_VALUE, BPF_CORE_READ(sb, s_type, name));
+	return finish(sc, at, SB_KERN_MOUNT, CLASS_CRITICAL);
+}
+
 /* Hooks on two paths: the new root and where the old one goes; from where a mount is moved and to where. */
 #define PATHS_HOOK(name, type)                                                      \
 	SEC("lsm/" #name)                                                           \

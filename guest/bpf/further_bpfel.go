@@ -161,6 +161,7 @@ const (
 	FurtherProgPtraceTraceme         = "ptrace_traceme"
 	FurtherProgQuotaOn               = "quota_on"
 	FurtherProgQuotactl              = "quotactl"
+	FurtherProgSbKernMount           = "sb_kern_mount"
 	FurtherProgSbMount               = "sb_mount"
 	FurtherProgSbPivotroot           = "sb_pivotroot"
 	FurtherProgSbRemount             = "sb_remount"
@@ -305,6 +306,7 @@ type FurtherProgramSpecs struct {
 	PtraceTraceme         *ebpf.ProgramSpec `ebpf:"ptrace_traceme"`
 	QuotaOn               *ebpf.ProgramSpec `ebpf:"quota_on"`
 	Quotactl              *ebpf.ProgramSpec `ebpf:"quotactl"`
+	SbKernMount           *ebpf.ProgramSpec `ebpf:"sb_kern_mount"`
 	SbMount               *ebpf.ProgramSpec `ebpf:"sb_mount"`
 	SbPivotroot           *ebpf.ProgramSpec `ebpf:"sb_pivotroot"`
 	SbRemount             *ebpf.ProgramSpec `ebpf:"sb_remount"`
@@ -508,6 +510,7 @@ type FurtherPrograms struct {
 	PtraceTraceme         *ebpf.Program `ebpf:"ptrace_traceme"`
 	QuotaOn               *ebpf.Program `ebpf:"quota_on"`
 	Quotactl              *ebpf.Program `ebpf:"quotactl"`
+	SbKernMount           *ebpf.Program `ebpf:"sb_kern_mount"`
 	SbMount               *ebpf.Program `ebpf:"sb_mount"`
 	SbPivotroot           *ebpf.Program `ebpf:"sb_pivotroot"`
 	SbRemount             *ebpf.Program `ebpf:"sb_remount"`
@@ -608,6 +611,7 @@ func (p *FurtherPrograms) Close() error {
 		p.PtraceTraceme,
 		p.QuotaOn,
 		p.Quotactl,
+		p.SbKernMount,
 		p.SbMount,
 		p.SbPivotroot,
 		p.SbRemount,

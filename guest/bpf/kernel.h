@@ -64,6 +64,7 @@ enum { BPF_RB_PROD_POS = 3 };
 #define ATTR_GID 4
 #define ATTR_SIZE 8
 #define SB_NOUSER (1UL << 31)
+#define FS_REQUIRES_DEV 1
 #define HASH_ALGO_SHA256 4
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -199,11 +200,13 @@ struct dentry {
 
 struct file_system_type {
 	const char *name;
+	int fs_flags;
 };
 
 struct super_block {
 	__u32 s_dev;
 	struct file_system_type *s_type;
+	struct block_device *s_bdev;
 	unsigned long s_flags;
 	unsigned long s_magic;
 	struct dentry *s_root;

@@ -119,6 +119,7 @@ enum event_type {
 	URING_CMD = 100,
 	FILE_MPROTECT = 101,
 	SOCK_GRAFT = 102,
+	SB_KERN_MOUNT = 103,
 	CGROUP_MKDIR = 200,
 	CGROUP_ATTACH_TASK = 201,
 	CGROUP_RMDIR = 202,
@@ -553,6 +554,7 @@ union any_record {
 	struct object_record uring_cmd;
 	struct object_record file_mprotect;
 	struct socket_address_record sock_graft;
+	struct object_record sb_kern_mount;
 	struct cgroup_record cgroup_mkdir;
 	struct cgroup_attach_record cgroup_attach_task;
 	struct cgroup_record cgroup_rmdir;

@@ -427,6 +427,7 @@ func fill(v reflect.Value) {
 var means = map[vsockproto.EventType]map[string]string{
 	vsockproto.SbMount:           {"name": "device", "value": "type"},
 	vsockproto.SbRemount:         {"value": "type"},
+	vsockproto.SbKernMount:       {"value": "type"},
 	vsockproto.InodeSymlink:      {"name": "where it leads"},
 	vsockproto.TaskPrlimit:       {"cred": "the target's"},
 	vsockproto.KeyAlloc:          {"name": "type", "value": "description"},
@@ -492,7 +493,7 @@ worker or its poller asks; the scenario 91-acted tries all of it.
 
 * A path is the one that the file has when the hook runs, as the task's root, mounts and namespace show it. *unlinked*: the
   name no longer leads to the file; *unreachable*: the file is not below the task's root, or in no mount of its namespace;
-  *foreign*: its mount is in another mount namespace.
+  *foreign*: a file that is opened, mapped or run is in the machine's mount namespace, and the task in another.
   A mount can put a file under any name: device, inode and digest say which it is.
 * A path of 4096 bytes or more is left out and *truncated*; inode and digest are there.
 * An exec's file is the program that runs. Of a script that is its interpreter; the script is the filename that was asked for,

@@ -93,8 +93,12 @@ func (s *Sensor) forgetMakers(missing []hook) error {
 	var object uint64
 	var label bpf.ProbeSocketLabel
 	var stale []uint64
-	for all := s.objects.IpcLabels.Iterate(); all.Next(&object, &label); {
+	all := s.objects.IpcLabels.Iterate()
+	for all.Next(&object, &label) {
 		stale = append(stale, object)
+	}
+	if err := all.Err(); err != nil {
+		return fmt.Errorf("forget who made System V objects: %w", err)
 	}
 	for _, object := range stale {
 		if err := s.objects.IpcLabels.Delete(object); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

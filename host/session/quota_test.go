@@ -8,9 +8,11 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/outguard/outguard/host/evidence"
 	"github.com/outguard/outguard/vsockproto"
+	"github.com/outguard/outguard/vsockproto/link"
 	"github.com/outguard/outguard/vsockproto/prototest"
 )
 
@@ -166,6 +168,30 @@ func TestFalseClassDoesNotEscapeTheQuota(t *testing.T) {
 	})
 }
 
+// TestAckOfAHalfFrame: an ack does not wait for the end of a frame that has begun.
+func TestAckOfAHalfFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		ac, hc := prototest.Pipe()
+		end := make(chan error, 1)
+		go func() { end <- m.Serve(t.Context(), hc, vmID, "hybrid") }()
+		if !shakeHands(ac, ac) {
+			t.Fatal("no handshake")
+		}
+		var heard bytes.Buffer
+		go func() { _, _ = io.Copy(&heard, ac) }()
+		good := eventFrame(1, prototest.Sample(vsockproto.FileOpen))
+		half := eventFrame(2, prototest.Sample(vsockproto.FileOpen))
+		ac.Write(append(bytes.Clone(good), half[:len(half)/2]...))
+		time.Sleep(link.AckDelay)
+		synctest.Wait()
+		want(t, "frames to the agent", frameTypes(t, heard.Bytes()), "policy ack")
+		ac.Close()
+		<-end
+	})
+}
+
 // TestOversizeFrameAfterTheProof announces a frame over the limit behind a good
 // one: the good one is on record and judged, and so is the header on record.
 func TestOversizeFrameAfterTheProof(t *testing.T) {
@@ -192,7 +218,7 @@ func TestOversizeFrameAfterTheProof(t *testing.T) {
 		if n < 2 || !bytes.Equal(w.record[n-2].raw, good) || !bytes.Equal(w.record[n-1].raw, long) || w.record[n-1].whole {
 			t.Errorf("the record ends with %+v", w.record[max(0, n-2):])
 		}
-		want(t, "frames to the agent", frameTypes(t, <-heard), "policy ack reject")
+		want(t, "frames to the agent", frameTypes(t, <-heard), "policy ack ack reject")
 		if s, _ := m.StatusOf(vmID); s.State == Live || !strings.Contains(s.Reason, "long") {
 			t.Errorf("status %+v", s)
 		}

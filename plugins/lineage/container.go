@@ -48,7 +48,7 @@ const (
 	LeftPID
 	LeftUser
 	LeftNet
-	LeftFiles  // it opens, maps or runs what lies in another mount namespace
+	LeftFiles  // it opens, maps or runs what lies in the machine's mount namespace
 	LeftDevice // it mounts a file system of a device
 	departures = LeftCgroup | LeftMnt | LeftPID | LeftUser | LeftNet | Deeds
 
@@ -56,7 +56,7 @@ const (
 )
 
 var departureWords = [...]string{
-	"cgroup", "mount namespace", "pid namespace", "user namespace", "network namespace", "files of another mount namespace", "a device mounted",
+	"cgroup", "mount namespace", "pid namespace", "user namespace", "network namespace", "files of the machine's mount namespace", "a device mounted",
 }
 
 // String names them, "mount namespace, pid namespace".

@@ -192,8 +192,8 @@ func TestLeaving(t *testing.T) {
 }
 
 // TestReaching: what a container's task does beyond it without leaving its place is
-// told once of it, and nothing of what a container does within, nor of the machine's
-// tasks.
+// told once of it, and of each child, and nothing of what a container does within, nor
+// of the machine's tasks.
 func TestReaching(t *testing.T) {
 	tree, g, runtime := machine()
 	child, who := start(tree, g, runtime, 20, inWeb, "/srv/web")
@@ -202,14 +202,8 @@ func TestReaching(t *testing.T) {
 	file := func(of uint16, mode uint16) func(*vsockproto.Event) {
 		return func(e *vsockproto.Event) { e.Path.Flags, e.File.Mode = of, mode }
 	}
-	mount := func(flags uint64, kind string) func(*vsockproto.Event) {
-		return func(e *vsockproto.Event) {
-			e.Type, e.Value.Data = vsockproto.SbMount, []byte(kind)
-			e.Args[0] = flags
-		}
-	}
-	attach := func(of uint16, dev uint32) func(*vsockproto.Event) {
-		return func(e *vsockproto.Event) { e.Type, e.Path.Flags, e.File.Dev = vsockproto.MoveMount, of, dev }
+	mount := func(device uint64) func(*vsockproto.Event) {
+		return func(e *vsockproto.Event) { e.Type, e.Args[1] = vsockproto.SbKernMount, device }
 	}
 	const regular, directory, terminal = 0o100644, 0o040755, 0o020620
 	for name, c := range map[string]struct {
@@ -221,14 +215,8 @@ func TestReaching(t *testing.T) {
 		"a terminal it was given": {file(foreign, terminal), 0},
 		"a memfd":                 {file(unreachable, regular), 0},
 		"its own file":            {file(0, regular), 0},
-		"a disk":                  {mount(0, "ext4"), LeftDevice},
-		"a disk to be read":       {mount(1, "xfs"), LeftDevice},
-		"a tmpfs":                 {mount(0, "tmpfs"), 0},
-		"a bind mount":            {mount(1<<12, ""), 0},
-		"a remount":               {mount(1<<5|1, "ext4"), 0},
-		"a new disk":              {attach(unreachable, 8<<20|1), LeftDevice},
-		"a new tmpfs":             {attach(unreachable, 40), 0},
-		"a mount moved":           {attach(0, 8<<20|1), 0},
+		"a disk":                  {mount(1), LeftDevice},
+		"a tmpfs":                 {mount(0), 0},
 	} {
 		fork, task := g.fork(child, 2, 50)
 		tree.Apply(inWeb.of(fork))
@@ -242,6 +230,19 @@ func TestReaching(t *testing.T) {
 		c.change(again)
 		if who := tree.Apply(inWeb.of(again)); who.Left != 0 {
 			t.Errorf("%s: told again: %+v", name, who.Place)
+		}
+		fork, below := g.fork(task, 2, 51)
+		tree.Apply(inWeb.of(fork))
+		e = g.open(below, 2)
+		c.change(e)
+		if who := tree.Apply(inWeb.of(e)); who.Left != c.left {
+			t.Errorf("%s: its child: %+v", name, who.Place)
+		}
+		e = g.open(below, 2)
+		c.change(e)
+		e.Type = vsockproto.TaskSnapshot
+		if who := tree.Apply(inWeb.of(e)); who.Left != 0 {
+			t.Errorf("%s: in a snapshot: %+v", name, who.Place)
 		}
 		e = g.open(runtime, 1)
 		c.change(e)

@@ -334,7 +334,7 @@ func (t *Tree) newtask(e *vsockproto.Event) Identity {
 	}
 	child := &Task{Key: key, TGID: e.Child.TGID, ParentKey: KeyOf(e.Task), ParentID: who.ID(), parent: who.Task}
 	if who.Task != nil {
-		child.Mark, child.home, child.left = who.Task.Mark, who.Task.home, who.Task.left
+		child.Mark, child.home, child.left = who.Task.Mark, who.Task.home, who.Task.left&^Deeds
 	}
 	t.insert(child, e.ChildExecID, who.Program)
 	return who

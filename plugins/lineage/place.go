@@ -116,8 +116,7 @@ func (t *Tree) depart(task *Task, in *Container, c *cgroup, who *Identity) {
 }
 
 // reach notes what a container's task does beyond its container, though its place
-// says nothing: a door that leads out needs no namespace. Each is told once of a
-// task, and not of its children.
+// says nothing: a door that leads out needs no namespace. Each is told once of a task.
 func (t *Tree) reach(e *vsockproto.Event, task *Task, who *Identity) {
 	if task.home == nil || !task.home.Begun {
 		return
@@ -131,14 +130,11 @@ func (t *Tree) reach(e *vsockproto.Event, task *Task, who *Identity) {
 func deedOf(e *vsockproto.Event) Departure {
 	const kind, directory, regular = 0o170000, 0o040000, 0o100000
 	switch e.Type {
-	case vsockproto.SbMount:
-		if e.Args[0]&notNew == 0 && !deviceless[string(e.Value.Data)] {
+	case vsockproto.SbKernMount:
+		if e.Args[1] != 0 {
 			return LeftDevice
 		}
-	case vsockproto.MoveMount: // of one that is attached nowhere, so that it is new
-		if e.Path.Flags&vsockproto.TailUnreachable != 0 && e.File.Dev>>minorBits != 0 {
-			return LeftDevice
-		}
+	case vsockproto.TaskSnapshot: // of a program that was started before its task went elsewhere
 	default:
 		// A terminal and a pipe that it was given are the machine's as well.
 		if m := e.File.Mode & kind; e.Path.Flags&vsockproto.TailForeign != 0 && (m == regular || m == directory) {
@@ -146,24 +142,6 @@ func deedOf(e *vsockproto.Event) Departure {
 		}
 	}
 	return 0
-}
-
-// notNew are mount(2)'s flags for what is no new mount: MS_REMOUNT, MS_BIND,
-// MS_MOVE, MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED.
-const notNew = 1<<5 | 1<<12 | 1<<13 | 1<<17 | 1<<18 | 1<<19 | 1<<20
-
-// minorBits: a device's number as the kernel has it is major<<20 | minor; the major
-// of a file system without a device is 0.
-const minorBits = 20
-
-// deviceless are types of file systems that are on no device, as containers mount
-// them. One that is not named here counts as a device's.
-var deviceless = map[string]bool{
-	"": true, "aufs": true, "autofs": true, "bdev": true, "binder": true, "binfmt_misc": true, "bpf": true, "ceph": true, "cgroup": true,
-	"cgroup2": true, "cifs": true, "configfs": true, "debugfs": true, "devpts": true, "devtmpfs": true, "ecryptfs": true, "efivarfs": true,
-	"fuse": true, "fusectl": true, "hugetlbfs": true, "mqueue": true, "nfs": true, "nfs4": true, "nfsd": true, "nsfs": true,
-	"overlay": true, "proc": true, "pstore": true, "ramfs": true, "resctrl": true, "rpc_pipefs": true, "securityfs": true,
-	"selinuxfs": true, "shiftfs": true, "smb3": true, "sysfs": true, "tmpfs": true, "tracefs": true,
 }
 
 // others reports whether a task is in a namespace of the machine's or of another

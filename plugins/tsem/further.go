@@ -17,7 +17,7 @@ var unsaid = map[string]bool{
 }
 
 // counted tells of each type's arguments whether they count, by their place.
-var counted = func() (all [int(vsockproto.SockGraft) + 1][vsockproto.MaxArgs]bool) {
+var counted = func() (all [int(vsockproto.SbKernMount) + 1][vsockproto.MaxArgs]bool) {
 	for t := range all {
 		for i, name := range vsockproto.EventType(t).ArgNames() {
 			all[t][i] = !unsaid[name]

@@ -90,7 +90,7 @@ func TestTypesOf(t *testing.T) {
 	if _, err := typesOf("sb_mount+nothing"); err == nil {
 		t.Error("a profile of a hook that there is not")
 	}
-	if got, err := typesOf(vsockproto.TSEMProfile); err != nil || len(got) != 91 {
+	if got, err := typesOf(vsockproto.TSEMProfile); err != nil || len(got) != 92 {
 		t.Errorf("%d hooks, %v", len(got), err)
 	}
 }

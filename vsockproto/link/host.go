@@ -178,7 +178,8 @@ const (
 // Due reports whether an Ack is due after f, the frame read last: there is one for
 // several frames of events if they come one after the other, since each wakes the
 // guest. Credit is what the guest may have under way. Due waits, for more frames,
-// until it knows, and counts on it that one is sent if it is due.
+// until it knows, and counts on it that one is sent if it is due. Of f only the header
+// is valid afterwards.
 func (h *Host) Due(f *Frame, credit int) bool {
 	if h.owed++; h.owed == 1 {
 		h.since = h.r.at

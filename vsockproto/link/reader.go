@@ -118,29 +118,37 @@ func (r *frameReader) fill(n int) error {
 	return nil
 }
 
-// await waits for bytes until then, and reports whether any are there, or an error
-// that the next frame has: none came in time is false.
+// await waits until then for a whole frame, and reports whether there is one, or an
+// error that the next frame has: none came in time is false. Of a frame that does not
+// fit the buffer as it is it waits for as much as does.
 func (r *frameReader) await(src interface{ SetReadDeadline(time.Time) error }, until time.Time) bool {
-	if r.end > r.start || r.failed != nil {
+	if r.failed != nil || r.waiting() {
 		return true
+	}
+	if !time.Now().Before(until) {
+		return false
 	}
 	r.makeRoom(firstBuffer)
 	if r.failed = src.SetReadDeadline(until); r.failed != nil {
 		return true
 	}
-	n, err := r.src.Read(r.buf[r.end:])
-	if n > 0 {
-		r.end += n
-		r.at = time.Now()
-		r.unread.Store(int64(r.end - r.start))
+	late := false
+	for r.failed == nil && !late && r.end < len(r.buf) && !r.waiting() {
+		n, err := r.src.Read(r.buf[r.end:])
+		if n > 0 {
+			r.end += n
+			r.at = time.Now()
+			r.unread.Store(int64(r.end - r.start))
+		}
+		late = errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(until) // else it is another's deadline
+		if !late {
+			r.failed = err
+		}
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(until) { // else it is another's deadline
-		err = nil
-	}
-	if r.failed = err; err == nil {
+	if r.failed == nil {
 		r.failed = src.SetReadDeadline(time.Time{})
 	}
-	return n > 0 || r.failed != nil
+	return !late || r.failed != nil
 }
 
 func (r *frameReader) makeRoom(n int) {

@@ -123,6 +123,7 @@ func mounts() error {
 		return errors.Join(err, e)
 	}
 	ran("sb_mount", path(here("mnt")), named("poked"), valued("tmpfs"), arg("flags", unix.MS_NODEV))
+	ran("sb_kern_mount", path("/"), valued("tmpfs"), arg("has_device", 0))
 	err = errors.Join(err, unix.Mount("", "mnt", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	ran("sb_remount", path("/"), valued("tmpfs"))
 	var from, to = append([]byte("mnt"), 0), append([]byte("other"), 0)
