@@ -25,7 +25,7 @@ func (c *conn) loop() error {
 		if err = errors.Join(err, c.recorded()); err != nil {
 			return c.judge(err)
 		}
-		if c.link.Due(&f, c.m.o.Credit) {
+		if bye || c.link.Due(c.m.o.Credit) {
 			if err := c.ack(f.Sequence); err != nil {
 				return c.deaf(err)
 			}

@@ -8,11 +8,9 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/outguard/outguard/host/evidence"
 	"github.com/outguard/outguard/vsockproto"
-	"github.com/outguard/outguard/vsockproto/link"
 	"github.com/outguard/outguard/vsockproto/prototest"
 )
 
@@ -165,30 +163,6 @@ func TestFalseClassDoesNotEscapeTheQuota(t *testing.T) {
 		if n := len(b.batches); n != 500 {
 			t.Errorf("%d records were judged", n)
 		}
-	})
-}
-
-// TestAckOfAHalfFrame: an ack does not wait for the end of a frame that has begun.
-func TestAckOfAHalfFrame(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
-		m := w.manager(nil)
-		ac, hc := prototest.Pipe()
-		end := make(chan error, 1)
-		go func() { end <- m.Serve(t.Context(), hc, vmID, "hybrid") }()
-		if !shakeHands(ac, ac) {
-			t.Fatal("no handshake")
-		}
-		var heard bytes.Buffer
-		go func() { _, _ = io.Copy(&heard, ac) }()
-		good := eventFrame(1, prototest.Sample(vsockproto.FileOpen))
-		half := eventFrame(2, prototest.Sample(vsockproto.FileOpen))
-		ac.Write(append(bytes.Clone(good), half[:len(half)/2]...))
-		time.Sleep(link.AckDelay)
-		synctest.Wait()
-		want(t, "frames to the agent", frameTypes(t, heard.Bytes()), "policy ack")
-		ac.Close()
-		<-end
 	})
 }
 

@@ -37,9 +37,8 @@ type Host struct {
 	taken  uint64 // bytes of frames since Accept
 	proven bool
 
-	owed  int       // frames since the last Ack; like what follows, Read's and Due's
-	since time.Time // when the first of them arrived
-	acked uint64    // taken, at the last Ack
+	owed  int    // frames since the last Ack; like acked, Read's and Due's
+	acked uint64 // taken, at the last Ack
 
 	wmu      sync.Mutex // one writer at a time; guards what follows
 	accepted bool
@@ -169,23 +168,15 @@ func (h *Host) Read() (Frame, error) {
 // Waiting reports whether a whole frame is there already, so that Read does not block.
 func (h *Host) Waiting() bool { return h.r.waiting() }
 
-// Limits of what an Ack may wait for.
-const (
-	AckDelay  = 20 * time.Millisecond // since the first of the frames that it is for
-	AckFrames = 32                    // that it is for
-)
+// AckFrames is how many frames are taken at most before an Ack is due, while more
+// are waiting.
+const AckFrames = 32
 
-// Due reports whether an Ack is due after f, the frame read last: there is one for
-// several frames of events if they come one after the other, since each wakes the
-// guest. Credit is what the guest may have under way. Due waits, for more frames,
-// until it knows, and counts on it that one is sent if it is due. Of f only the header
-// is valid afterwards.
-func (h *Host) Due(f *Frame, credit int) bool {
-	if h.owed++; h.owed == 1 {
-		h.since = h.r.at
-	}
-	due := f.Type != vsockproto.FrameEvents || h.owed >= AckFrames || h.taken-h.acked > uint64(credit/4) ||
-		!h.r.await(h.conn, h.since.Add(AckDelay))
+// Due reports whether an Ack is due after the frame that was read last, and counts on
+// it that one is sent then. Credit is what the guest may have under way.
+func (h *Host) Due(credit int) bool {
+	h.owed++
+	due := !h.Waiting() || h.owed >= AckFrames || h.taken-h.acked > uint64(credit/4)
 	if due {
 		h.owed, h.acked = 0, h.taken
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -95,72 +94,6 @@ func TestUnackedFramesComeAgain(t *testing.T) {
 		if _, resumed := a.Welcome(); !resumed {
 			t.Fatal("the session was not resumed")
 		}
-	})
-}
-
-// acks notes when Acks are written to the agent.
-type acks struct {
-	net.Conn
-	at *[]time.Time
-}
-
-func (c acks) Write(b []byte) (int, error) {
-	if h, err := vsockproto.ParseFrameHeader(b, vsockproto.MaxFrame); err == nil && h.Type == vsockproto.FrameAck {
-		*c.at = append(*c.at, time.Now())
-	}
-	return c.Conn.Write(b)
-}
-
-// TestAcksTogether: frames of events that come one after the other have one Ack,
-// which comes in time; what is no event has one at once, for all before it.
-func TestAcksTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var at []time.Time
-		h := prototest.NewHost(nil)
-		a := prototest.NewAgent(&prototest.AgentOptions{Silent: true})
-		ac, hc := prototest.Pipe()
-		ends := make(chan error, 2)
-		go func() { ends <- a.Run(t.Context(), ac) }()
-		go func() { ends <- h.Serve(acks{hc, &at}) }()
-		<-a.Up()
-		send := func(n int, apart time.Duration) time.Time {
-			began := time.Now()
-			for range n {
-				if err := a.Send(t.Context(), prototest.Sample(vsockproto.FileOpen)); err != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(apart)
-			}
-			return began
-		}
-		want := func(what string, due ...time.Time) {
-			t.Helper()
-			time.Sleep(time.Second)
-			synctest.Wait()
-			if !slices.EqualFunc(at, due, time.Time.Equal) {
-				t.Errorf("%s: acks at %v, want %v", what, at, due)
-			}
-			at = nil
-		}
-		began := send(1, 0)
-		want("one frame", began.Add(link.AckDelay))
-		began = send(5, 3*time.Millisecond)
-		want("five in its time", began.Add(link.AckDelay))
-		began = send(10, 3*time.Millisecond)
-		want("ten in more than that", began.Add(link.AckDelay), began.Add(21*time.Millisecond+link.AckDelay))
-		began = send(link.AckFrames+1, 0)
-		want("as many as have one", began, began.Add(link.AckDelay))
-		began = send(2, time.Millisecond)
-		if err := a.Heartbeat(); err != nil {
-			t.Fatal(err)
-		}
-		want("a heartbeat after events", began.Add(2*time.Millisecond))
-		began = send(2, time.Millisecond)
-		if err := a.Bye(t.Context(), "done"); err != nil {
-			t.Fatal(err)
-		}
-		<-ends
-		want("the end", began.Add(2*time.Millisecond))
 	})
 }
 

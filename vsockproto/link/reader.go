@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -30,7 +29,6 @@ type frameReader struct {
 	at         time.Time    // when the last of them arrived
 	unread     atomic.Int64 // end - start, for others than the reader
 	small      int          // frames since one that a first buffer has no room for
-	failed     error        // of a read that nobody has heard of
 	tap        func(b []byte, whole bool) error
 }
 
@@ -95,10 +93,7 @@ func (r *frameReader) broken(err error) error {
 func (r *frameReader) fill(n int) error {
 	r.makeRoom(n)
 	for r.end-r.start < n {
-		m, err := 0, r.failed
-		if err == nil {
-			m, err = r.src.Read(r.buf[r.end:])
-		}
+		m, err := r.src.Read(r.buf[r.end:])
 		r.end += m
 		r.at = time.Now()
 		r.unread.Store(int64(r.end - r.start))
@@ -116,39 +111,6 @@ func (r *frameReader) fill(n int) error {
 		}
 	}
 	return nil
-}
-
-// await waits until then for a whole frame, and reports whether there is one, or an
-// error that the next frame has: none came in time is false. Of a frame that does not
-// fit the buffer as it is it waits for as much as does.
-func (r *frameReader) await(src interface{ SetReadDeadline(time.Time) error }, until time.Time) bool {
-	if r.failed != nil || r.waiting() {
-		return true
-	}
-	if !time.Now().Before(until) {
-		return false
-	}
-	r.makeRoom(firstBuffer)
-	if r.failed = src.SetReadDeadline(until); r.failed != nil {
-		return true
-	}
-	late := false
-	for r.failed == nil && !late && r.end < len(r.buf) && !r.waiting() {
-		n, err := r.src.Read(r.buf[r.end:])
-		if n > 0 {
-			r.end += n
-			r.at = time.Now()
-			r.unread.Store(int64(r.end - r.start))
-		}
-		late = errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(until) // else it is another's deadline
-		if !late {
-			r.failed = err
-		}
-	}
-	if r.failed == nil {
-		r.failed = src.SetReadDeadline(time.Time{})
-	}
-	return !late || r.failed != nil
 }
 
 func (r *frameReader) makeRoom(n int) {

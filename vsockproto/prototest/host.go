@@ -99,7 +99,7 @@ func (h *Host) Serve(conn net.Conn) error {
 		if h.broken(l) {
 			return net.ErrClosed
 		}
-		if !l.Due(&f, int(h.o.Credit)) {
+		if !bye && !l.Due(int(h.o.Credit)) {
 			continue
 		}
 		if err := l.Ack(f.Sequence, l.Taken()+h.o.Credit, h.withheld.Load()); err != nil || bye {
