@@ -131,7 +131,7 @@ func deedOf(e *vsockproto.Event) Departure {
 	const kind, directory, regular = 0o170000, 0o040000, 0o100000
 	switch e.Type {
 	case vsockproto.SbKernMount:
-		if e.Args[1] != 0 {
+		if needs, _ := e.Arg("has_device"); needs != 0 {
 			return LeftDevice
 		}
 	case vsockproto.TaskSnapshot: // of a program that was started before its task went elsewhere

@@ -168,15 +168,15 @@ func (h *Host) Read() (Frame, error) {
 // Waiting reports whether a whole frame is there already, so that Read does not block.
 func (h *Host) Waiting() bool { return h.r.waiting() }
 
-// AckFrames is how many frames are taken at most before an Ack is due, while more
+// ackFrames is how many frames are taken at most before an Ack is due, while more
 // are waiting.
-const AckFrames = 32
+const ackFrames = 32
 
 // Due reports whether an Ack is due after the frame that was read last, and counts on
 // it that one is sent then. Credit is what the guest may have under way.
 func (h *Host) Due(credit int) bool {
 	h.owed++
-	due := !h.Waiting() || h.owed >= AckFrames || h.taken-h.acked > uint64(credit/4)
+	due := !h.Waiting() || h.owed >= ackFrames || h.taken-h.acked > uint64(credit/4)
 	if due {
 		h.owed, h.acked = 0, h.taken
 	}
