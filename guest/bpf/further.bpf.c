@@ -3,10 +3,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * The hooks beyond the first twelve, in an object of their own, which is loaded
- * only when the host asks for one of them. One program for each hook beyond the first twelve. All run before the thing
- * is done and may refuse it; none does: each returns 0, as every program before
- * it has, or it would not have been asked. Each is in the kernel only while the
- * host wants its records. Not sleepable, but for the two that digest.
+ * when the host asks for one of them, as the profile default does. One program for
+ * each, and six that keep who made a System V object. All run before the thing is
+ * done and may refuse it; none does: each returns 0, as every program before it has,
+ * or it would not have been asked. Each is in the kernel only while the host wants
+ * its records. Not sleepable, but for the two that digest.
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -921,7 +922,7 @@ IPC_FREED_HOOK(msg_queue_free_security)
 		if (!sc)                                                    \
 			return 0;                                           \
 		fill_ipc(sc, perm)[0] = (__u32)value;                       \
-		return send_ipc(sc, perm, type);                                  \
+		return send_ipc(sc, perm, type);                            \
 	}
 
 IPC_HOOK(shm_associate, SHM_ASSOCIATE)
