@@ -174,7 +174,7 @@ func (s *stage) mounts() error {
 		return err
 	}
 	recorded(1, execed, seen{path: below, data: above}.String(), inodePart(n))
-	return errors.Join(unix.Unmount(below, 0), s.detached())
+	return errors.Join(unix.Unmount(below, 0), s.detached(), s.handled())
 }
 
 // detached opens a file of a mount that is in no namespace any more.
@@ -204,6 +204,37 @@ func (s *stage) detached() error {
 	f := seen{path: "/hidden-file", flags: []string{"unreachable"}, state: "no-file"}
 	recorded(1, opened, f.String())
 	return unix.Close(hidden)
+}
+
+// handled opens a file by its handle through a mount that does not have it: there is
+// no way from it up to the mount's root.
+func (s *stage) handled() error {
+	under := s.at("handled")
+	if err := os.Mkdir(under, 0o755); err != nil {
+		return err
+	}
+	f := seen{path: "/", flags: []string{"unreachable"}, data: []byte("beside what is mounted")}
+	beside, err := s.put("beside-handled", f.data)
+	if err != nil {
+		return err
+	}
+	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, beside, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(under, under, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	mount, err := unix.Open(under, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.OpenByHandleAt(mount, handle, unix.O_RDONLY|unix.O_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	s.opened(1, f)
+	return errors.Join(unix.Close(fd), unix.Close(mount), unix.Unmount(under, 0))
 }
 
 // chroots open and run what is in their root, and what lies outside: of a root that
