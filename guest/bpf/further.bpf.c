@@ -614,14 +614,8 @@ SEC("lsm/sb_remount")
 int BPF_PROG(sb_remount, struct super_block *sb)
 {
 	struct scratch *sc = begin(SB_REMOUNT, CLASS_CRITICAL);
-	__u32 at;
 
-	if (!sc)
-		return 0;
-	object_args(sc)[0] = BPF_CORE_READ(sb, s_flags);
-	at = put_dentry(sc, BPF_CORE_READ(sb, s_root));
-	at = put_text(sc, at, TAG_VALUE, BPF_CORE_READ(sb, s_type, name));
-	return finish(sc, at, SB_REMOUNT, CLASS_CRITICAL);
+	return sc ? finish(sc, put_volume(sc, sb), SB_REMOUNT, CLASS_CRITICAL) : 0;
 }
 
 /*
@@ -632,15 +626,11 @@ SEC("lsm/sb_kern_mount")
 int BPF_PROG(sb_kern_mount, struct super_block *sb)
 {
 	struct scratch *sc = begin(SB_KERN_MOUNT, CLASS_CRITICAL);
-	__u32 at;
 
 	if (!sc)
 		return 0;
-	object_args(sc)[0] = BPF_CORE_READ(sb, s_flags);
 	object_args(sc)[1] = BPF_CORE_READ(sb, s_bdev) || (BPF_CORE_READ(sb, s_type, fs_flags) & FS_REQUIRES_DEV);
-	at = put_dentry(sc, BPF_CORE_READ(sb, s_root));
-	at = put_text(sc, at, TAG_VALUE, BPF_CORE_READ(sb, s_type, name));
-	return finish(sc, at, SB_KERN_MOUNT, CLASS_CRITICAL);
+	return finish(sc, put_volume(sc, sb), SB_KERN_MOUNT, CLASS_CRITICAL);
 }
 
 /* Hooks on two paths: the new root and where the old one goes; from where a mount is moved and to where. */

@@ -114,6 +114,15 @@ static __noinline __u32 put_cred(struct scratch *sc, __u32 at, const struct cred
 	return close_tail(sc, at, TAG_CRED, 0, sizeof(*to));
 }
 
+/* Fills id, and returns the task's exec id. */
+static __always_inline __u32 probe_task(struct task_id *id, struct task_struct *t)
+{
+	id->pid = BPF_CORE_READ(t, pid);
+	id->tgid = BPF_CORE_READ(t, tgid);
+	id->start_ns = BPF_CORE_READ(t, start_boottime);
+	return (__u32)BPF_CORE_READ(t, self_exec_id);
+}
+
 /* A task as a tail at record[at]; may be NULL. */
 static __noinline __u32 put_task(struct scratch *sc, __u32 at, __u16 tag, struct task_struct *t)
 {
@@ -123,10 +132,7 @@ static __noinline __u32 put_task(struct scratch *sc, __u32 at, __u16 tag, struct
 		return at;
 	barrier_var(at);
 	to = (void *)&sc->record[at + 8];
-	to->task.pid = BPF_CORE_READ(t, pid);
-	to->task.tgid = BPF_CORE_READ(t, tgid);
-	to->task.start_ns = BPF_CORE_READ(t, start_boottime);
-	to->exec_id = (__u32)BPF_CORE_READ(t, self_exec_id);
+	to->exec_id = probe_task(&to->task, t);
 	to->reserved = 0;
 	return close_tail(sc, at, tag, 0, sizeof(*to));
 }
@@ -145,10 +151,7 @@ static __noinline struct task_record *fill_target(struct scratch *sc, struct tas
 {
 	struct task_record *r = (void *)sc->record;
 
-	r->target.pid = BPF_CORE_READ(p, pid);
-	r->target.tgid = BPF_CORE_READ(p, tgid);
-	r->target.start_ns = BPF_CORE_READ(p, start_boottime);
-	r->target_exec_id = (__u32)BPF_CORE_READ(p, self_exec_id);
+	r->target_exec_id = probe_task(&r->target, p);
 	return r;
 }
 
@@ -165,6 +168,16 @@ static __noinline __u32 put_dentry(struct scratch *sc, struct dentry *d)
 	fill_inode(&r->file, BPF_CORE_READ(d, d_inode), BPF_CORE_READ(d, d_sb));
 	r->file.path_kind = PATH_VOLUME;
 	return put_walk(sc, sizeof(*r), TAG_PATH, d, NULL);
+}
+
+/* A file system, by its root, its flags and the name of its type. Returns where the record ends. */
+static __noinline __u32 put_volume(struct scratch *sc, struct super_block *sb)
+{
+	struct object_record *r = (void *)sc->record;
+	__u32 at = put_dentry(sc, BPF_CORE_READ(sb, s_root));
+
+	r->args[0] = BPF_CORE_READ(sb, s_flags);
+	return put_text(sc, at, TAG_VALUE, BPF_CORE_READ(sb, s_type, name));
 }
 
 static __always_inline __u8 current_kind(void)

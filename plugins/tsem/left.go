@@ -29,13 +29,14 @@ func (v *vm) departs(w *workload, b *engine.Batch, r *vsockproto.Event, who line
 func (v *vm) departed(severity engine.Severity, b *engine.Batch, r *vsockproto.Event, who lineage.Identity) engine.Finding {
 	f := about(b, r)
 	f.Rule, f.Severity, f.Technique = RuleLeft, severity, "T1611" // Escape to Host
-	where := "into namespaces of its own"
-	if who.Outside {
-		where = "for what is not its container's"
-	}
-	f.Reason = fmt.Sprintf("%s has left container %s (%s) %s.", v.actor(r, who), quote(who.Container.Name()), who.Left, where)
-	if who.Left&^lineage.Deeds == 0 {
-		f.Reason = fmt.Sprintf("%s has reached beyond container %s: %s.", v.actor(r, who), quote(who.Container.Name()), who.Left)
+	actor, container := v.actor(r, who), quote(who.Container.Name())
+	switch {
+	case who.Left&^lineage.Deeds == 0:
+		f.Reason = fmt.Sprintf("%s has reached beyond container %s: %s.", actor, container, who.Left)
+	case who.Outside:
+		f.Reason = fmt.Sprintf("%s has left container %s (%s) for what is not its container's.", actor, container, who.Left)
+	default:
+		f.Reason = fmt.Sprintf("%s has left container %s (%s) into namespaces of its own.", actor, container, who.Left)
 	}
 	f.Detail = map[string]string{
 		"left": who.Left.String(), "task_id": hexOf(who.ID()), "container_mnt_ns": decimalOf(who.Container.Mnt),
