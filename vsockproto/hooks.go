@@ -119,7 +119,7 @@ var hooks = [...]hook{
 	SemSemop:            {"sem_semop", Bulk, layoutIPC, "nsops alter"},
 	Syslog:              {"syslog", Bulk, layoutArgs, "type"},
 	Settime:             {"settime", Critical, layoutArgs, "seconds nsecs minuteswest dsttime has_ts has_tz"},
-	Quotactl:            {"quotactl", Bulk, layoutFile, "cmds type id"},
+	Quotactl:            {"quotactl", Bulk, layoutFile, "cmds type id s_flags"},
 	QuotaOn:             {"quota_on", Bulk, layoutFile, ""},
 	MsgQueueAssociate:   {"msg_queue_associate", Bulk, layoutIPC, "msqflg"},
 	MsgQueueMsgctl:      {"msg_queue_msgctl", Bulk, layoutIPC, "cmd"},

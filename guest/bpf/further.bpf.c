@@ -7,7 +7,7 @@
  * each, and six that keep who made a System V object. All run before the thing is
  * done and may refuse it; none does: each returns 0, as every program before it has,
  * or it would not have been asked. Each is in the kernel only while the host wants
- * its records. Not sleepable, but for the two that digest.
+ * its records. Not sleepable, but for those that digest.
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -175,9 +175,12 @@ int BPF_PROG(capable, const struct cred *cred, struct user_namespace *ns, int ca
 	return send_args(sc, CAPABLE, CLASS_BULK);
 }
 
-/* Hooks on an open file, with what is asked of it. */
-#define FILE_HOOK(name, type)                                            \
-	SEC("lsm/" #name)                                                \
+/*
+ * Hooks on an open file, with what is asked of it. Where the kernel lets a program
+ * sleep the record has the digest that an open's would have.
+ */
+#define FILE_HOOK(section, name, type, put)                              \
+	SEC(section "/" #name)                                           \
 	int BPF_PROG(name, struct file *file, unsigned int cmd)          \
 	{                                                                \
 		struct scratch *sc = begin_canary(type, CLASS_BULK, is_nameless(file)); \
@@ -185,23 +188,26 @@ int BPF_PROG(capable, const struct cred *cred, struct user_namespace *ns, int ca
 		if (!sc)                                                 \
 			return 0;                                        \
 		object_args(sc)[0] = cmd;                                \
-		return finish(sc, put_opened(sc, file), type, CLASS_BULK); \
+		return finish(sc, put(sc, file), type, CLASS_BULK);      \
 	}
 
-FILE_HOOK(file_ioctl, FILE_IOCTL)
-FILE_HOOK(file_ioctl_compat, FILE_IOCTL_COMPAT)
-FILE_HOOK(file_lock, FILE_LOCK)
-FILE_HOOK(file_fcntl, FILE_FCNTL)
+FILE_HOOK("lsm.s", file_ioctl, FILE_IOCTL, put_digested)
+FILE_HOOK("lsm", file_ioctl_compat, FILE_IOCTL_COMPAT, put_opened)
+FILE_HOOK("lsm.s", file_lock, FILE_LOCK, put_digested)
+FILE_HOOK("lsm", file_fcntl, FILE_FCNTL, put_opened)
 
-/* Hook: file_receive, before a file that was sent over a socket gets a descriptor. */
-SEC("lsm/file_receive")
+/*
+ * Hook: file_receive, before a file that was sent over a socket gets a descriptor.
+ * Sleepable: the record has the digest that an open's would have.
+ */
+SEC("lsm.s/file_receive")
 int BPF_PROG(file_receive, struct file *file)
 {
 	struct scratch *sc = begin(FILE_RECEIVE, CLASS_BULK);
 
 	if (!sc)
 		return 0;
-	return finish(sc, put_opened(sc, file), FILE_RECEIVE, CLASS_BULK);
+	return finish(sc, put_digested(sc, file), FILE_RECEIVE, CLASS_BULK);
 }
 
 #define VM_PROT 7 /* VM_READ, VM_WRITE, VM_EXEC: the bits of PROT_* */
@@ -615,7 +621,7 @@ int BPF_PROG(sb_remount, struct super_block *sb)
 {
 	struct scratch *sc = begin(SB_REMOUNT, CLASS_CRITICAL);
 
-	return sc ? finish(sc, put_volume(sc, sb), SB_REMOUNT, CLASS_CRITICAL) : 0;
+	return sc ? finish(sc, put_volume(sc, sb, 0), SB_REMOUNT, CLASS_CRITICAL) : 0;
 }
 
 /*
@@ -630,7 +636,7 @@ int BPF_PROG(sb_kern_mount, struct super_block *sb)
 	if (!sc)
 		return 0;
 	object_args(sc)[1] = BPF_CORE_READ(sb, s_bdev) || (BPF_CORE_READ(sb, s_type, fs_flags) & FS_REQUIRES_DEV);
-	return finish(sc, put_volume(sc, sb), SB_KERN_MOUNT, CLASS_CRITICAL);
+	return finish(sc, put_volume(sc, sb, 0), SB_KERN_MOUNT, CLASS_CRITICAL);
 }
 
 /* Hooks on two paths: the new root and where the old one goes; from where a mount is moved and to where. */
@@ -665,7 +671,6 @@ SEC("lsm/quotactl")
 int BPF_PROG(quotactl, int cmds, int type, int id, struct super_block *sb)
 {
 	struct scratch *sc = begin(QUOTACTL, CLASS_BULK);
-	struct dentry *root = BPF_CORE_READ(sb, s_root);
 	__u64 *args;
 
 	if (!sc)
@@ -674,7 +679,7 @@ int BPF_PROG(quotactl, int cmds, int type, int id, struct super_block *sb)
 	args[0] = (__u32)cmds;
 	args[1] = (__u32)type;
 	args[2] = (__u32)id;
-	return finish(sc, root ? put_dentry(sc, root) : sizeof(struct object_record), QUOTACTL, CLASS_BULK);
+	return finish(sc, is_given(sb) ? put_volume(sc, sb, 3) : sizeof(struct object_record), QUOTACTL, CLASS_BULK);
 }
 
 /* Hook: inode_getattr, at stat and the like; often. */

@@ -170,13 +170,16 @@ static __noinline __u32 put_dentry(struct scratch *sc, struct dentry *d)
 	return put_walk(sc, sizeof(*r), TAG_PATH, d, NULL);
 }
 
-/* A file system, by its root, its flags and the name of its type. Returns where the record ends. */
-static __noinline __u32 put_volume(struct scratch *sc, struct super_block *sb)
+/*
+ * A file system, by its root and the name of its type; its flags become args[flags].
+ * Returns where the record ends.
+ */
+static __always_inline __u32 put_volume(struct scratch *sc, struct super_block *sb, __u32 flags)
 {
 	struct object_record *r = (void *)sc->record;
 	__u32 at = put_dentry(sc, BPF_CORE_READ(sb, s_root));
 
-	r->args[0] = BPF_CORE_READ(sb, s_flags);
+	r->args[flags] = BPF_CORE_READ(sb, s_flags);
 	return put_text(sc, at, TAG_VALUE, BPF_CORE_READ(sb, s_type, name));
 }
 
@@ -205,6 +208,16 @@ static __noinline __u32 put_opened(struct scratch *sc, struct file *file)
 		return sizeof(*r);
 	r->file.flags = BPF_CORE_READ(file, f_flags);
 	return put_mounted(sc, BPF_CORE_READ(file, f_path.dentry), BPF_CORE_READ(file, f_path.mnt));
+}
+
+/* With the digest of what is open to be read. The program may sleep. */
+static __noinline __u32 put_digested(struct scratch *sc, struct file *file)
+{
+	struct file_body *f = &((struct object_record *)sc->record)->file;
+	__u32 at = put_opened(sc, file);
+
+	f->digested = digest_for(f, file, file->f_inode, false, true);
+	return at;
 }
 
 static __always_inline __u64 *object_args(struct scratch *sc)

@@ -428,6 +428,7 @@ var means = map[vsockproto.EventType]map[string]string{
 	vsockproto.SbMount:           {"name": "device", "value": "type"},
 	vsockproto.SbRemount:         {"value": "type"},
 	vsockproto.SbKernMount:       {"value": "type"},
+	vsockproto.Quotactl:          {"value": "type"},
 	vsockproto.InodeSymlink:      {"name": "where it leads"},
 	vsockproto.TaskPrlimit:       {"cred": "the target's"},
 	vsockproto.KeyAlloc:          {"name": "type", "value": "description"},

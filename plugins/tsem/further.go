@@ -38,6 +38,7 @@ var counted = func() (all [int(vsockproto.SbKernMount) + 1][vsockproto.MaxArgs]b
 	say(vsockproto.MsgQueueMsgrcv, "type", false)
 	// What the wire has gained since: version 1 of the mapping does not know it.
 	say(vsockproto.KeyPermission, "key_flags", false)
+	say(vsockproto.Quotactl, "s_flags", false)
 	for _, name := range [...]string{"uid", "gid", "nsid_set", "nsid"} {
 		say(vsockproto.NetlinkSend, name, false)
 	}

@@ -14,9 +14,9 @@
 //
 // What is exported has the fields of section 6.1, type by type as in
 // testdata/fields.txt, and where a record does not tell one, it is left out: nothing
-// is made up. So of file_ioctl, file_lock, file_fcntl and file_receive the digest of a
-// regular file, which programs that may not sleep cannot take; of quotactl the file
-// system's type and flags; of an agent of an earlier build what that does not send.
+// is made up. So of file_fcntl and file_ioctl_compat the digest of a regular file, where
+// no program may sleep to take it; of any what is open for writing has none; of an agent
+// of an earlier build what that does not send.
 // Numbers that are TSEM's own have another measure: tnum is when the thread began,
 // ttd and p_ttd when the program did, all ns since boot, and context numbers the
 // workload as tsem.Exported says.

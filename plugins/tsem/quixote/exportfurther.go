@@ -111,12 +111,13 @@ func (w *writer) parts(e *tsem.Exported) {
 func (w *writer) args(r *vsockproto.Event) { w.argsFrom(r, 0) }
 
 // argsFrom appends the arguments of a record, but for what stands elsewhere in the
-// body: what the directory is, and how long a value.
+// body: what the directory is, how long a value, and what the file system's flags.
 func (w *writer) argsFrom(r *vsockproto.Event, from int) {
 	for i, name := range r.Type.ArgNames() {
 		switch {
 		case i < from || strings.Contains(name, "dir_"):
 		case r.Type == vsockproto.InodeSetxattr && name == "size":
+		case r.Type == vsockproto.Quotactl && name == "s_flags":
 		case r.Type == vsockproto.InodeMknod && name == "dev":
 			w.dev(r.Args[i])
 		case name == "mode" && r.Type.Has(vsockproto.PartFile):
@@ -272,6 +273,10 @@ func (w *writer) mount(e *tsem.Exported) {
 		if r.File != (vsockproto.File{}) { // else it is about all file systems
 			w.open("sb")
 			w.dentry("dentry", &r.File, &r.Path)
+			if len(r.Value.Data) > 0 {
+				w.text("fstype", r.Value.Data)
+				w.number("s_flags", r.Args[3])
+			}
 			w.close()
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +19,8 @@ func here(name string) string {
 	return dir + "/" + name
 }
 
+const content = "outguard\n"
+
 func files() error {
 	f, err := os.Create("file")
 	if err != nil {
@@ -25,12 +28,10 @@ func files() error {
 	}
 	defer f.Close()
 	fd := int(f.Fd())
-	if _, err := f.WriteString("outguard\n"); err != nil {
+	if _, err := f.WriteString(content); err != nil {
 		return err
 	}
-	_, err = unix.IoctlGetInt(fd, fionread)
-	ran("file_ioctl", path(here("file")), arg("cmd", fionread))
-	if err != nil {
+	if err := readOnly(fd); err != nil {
 		return err
 	}
 	const ioctl32, enosys = 54, 38
@@ -39,8 +40,7 @@ func files() error {
 	} else {
 		ran("file_ioctl_compat", path(here("file")), arg("cmd", fionread))
 	}
-	err = errors.Join(unix.Flock(fd, unix.LOCK_SH), fcntl(fd))
-	ran("file_lock", path(here("file")), arg("cmd", unix.F_RDLCK))
+	err = fcntl(fd)
 	ran("file_fcntl", path(here("file")), arg("cmd", unix.F_GETFL))
 	b, e := unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
 	if e != nil {
@@ -48,6 +48,26 @@ func files() error {
 	}
 	err = errors.Join(err, unix.Mprotect(b, unix.PROT_READ|unix.PROT_EXEC), unix.Munmap(b))
 	ran("file_mprotect", path(here("file")), arg("prot", 5), arg("old_prot", 3))
+	return err
+}
+
+// digestOfFile is what an event of the file says that is open to be read.
+var digestOfFile = fmt.Sprintf(`"digest":"%x","digest_state":"sha256"`, sha256.Sum256([]byte(content)))
+
+// readOnly asks the same of fd, which can be written through, and of one that can only
+// be read from.
+func readOnly(fd int) error {
+	f, err := os.Open("file")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for state, fd := range map[string]int{digestOfFile: int(f.Fd()), `"digest_state":"absent"`: fd} {
+		_, e := unix.IoctlGetInt(fd, fionread)
+		err = errors.Join(err, e, unix.Flock(fd, unix.LOCK_SH))
+		ran("file_ioctl", path(here("file")), arg("cmd", fionread), state)
+		ran("file_lock", path(here("file")), arg("cmd", unix.F_RDLCK), state)
+	}
 	return err
 }
 

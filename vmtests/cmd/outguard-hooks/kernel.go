@@ -209,6 +209,7 @@ func quota() error {
 	if e == 0 {
 		return errors.New("a file of no quotas was taken")
 	}
+	ran("quotactl", arg("cmds", 0x800002), path("/"), `"path_kind":"volume"`, valued("ext4"))
 	ran("quota_on", path(here("quota")), `"path_kind":"volume"`)
 	return unix.Mount("", "/", "", unix.MS_REMOUNT, "noquota")
 }
