@@ -150,12 +150,17 @@ static __noinline __u32 put_cgroup_path(struct scratch *sc, void *kn)
 	return close_tail(sc, at, TAG_PATH, cut | w->cut ? TAIL_TRUNCATED : 0, end - start);
 }
 
+static __always_inline struct kernfs_node *node_of(struct cgroup *cgrp)
+{
+	return to_follow(struct cgroup, cgrp)->kn;
+}
+
 /* Report a cgroup with its path. What finds no room is named again when it is met. */
 static __noinline int name_cgroup(struct cgroup *cgrp, __u16 type)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct cgroup_record *r;
-	__u64 id = cgrp->kn->id;
+	__u64 id = node_of(cgrp)->id;
 	struct scratch *sc;
 	__u32 at;
 
@@ -167,7 +172,7 @@ static __noinline int name_cgroup(struct cgroup *cgrp, __u16 type)
 	fill_subject(&r->subject, t);
 	r->id = id;
 	r->level = cgrp->level;
-	at = put_cgroup_path(sc, cgrp->kn);
+	at = put_cgroup_path(sc, node_of(cgrp));
 	if (at <= RECORD_MAX && !emit_critical(get_config(), t, &r->header, at, type))
 		bpf_map_update_elem(&named, &id, &id, BPF_ANY);
 	drop_scratch(sc);
@@ -177,7 +182,7 @@ static __noinline int name_cgroup(struct cgroup *cgrp, __u16 type)
 /* A task is in it: if its making was not seen, it is named now. */
 static __always_inline void meet_cgroup(struct cgroup *cgrp)
 {
-	__u64 id = cgrp->kn->id;
+	__u64 id = node_of(cgrp)->id;
 
 	if (!bpf_map_lookup_elem(&named, &id))
 		name_cgroup(cgrp, CGROUP_SNAPSHOT);
@@ -191,7 +196,7 @@ static __always_inline void report_rmdir(struct cgroup *cgrp)
 	if (!is_unified(cgrp))
 		return;
 	fill_subject(&r.subject, t);
-	r.id = cgrp->kn->id;
+	r.id = node_of(cgrp)->id;
 	r.level = cgrp->level;
 	bpf_map_delete_elem(&named, &r.id);
 	emit_critical(get_config(), t, &r.header, sizeof(r), CGROUP_RMDIR);
@@ -206,7 +211,7 @@ static __always_inline void report_attach(struct cgroup *cgrp, struct task_struc
 		return;
 	meet_cgroup(cgrp);
 	fill_subject(&r.subject, t);
-	r.id = cgrp->kn->id;
+	r.id = node_of(cgrp)->id;
 	fill_task(&r.target, task);
 	r.threadgroup = threadgroup;
 	emit_critical(get_config(), t, &r.header, sizeof(r), CGROUP_ATTACH_TASK);

@@ -243,6 +243,11 @@ static __always_inline void fill_cred(struct subject *s, const struct cred *c)
 	s->cap_eff = *(const __u64 *)&c->cap_effective; /* two of 32 bits, or one of 64 */
 }
 
+static __always_inline struct cgroup *cgroup_of(struct task_struct *t)
+{
+	return to_follow(struct task_struct, t)->cgroups->dfl_cgrp;
+}
+
 /* Writes all of s, and returns the task's mount namespace, which nobody has to look for again. */
 static __always_inline struct mnt_namespace *fill_subject(struct subject *s, struct task_struct *t)
 {

@@ -197,7 +197,7 @@ static __always_inline int report_snapshot(struct task_struct *t)
 
 	if (!t || !c || !wants(c, TASK_SNAPSHOT, &policy))
 		return 0;
-	meet_cgroup(t->cgroups->dfl_cgrp);
+	meet_cgroup(cgroup_of(t));
 	sc = take_scratch(bpf_get_current_task_btf(), CLASS_CRITICAL, NO_POLICY);
 	if (!sc)
 		return 0;

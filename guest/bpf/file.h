@@ -59,9 +59,9 @@ static __always_inline bool is_cacheable(struct super_block *sb)
 	return false;
 }
 
-static __always_inline bool has_writer(struct inode *inode)
+static __always_inline bool has_writer(struct inode *inode, struct address_space *mapping)
 {
-	return inode->i_writecount.counter > 0 || inode->i_mapping->i_mmap_writable.counter > 0;
+	return inode->i_writecount.counter > 0 || mapping->i_mmap_writable.counter > 0;
 }
 
 static __always_inline bool read_cache(struct digest_cache *c, __u64 epoch, __u8 *out)
@@ -123,21 +123,23 @@ static __always_inline __u8 compute(struct file *file, __u8 *out)
  */
 static __always_inline __u8 digest(struct file *file, struct inode *inode, __u8 *out)
 {
+	struct inode *from = to_follow(struct inode, inode);
+	struct address_space *mapping = from->i_mapping;
 	struct digest_cache *c = NULL;
 	__u64 epoch = 0;
 	__u8 state;
 
-	if (is_cacheable(inode->i_sb) && !has_writer(inode))
+	if (is_cacheable(from->i_sb) && !has_writer(inode, mapping))
 		c = bpf_inode_storage_get(&digests, inode, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (c) {
 		epoch = *(volatile __u64 *)&c->epoch;
-		if (!has_writer(inode) && read_cache(c, epoch, out))
+		if (!has_writer(inode, mapping) && read_cache(c, epoch, out))
 			return DIGEST_SHA256;
-		if (has_writer(inode))
+		if (has_writer(inode, mapping))
 			c = NULL;
 	}
 	state = compute(file, out);
-	if (c && state == DIGEST_SHA256 && !has_writer(inode) && *(volatile __u64 *)&c->epoch == epoch)
+	if (c && state == DIGEST_SHA256 && !has_writer(inode, mapping) && *(volatile __u64 *)&c->epoch == epoch)
 		write_cache(c, epoch, out);
 	return state;
 }
@@ -166,6 +168,8 @@ static __always_inline struct mnt_namespace *mounts_of(struct task_struct *t)
 {
 	return to_follow(struct task_struct, t)->nsproxy->mnt_ns;
 }
+
+#define path_of(file) (&to_follow(struct file, file)->f_path)
 
 /* The struct mount around a struct vfsmount. */
 static __always_inline unsigned long mount_of(unsigned long mnt)
@@ -224,7 +228,7 @@ static __always_inline __u8 path_kind(struct task_struct *t, struct mnt_namespac
  */
 static __always_inline __u16 foreign(struct file *file, struct task_struct *t, struct mnt_namespace *own)
 {
-	__u64 m = mount_of((unsigned long)to_follow(struct file, file)->f_path.mnt);
+	__u64 m = mount_of((unsigned long)path_of(file)->mnt);
 	__u64 in = read_mount(m, mnt_ns);
 	struct task_struct *init;
 
@@ -360,12 +364,12 @@ static __always_inline __u32 put_path(struct scratch *sc, __u32 at, struct file 
 		return close_tail(sc, at, TAG_PATH, flags | TAIL_TRUNCATED, 0);
 	length = n - 1;
 	/* A name that leads to no root at all, since it was left by a handle or moved away, is given as the root's. */
-	if (length == 1 && file->f_path.dentry != file->f_path.mnt->mnt_root)
+	if (length == 1 && path_of(file)->dentry != path_of(file)->mnt->mnt_root)
 		flags |= TAIL_UNREACHABLE;
 	cut = length - DELETED_SUFFIX;
 	barrier_var(cut);
-	if (cut < PATH_SIZE && !file->f_path.dentry->d_hash.pprev &&
-	    *(__u64 *)&data[cut + DELETED_SUFFIX - 8] == DELETED_ENDING) {
+	if (cut < PATH_SIZE && *(__u64 *)&data[cut + DELETED_SUFFIX - 8] == DELETED_ENDING &&
+	    !path_of(file)->dentry->d_hash.pprev) {
 		length = cut;
 		flags |= TAIL_UNLINKED;
 	}

@@ -60,10 +60,9 @@ int BPF_PROG(sched_process_exec, struct task_struct *t)
 /* Whether the kernel has file_post_open, which can digest; the agent finds out. */
 const volatile bool has_post_open = false;
 
-static __always_inline void report_open(const struct agent_config *c, __u32 policy, struct file *file,
+static __always_inline void report_open(const struct agent_config *c, __u32 policy, struct file *file, struct inode *inode,
 					struct task_struct *t, bool readable)
 {
-	struct inode *inode = file->f_inode;
 	struct mnt_namespace *own;
 	struct file_record *r;
 	struct scratch *sc;
@@ -97,14 +96,15 @@ int BPF_PROG(file_open, struct file *file, int ret)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct agent_config *c = get_config();
+	struct inode *inode = file->f_inode;
 	__u32 policy;
 
 	if (file->f_mode & FMODE_WRITE)
-		end_version(file->f_inode);
+		end_version(inode);
 	if (c && is_agent(c, t))
 		__sync_fetch_and_add(&c->agent_opens, 1);
 	if ((!has_post_open || (file->f_flags & __O_TMPFILE)) && reports_canary(c, FILE_OPEN, t, true, &policy))
-		report_open(c, policy, file, t, false);
+		report_open(c, policy, file, inode, t, false);
 	return ret;
 }
 
@@ -121,7 +121,7 @@ int BPF_PROG(file_post_open, struct file *file, int mask, int ret)
 	__u32 policy;
 
 	if (reports_canary(c, FILE_OPEN, t, true, &policy))
-		report_open(c, policy, file, t, true);
+		report_open(c, policy, file, file->f_inode, t, true);
 	return ret;
 }
 
@@ -138,10 +138,14 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 	struct mnt_namespace *own;
 	struct mmap_record *r;
 	struct scratch *sc;
+	struct inode *inode = NULL;
 	__u32 policy, at = sizeof(*r);
 
-	if (given && keep_running(c, file, file->f_inode, t))
-		return ret;
+	if (given) {
+		inode = file->f_inode;
+		if (keep_running(c, file, inode, t))
+			return ret;
+	}
 	if (!reports_canary(c, MMAP_FILE, t, given, &policy)) /* its runtime maps memory */
 		return ret;
 	sc = take_scratch(t, CLASS_BULK, policy);
@@ -155,8 +159,6 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 	r->has_file = given;
 	__builtin_memset(r->reserved, 0, sizeof(r->reserved));
 	if (given) {
-		struct inode *inode = file->f_inode;
-
 		fill_file(&r->file, file, inode);
 		r->file.path_kind = path_kind(t, own);
 		r->file.digested = digest_for(&r->file, file, inode, prot & PROT_EXEC, true);
@@ -328,11 +330,11 @@ int BPF_PROG(task_newtask, struct task_struct *child, unsigned long clone_flags)
 		note_unrecorded();
 		return 0;
 	}
-	meet_cgroup(child->cgroups->dfl_cgrp);
+	meet_cgroup(cgroup_of(child));
 	inherit_program(c, t, child);
 	fill_subject(&r.subject, t);
 	fill_task(&r.child, child);
-	r.child_leader_start_ns = child->group_leader->start_boottime;
+	r.child_leader_start_ns = to_follow(struct task_struct, child)->group_leader->start_boottime;
 	r.child_exec_id = exec_id(child);
 	r.clone_flags = clone_flags;
 	if (emit_critical(c, t, &r.header, sizeof(r), TASK_NEWTASK))
@@ -355,7 +357,7 @@ int BPF_PROG(sched_process_exit, struct task_struct *gone)
 		return 0;
 	fill_subject(&r.subject, gone);
 	r.exit_code = gone->exit_code;
-	r.group_dead = gone->signal->live.counter == 0;
+	r.group_dead = to_follow(struct task_struct, gone)->signal->live.counter == 0;
 	emit_critical(c, gone, &r.header, sizeof(r), SCHED_PROCESS_EXIT);
 	return 0;
 }

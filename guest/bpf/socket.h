@@ -150,9 +150,10 @@ static __always_inline void report_accept(struct socket *sock)
 	__builtin_memset(r, 0, sizeof(*r));
 	at = sizeof(*r);
 	fill_subject(&r->subject, t);
-	fill_socket(&r->socket, sock);
-	if (sk)
+	if (sk) {
+		fill_sock(&r->socket, sk);
 		at = put_local(sc, &r->address, sk);
+	}
 	emit(c, sc->busy, t, &r->header, at, SOCKET_ACCEPT, CLASS_BULK);
 	drop_scratch(sc);
 }
