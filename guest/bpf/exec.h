@@ -109,27 +109,16 @@ static __always_inline void report_exec(const struct agent_config *c, struct scr
 }
 
 /*
- * Before the snapshot the agent maps the programs that run: keep their digests
- * for it. True if it is the agent that maps, on its own account; that is not
- * reported.
+ * Before the snapshot the agent maps the programs that run: tell it which inode that is,
+ * for it to keep their digests by. True if it is the agent that maps, on its own account;
+ * that is not reported.
  */
-static __always_inline bool keep_running(const struct agent_config *c, struct file *file, struct inode *inode,
-					 struct task_struct *t)
+static __always_inline bool is_look(struct agent_config *c, struct inode *inode, struct task_struct *t)
 {
-	struct scratch *sc;
-	__u64 key = (__u64)inode;
-
 	if (!c || !is_agent(c, t) || is_canary(c, t))
 		return false;
-	if (!c->snapshotting || (inode->i_mode & S_IFMT) != S_IFREG)
-		return true;
-	sc = bpf_task_storage_get(&scratches, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!sc || sc->busy)
-		return true;
-	sc->busy = NO_POLICY;
-	if (digest(file, inode, sc->record) == DIGEST_SHA256)
-		bpf_map_update_elem(&running, &key, sc->record, BPF_ANY);
-	sc->busy = 0;
+	if (c->snapshotting)
+		c->mapped = (inode->i_mode & S_IFMT) == S_IFREG ? (__u64)inode : 0;
 	return true;
 }
 

@@ -17,6 +17,7 @@ type FurtherAgentConfig struct {
 	_            structs.HostLayout
 	Hooks        [256]uint8
 	Snapshotting uint64
+	Mapped       uint64
 	AgentOpens   uint64
 	UnseenOpens  uint64
 	Further      uint64

@@ -20,6 +20,7 @@
 struct agent_config {
 	__u8 hooks[TYPES];
 	__u64 snapshotting; /* not zero while the agent prepares the snapshot */
+	__u64 mapped;	    /* the address of the inode that it has mapped last, of a regular file */
 	__u64 agent_opens;  /* files that the agent opened: shows that the hooks run; a write of the rest may
 			     * take some back, so that it is compared only where nothing writes */
 	__u64 unseen_opens; /* by the agent: files that it opened and agent_opens does not count */
@@ -193,10 +194,10 @@ struct {
 } ipc_labels SEC(".maps");
 
 /*
- * Digests of the programs that run at attach, by the address of their inode.
- * The agent maps each /proc/PID/exe, which mmap_file digests; the snapshot
- * takes them from here, since an iterator can neither digest nor reach inode
- * storage.
+ * Digests of the programs that run at attach, by the address of their inode. The
+ * agent maps each /proc/PID/exe, of which mmap_file tells the inode, and computes
+ * them; the snapshot takes them from here, since an iterator can neither digest nor
+ * reach inode storage.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

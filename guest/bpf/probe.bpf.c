@@ -143,7 +143,7 @@ int BPF_PROG(mmap_file, struct file *file, unsigned long req_prot, unsigned long
 
 	if (given) {
 		inode = file->f_inode;
-		if (keep_running(c, file, inode, t))
+		if (is_look(c, inode, t))
 			return ret;
 	}
 	if (!reports_canary(c, MMAP_FILE, t, given, &policy)) /* its runtime maps memory */

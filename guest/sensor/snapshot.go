@@ -3,8 +3,10 @@
 package sensor
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -17,10 +19,12 @@ import (
 	"github.com/outguard/outguard/vsockproto"
 )
 
-// Snapshot writes a record for every task that runs. The program of each is
-// mapped first, so that its digest is known: an iterator cannot compute one.
-func (s *Sensor) Snapshot() error {
-	if err := s.digestRunning(); err != nil {
+// Snapshot writes a record for every task that runs. The digests of the programs are
+// computed first: an iterator cannot.
+func (s *Sensor) Snapshot() (err error) {
+	programs, err := s.digestRunning()
+	defer func() { err = errors.Join(err, unmap(programs)) }()
+	if err != nil {
 		return err
 	}
 	if err := empty(s.objects.Named, make([]byte, 8)); err != nil { // each cgroup is named again
@@ -42,38 +46,79 @@ func (s *Sensor) Snapshot() error {
 	return nil
 }
 
-// digestRunning fills the map of running programs' digests anew. That is
-// mmap_file's doing, which is attached for it where the policy does not ask for it.
-func (s *Sensor) digestRunning() (err error) {
+// digestRunning fills the map of running programs' digests anew. It is the agent that
+// computes them, not the kernel: that does so in C, several times more slowly, whenever
+// its faster SHA-256 is a module. A program that runs cannot be written to meanwhile.
+//
+// mmap_file tells whose digest it is, and is attached for it where the policy does not
+// ask for it. What is returned are mappings of the programs: as long as they are there,
+// no other file takes the place of one.
+func (s *Sensor) digestRunning() (mapped [][]byte, err error) {
 	s.steer.Lock()
 	defer s.steer.Unlock()
 	if s.links[mmapFile] == nil {
 		if err := s.loader.loadMore(s, []hook{lsm(vsockproto.MmapFile)}); err != nil {
-			return err
+			return nil, err
 		}
 		k, err := attach(s.objects.programs[mmapFile])
 		if err != nil {
-			return fmt.Errorf("attach %s: %w", mmapFile, err)
+			return nil, fmt.Errorf("attach %s: %w", mmapFile, err)
 		}
 		defer k.Close()
 	}
 	if err := empty(s.objects.Running, make([]byte, 32)); err != nil {
-		return fmt.Errorf("digests of running programs: %w", err)
+		return nil, fmt.Errorf("digests of running programs: %w", err)
 	}
 	if err := s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 1 }); err != nil {
-		return err
+		return nil, err
 	}
 	defer func() {
 		err = errors.Join(err, s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 0 }))
 	}()
 	exes, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
-		return fmt.Errorf("list processes: %w", err)
+		return nil, fmt.Errorf("list processes: %w", err)
 	}
+	l := looker{s: s, known: make(map[uint64]bool), digest: sha256.New(), room: make([]byte, 128<<10)}
 	for _, exe := range exes {
 		// A kernel thread has no program, a task may be gone, a program may lie
 		// where nothing can be mapped: those go without a digest.
-		_ = look(exe)
+		_ = l.look(exe)
+	}
+	return l.mapped, nil
+}
+
+// looker digests programs, each once.
+type looker struct {
+	s      *Sensor
+	known  map[uint64]bool // by the address of the inode
+	mapped [][]byte
+	digest hash.Hash
+	room   []byte
+}
+
+// look opens, maps and digests a running program.
+func (l *looker) look(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open a running program: %w", err)
+	}
+	defer f.Close()
+	b, err := unix.Mmap(int(f.Fd()), 0, 1, unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return fmt.Errorf("map a running program: %w", err)
+	}
+	c, err := l.s.config()
+	if err != nil || c.Mapped == 0 || l.known[c.Mapped] {
+		return errors.Join(err, unix.Munmap(b))
+	}
+	l.known[c.Mapped], l.mapped = true, append(l.mapped, b)
+	l.digest.Reset()
+	if _, err := io.CopyBuffer(l.digest, struct{ io.Reader }{f}, l.room); err != nil {
+		return fmt.Errorf("read a running program: %w", err)
+	}
+	if err := l.s.objects.Running.Put(c.Mapped, l.digest.Sum(nil)); err != nil {
+		return fmt.Errorf("digest of a running program: %w", err)
 	}
 	return nil
 }
@@ -96,18 +141,4 @@ func empty(m *ebpf.Map, value []byte) error {
 		}
 	}
 	return nil
-}
-
-// look opens and maps a running program.
-func look(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open a running program: %w", err)
-	}
-	defer f.Close()
-	b, err := unix.Mmap(int(f.Fd()), 0, 1, unix.PROT_READ, unix.MAP_PRIVATE)
-	if err != nil {
-		return fmt.Errorf("map a running program: %w", err)
-	}
-	return unix.Munmap(b)
 }
