@@ -88,6 +88,10 @@ func (s *Sensor) digestRunning() (mapped [][]byte, err error) {
 	return l.mapped, nil
 }
 
+// snapshotLimit is how large a program may be, in bytes, that the snapshot has the digest
+// of. Anybody can make one larger, and have the agent read it instead of the rings.
+const snapshotLimit = 1 << 30
+
 // looker digests programs, each once.
 type looker struct {
 	s      *Sensor
@@ -109,13 +113,18 @@ func (l *looker) look(path string) error {
 		return fmt.Errorf("map a running program: %w", err)
 	}
 	c, err := l.s.config()
-	if err != nil || c.Mapped == 0 || l.known[c.Mapped] {
+	info, e := f.Stat()
+	if err = errors.Join(err, e); err != nil || c.Mapped == 0 || l.known[c.Mapped] || info.Size() > snapshotLimit {
 		return errors.Join(err, unix.Munmap(b))
 	}
 	l.known[c.Mapped], l.mapped = true, append(l.mapped, b)
 	l.digest.Reset()
-	if _, err := io.CopyBuffer(l.digest, struct{ io.Reader }{f}, l.room); err != nil {
+	n, err := io.CopyBuffer(l.digest, io.LimitReader(f, snapshotLimit), l.room)
+	if err != nil {
 		return fmt.Errorf("read a running program: %w", err)
+	}
+	if n != info.Size() {
+		return fmt.Errorf("read a running program: %w: it runs no more, and changes", os.ErrInvalid)
 	}
 	if err := l.s.objects.Running.Put(c.Mapped, l.digest.Sum(nil)); err != nil {
 		return fmt.Errorf("digest of a running program: %w", err)
