@@ -113,12 +113,15 @@ static __always_inline void report_exec(const struct agent_config *c, struct scr
  * for it to keep their digests by. True if it is the agent that maps, on its own account;
  * that is not reported.
  */
-static __always_inline bool is_look(struct agent_config *c, struct inode *inode, struct task_struct *t)
+static __always_inline bool is_look(const struct agent_config *c, struct inode *inode, struct task_struct *t)
 {
+	__u64 address = (__u64)inode;
+	__u32 zero = 0;
+
 	if (!c || !is_agent(c, t) || is_canary(c, t))
 		return false;
-	if (c->snapshotting)
-		c->mapped = (inode->i_mode & S_IFMT) == S_IFREG ? (__u64)inode : 0;
+	if (c->snapshotting && (inode->i_mode & S_IFMT) == S_IFREG)
+		bpf_map_update_elem(&mapped, &zero, &address, BPF_ANY);
 	return true;
 }
 

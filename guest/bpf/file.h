@@ -7,7 +7,8 @@
 
 /*
  * Files over this size are digested only when they are run or mapped to be
- * run: an open must not take seconds. Their records say "not asked for".
+ * run: who opens, locks or asks something of one must not wait for seconds. Their
+ * records say "not asked for".
  */
 #define DIGEST_LIMIT (64LL << 20)
 

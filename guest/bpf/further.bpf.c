@@ -177,7 +177,7 @@ int BPF_PROG(capable, const struct cred *cred, struct user_namespace *ns, int ca
 
 /*
  * Hooks on an open file, with what is asked of it. Where the kernel lets a program
- * sleep the record has the digest that an open's would have.
+ * sleep, the record has the digest of what is open to be read; see digest_for.
  */
 #define FILE_HOOK(section, name, type, put)                              \
 	SEC(section "/" #name)                                           \
@@ -197,17 +197,17 @@ FILE_HOOK("lsm.s", file_lock, FILE_LOCK, put_digested)
 FILE_HOOK("lsm", file_fcntl, FILE_FCNTL, put_opened)
 
 /*
- * Hook: file_receive, before a file that was sent over a socket gets a descriptor.
- * Sleepable: the record has the digest that an open's would have.
+ * Hook: file_receive, before a file that was sent over a socket gets a descriptor. Not
+ * sleepable: who sends a file would have the receiver wait until it has been read.
  */
-SEC("lsm.s/file_receive")
+SEC("lsm/file_receive")
 int BPF_PROG(file_receive, struct file *file)
 {
 	struct scratch *sc = begin(FILE_RECEIVE, CLASS_BULK);
 
 	if (!sc)
 		return 0;
-	return finish(sc, put_digested(sc, file), FILE_RECEIVE, CLASS_BULK);
+	return finish(sc, put_opened(sc, file), FILE_RECEIVE, CLASS_BULK);
 }
 
 #define VM_PROT 7 /* VM_READ, VM_WRITE, VM_EXEC: the bits of PROT_* */

@@ -17,7 +17,6 @@ type FurtherAgentConfig struct {
 	_            structs.HostLayout
 	Hooks        [256]uint8
 	Snapshotting uint64
-	Mapped       uint64
 	AgentOpens   uint64
 	UnseenOpens  uint64
 	Further      uint64
@@ -112,6 +111,7 @@ const (
 	FurtherMapFrames                 = "frames"
 	FurtherMapIpcLabels              = "ipc_labels"
 	FurtherMapLabels                 = "labels"
+	FurtherMapMapped                 = "mapped"
 	FurtherMapRunning                = "running"
 	FurtherMapScratches              = "scratches"
 	FurtherMapState                  = "state"
@@ -376,6 +376,7 @@ type FurtherMapSpecs struct {
 	Frames      *ebpf.MapSpec `ebpf:"frames"`
 	IpcLabels   *ebpf.MapSpec `ebpf:"ipc_labels"`
 	Labels      *ebpf.MapSpec `ebpf:"labels"`
+	Mapped      *ebpf.MapSpec `ebpf:"mapped"`
 	Running     *ebpf.MapSpec `ebpf:"running"`
 	Scratches   *ebpf.MapSpec `ebpf:"scratches"`
 	State       *ebpf.MapSpec `ebpf:"state"`
@@ -424,6 +425,7 @@ type FurtherMaps struct {
 	Frames      *ebpf.Map `ebpf:"frames"`
 	IpcLabels   *ebpf.Map `ebpf:"ipc_labels"`
 	Labels      *ebpf.Map `ebpf:"labels"`
+	Mapped      *ebpf.Map `ebpf:"mapped"`
 	Running     *ebpf.Map `ebpf:"running"`
 	Scratches   *ebpf.Map `ebpf:"scratches"`
 	State       *ebpf.Map `ebpf:"state"`
@@ -444,6 +446,7 @@ func (m *FurtherMaps) Close() error {
 		m.Frames,
 		m.IpcLabels,
 		m.Labels,
+		m.Mapped,
 		m.Running,
 		m.Scratches,
 		m.State,

@@ -20,7 +20,6 @@
 struct agent_config {
 	__u8 hooks[TYPES];
 	__u64 snapshotting; /* not zero while the agent prepares the snapshot */
-	__u64 mapped;	    /* the address of the inode that it has mapped last, of a regular file */
 	__u64 agent_opens;  /* files that the agent opened: shows that the hooks run; a write of the rest may
 			     * take some back, so that it is compared only where nothing writes */
 	__u64 unseen_opens; /* by the agent: files that it opened and agent_opens does not count */
@@ -192,6 +191,17 @@ struct {
 	__type(key, __u64);
 	__type(value, struct socket_label);
 } ipc_labels SEC(".maps");
+
+/*
+ * The address of the inode that the agent has mapped last, of a regular file, while it
+ * prepares the snapshot.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} mapped SEC(".maps");
 
 /*
  * Digests of the programs that run at attach, by the address of their inode. The

@@ -17,7 +17,6 @@ type ProbeAgentConfig struct {
 	_            structs.HostLayout
 	Hooks        [256]uint8
 	Snapshotting uint64
-	Mapped       uint64
 	AgentOpens   uint64
 	UnseenOpens  uint64
 	Further      uint64
@@ -112,6 +111,7 @@ const (
 	ProbeMapFrames              = "frames"
 	ProbeMapIpcLabels           = "ipc_labels"
 	ProbeMapLabels              = "labels"
+	ProbeMapMapped              = "mapped"
 	ProbeMapNamed               = "named"
 	ProbeMapRunning             = "running"
 	ProbeMapScratches           = "scratches"
@@ -226,6 +226,7 @@ type ProbeMapSpecs struct {
 	Frames      *ebpf.MapSpec `ebpf:"frames"`
 	IpcLabels   *ebpf.MapSpec `ebpf:"ipc_labels"`
 	Labels      *ebpf.MapSpec `ebpf:"labels"`
+	Mapped      *ebpf.MapSpec `ebpf:"mapped"`
 	Named       *ebpf.MapSpec `ebpf:"named"`
 	Running     *ebpf.MapSpec `ebpf:"running"`
 	Scratches   *ebpf.MapSpec `ebpf:"scratches"`
@@ -276,6 +277,7 @@ type ProbeMaps struct {
 	Frames      *ebpf.Map `ebpf:"frames"`
 	IpcLabels   *ebpf.Map `ebpf:"ipc_labels"`
 	Labels      *ebpf.Map `ebpf:"labels"`
+	Mapped      *ebpf.Map `ebpf:"mapped"`
 	Named       *ebpf.Map `ebpf:"named"`
 	Running     *ebpf.Map `ebpf:"running"`
 	Scratches   *ebpf.Map `ebpf:"scratches"`
@@ -297,6 +299,7 @@ func (m *ProbeMaps) Close() error {
 		m.Frames,
 		m.IpcLabels,
 		m.Labels,
+		m.Mapped,
 		m.Named,
 		m.Running,
 		m.Scratches,

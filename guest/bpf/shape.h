@@ -2,7 +2,7 @@
 /*
  * The records of the hooks beyond the first twelve: a few shapes. They are built
  * in the task's scratch, so that what the kernel asks the hooks while a digest
- * is taken stays out here as well. Everything is read through probes: a hook's
+ * is taken stays out here as well. All but what is digested is read through probes: a hook's
  * arguments may be NULL where the kernel's types do not say so.
  */
 #ifndef OUTGUARD_SHAPE_H
@@ -210,7 +210,7 @@ static __noinline __u32 put_opened(struct scratch *sc, struct file *file)
 	return put_mounted(sc, BPF_CORE_READ(file, f_path.dentry), BPF_CORE_READ(file, f_path.mnt));
 }
 
-/* With the digest of what is open to be read. The program may sleep. */
+/* With the digest of what is open to be read; never NULL. The program may sleep. */
 static __noinline __u32 put_digested(struct scratch *sc, struct file *file)
 {
 	struct file_body *f = &((struct object_record *)sc->record)->file;

@@ -497,7 +497,8 @@ worker or its poller asks; the scenario 91-acted tries all of it.
   *foreign*: a file that is opened, mapped or run is in the machine's mount namespace, and the task in another.
   A mount can put a file under any name: device, inode and digest say which it is.
 * A path of 4096 bytes or more is left out and *truncated*; inode and digest are there.
-* The snapshot has the digest of a program of up to 1 GiB, which the agent computes; the others are the kernel's.
+* The digests in the snapshot the agent computes, of up to 1 GiB of programs and 4,096 of them; all other digests are the
+  kernel's.
 * An exec's file is the program that runs. Of a script that is its interpreter; the script is the filename that was asked for,
   its content in the records of file_open (from 6.9 on) and bprm_check_security. A program that a loader runs
   (ld.so PROGRAM), or a library that it brings along (LD_PRELOAD), is in the records of mmap_file, with its digest.

@@ -23,11 +23,10 @@ import (
 
 // pinned maps outlive the agent. The digest cache is not among them: it is
 // right only as long as the programs that end its entries have run all along,
-// so it lives and dies with them; the digests of running programs are, or the
-// snapshot of an agent that took over would not find what the attached programs
-// have put there.
+// so it lives and dies with them; what the snapshot needs is, since the agent and
+// programs that it took over speak of it to each other.
 // Frames come behind the rings that they are about.
-var pinned = []string{"critical", "bulk", "config", "counters", "labels", "ipc_labels", "state", "frames", "running", "filter_sets", "filter_keys", "filter_paths", "filtered"}
+var pinned = []string{"critical", "bulk", "config", "counters", "labels", "ipc_labels", "state", "frames", "mapped", "running", "filter_sets", "filter_keys", "filter_paths", "filtered"}
 
 // loader brings the programs into the kernel.
 type loader struct {

@@ -48,7 +48,8 @@ func (s *Sensor) Snapshot() (err error) {
 
 // digestRunning fills the map of running programs' digests anew. It is the agent that
 // computes them, not the kernel: that does so in C, several times more slowly, whenever
-// its faster SHA-256 is a module. A program that runs cannot be written to meanwhile.
+// its faster SHA-256 is a module. A program that runs cannot be written to meanwhile, as
+// far as its file system knows of it.
 //
 // mmap_file tells whose digest it is, and is attached for it where the policy does not
 // ask for it. What is returned are mappings of the programs: as long as they are there,
@@ -79,8 +80,11 @@ func (s *Sensor) digestRunning() (mapped [][]byte, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	l := looker{s: s, known: make(map[uint64]bool), digest: sha256.New(), room: make([]byte, 128<<10)}
+	l := looker{s: s, known: make(map[uint64]bool), left: snapshotBudget, digest: sha256.New(), room: make([]byte, 128<<10)}
 	for _, exe := range exes {
+		if len(l.known) == int(s.objects.Running.MaxEntries()) {
+			break
+		}
 		// A kernel thread has no program, a task may be gone, a program may lie
 		// where nothing can be mapped: those go without a digest.
 		_ = l.look(exe)
@@ -88,15 +92,17 @@ func (s *Sensor) digestRunning() (mapped [][]byte, err error) {
 	return l.mapped, nil
 }
 
-// snapshotLimit is how large a program may be, in bytes, that the snapshot has the digest
-// of. Anybody can make one larger, and have the agent read it instead of the rings.
-const snapshotLimit = 1 << 30
+// snapshotBudget is how many bytes of programs, all in all, the snapshot has the digests
+// of. Who runs more of them would have the agent read those and not its rings: a file with
+// a hole in it is as large as anybody likes, and each container's copy is another file.
+const snapshotBudget = 1 << 30
 
 // looker digests programs, each once.
 type looker struct {
 	s      *Sensor
 	known  map[uint64]bool // by the address of the inode
 	mapped [][]byte
+	left   int64 // of the budget
 	digest hash.Hash
 	room   []byte
 }
@@ -108,28 +114,44 @@ func (l *looker) look(path string) error {
 		return fmt.Errorf("open a running program: %w", err)
 	}
 	defer f.Close()
+	if err := l.s.objects.Mapped.Put(uint32(0), uint64(0)); err != nil {
+		return fmt.Errorf("map a running program: %w", err)
+	}
 	b, err := unix.Mmap(int(f.Fd()), 0, 1, unix.PROT_READ, unix.MAP_PRIVATE)
 	if err != nil {
 		return fmt.Errorf("map a running program: %w", err)
 	}
-	c, err := l.s.config()
-	info, e := f.Stat()
-	if err = errors.Join(err, e); err != nil || c.Mapped == 0 || l.known[c.Mapped] || info.Size() > snapshotLimit {
+	var inode uint64
+	info, err := f.Stat()
+	if err = errors.Join(err, l.s.objects.Mapped.Lookup(uint32(0), &inode)); err != nil || inode == 0 || l.known[inode] {
 		return errors.Join(err, unix.Munmap(b))
 	}
-	l.known[c.Mapped], l.mapped = true, append(l.mapped, b)
-	l.digest.Reset()
-	n, err := io.CopyBuffer(l.digest, io.LimitReader(f, snapshotLimit), l.room)
+	l.known[inode], l.mapped = true, append(l.mapped, b)
+	sum, err := l.sum(f, info.Size())
 	if err != nil {
 		return fmt.Errorf("read a running program: %w", err)
 	}
-	if n != info.Size() {
-		return fmt.Errorf("read a running program: %w: it runs no more, and changes", os.ErrInvalid)
-	}
-	if err := l.s.objects.Running.Put(c.Mapped, l.digest.Sum(nil)); err != nil {
+	if err := l.s.objects.Running.Put(inode, sum); err != nil {
 		return fmt.Errorf("digest of a running program: %w", err)
 	}
 	return nil
+}
+
+// sum is the digest of a program of so many bytes, if the budget has them.
+func (l *looker) sum(from io.Reader, size int64) ([]byte, error) {
+	if size > l.left {
+		return nil, fmt.Errorf("%d bytes, and %d left of what is read for a snapshot: %w", size, l.left, vsockproto.ErrTooLong)
+	}
+	l.digest.Reset()
+	n, err := io.CopyBuffer(l.digest, io.LimitReader(from, size+1), l.room)
+	l.left -= n
+	if err == nil && n != size {
+		err = fmt.Errorf("%d bytes where there were %d: it runs no more, and changes: %w", n, size, vsockproto.ErrInvalid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l.digest.Sum(nil), nil
 }
 
 // empty deletes what is in m, by a number: an address can be another inode's by

@@ -14,9 +14,10 @@
 //
 // What is exported has the fields of section 6.1, type by type as in
 // testdata/fields.txt, and where a record does not tell one, it is left out: nothing
-// is made up. So of file_fcntl and file_ioctl_compat the digest of a regular file, where
-// no program may sleep to take it; of any what is open for writing has none; of an agent
-// of an earlier build what that does not send.
+// is made up. So a regular file has no digest in file_fcntl and file_ioctl_compat, where
+// no program may sleep to take it, in file_receive, whose receiver would wait for what the
+// sender chose, and where it is open for writing or over 64 MiB; nor does a record of an
+// agent of an earlier build have what that does not send.
 // Numbers that are TSEM's own have another measure: tnum is when the thread began,
 // ttd and p_ttd when the program did, all ns since boot, and context numbers the
 // workload as tsem.Exported says.

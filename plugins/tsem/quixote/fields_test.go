@@ -113,6 +113,11 @@ func TestFields(t *testing.T) {
 // A record that tells less, as those of earlier agents do, has no field made up for it.
 func TestFieldsNotTold(t *testing.T) {
 	all := structures(t)
+	quota := prototest.Sample(vsockproto.Quotactl)
+	quota.Value, quota.Args[3] = vsockproto.Tail{}, 0
+	if got := compare(all, "quotactl", "", exportOf(t, quota)["quotactl"].(map[string]any), false); len(got) != 2 {
+		t.Errorf("a file system without its type and flags: %q", got)
+	}
 	for name, want := range map[vsockproto.EventType]string{
 		vsockproto.NetlinkSend:   "uid gid nsid_set nsid",
 		vsockproto.KeyAlloc:      "cred",
