@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,6 +17,8 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/host/fulldisk"
 )
 
 const appendUntilKilled = "EVIDENCE_TEST_APPEND_UNTIL_KILLED"
@@ -109,7 +110,7 @@ func TestKilledWriterLosesNothing(t *testing.T) {
 // not fit is an error, what did fit stays whole, and the next one that fits is
 // taken.
 func TestFullDisk(t *testing.T) {
-	if alone(t) {
+	if fulldisk.Alone(t) {
 		return
 	}
 	dir, key := t.TempDir(), testKey(t)
@@ -117,7 +118,7 @@ func TestFullDisk(t *testing.T) {
 	st := testStream(t, s)
 	fill(t, st, 5)
 	var big, small error
-	inFiles(t, st.size+1000, func() {
+	fulldisk.Within(t, st.size+1000, func() {
 		_, big = st.Append(KindNote, at0, make([]byte, 5000))
 		_, small = st.Append(KindNote, at0, make([]byte, 500))
 	})
@@ -139,45 +140,10 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// alone runs a test in a process of its own and reports that it did: where no file may
-// grow, package testing cannot keep its list of what a test opens either.
-func alone(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv("OUTGUARD_ALONE") == t.Name() {
-		return false
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), "OUTGUARD_ALONE="+t.Name())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return true
-}
-
-// inFiles runs do while no file may have more than so many bytes.
-func inFiles(t *testing.T, most int64, do func()) {
-	t.Helper()
-	signal.Ignore(unix.SIGXFSZ)
-	defer signal.Reset(unix.SIGXFSZ)
-	var was unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(most), Max: was.Max}); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
-			t.Fatal(err)
-		}
-	}()
-	do()
-}
-
 // TestFullDiskAtTheCheck: a record whose check finds no room is not kept, what is
 // appended after it can be appended later, and the stream goes on then.
 func TestFullDiskAtTheCheck(t *testing.T) {
-	if alone(t) {
+	if fulldisk.Alone(t) {
 		return
 	}
 	dir, key := t.TempDir(), testKey(t)
@@ -185,7 +151,7 @@ func TestFullDiskAtTheCheck(t *testing.T) {
 	st := testStream(t, s)
 	fill(t, st, 5)
 	var kept, checked, after error
-	inFiles(t, st.size+recordHeaderSize+100+checkSize/2, func() {
+	fulldisk.Within(t, st.size+recordHeaderSize+100+checkSize/2, func() {
 		_, kept = st.AppendUnchecked(KindFrame, false, at0, make([]byte, 100))
 		_, after = st.AppendCritical(KindFinding, at0, nil)
 		checked = st.Check()

@@ -8,8 +8,6 @@ import (
 	"hash/crc32"
 	"log/slog"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,7 +15,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
+
+	"github.com/outguard/outguard/host/fulldisk"
 )
 
 // newBatch is a request's orders, and the results that are known of them.
@@ -281,25 +280,10 @@ func TestTheFileKeepsUp(t *testing.T) {
 	})
 }
 
-// alone runs a test in a process of its own and reports that it did: where no file may
-// grow, package testing cannot keep its list of what a test opens either.
-func alone(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv("OUTGUARD_ALONE") == t.Name() {
-		return false
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), "OUTGUARD_ALONE="+t.Name())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return true
-}
-
 // TestReadOnAFullDisk: what was ordered is read also while the disk takes no
 // transaction, and is nowhere twice when it does again.
 func TestReadOnAFullDisk(t *testing.T) {
-	if alone(t) {
+	if fulldisk.Alone(t) {
 		return
 	}
 	path := filepath.Join(t.TempDir(), "journal.db")
@@ -311,31 +295,15 @@ func TestReadOnAFullDisk(t *testing.T) {
 	j.told(before.Orders[0].ID)
 	b := ahead(t, j, newBatch(t, Request{Steps: []Kind{Pause}}))
 	all := append(before.Orders, b.Orders...)
-	var was unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
-		t.Fatal(err)
-	}
-	full := func(on bool) {
-		limit := was
-		if on {
-			limit.Cur = 1
+	fulldisk.Within(t, 1, func() {
+		if err := j.commit(); err == nil {
+			t.Fatal("the disk is not full")
 		}
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
-			t.Fatal(err)
+		holds(t, j, 1, all...)
+		if untold, err := j.Untold(); err != nil || len(untold) != 0 {
+			t.Errorf("%v, %v", untold, err)
 		}
-	}
-	signal.Ignore(unix.SIGXFSZ)
-	defer signal.Reset(unix.SIGXFSZ)
-	defer full(false)
-	full(true)
-	if err := j.commit(); err == nil {
-		t.Fatal("the disk is not full")
-	}
-	holds(t, j, 1, all...)
-	if untold, err := j.Untold(); err != nil || len(untold) != 0 {
-		t.Errorf("%v, %v", untold, err)
-	}
-	full(false)
+	})
 	holds(t, j, 1, all...)
 	holds(t, killed(t, path), 1, all...)
 }
