@@ -29,16 +29,17 @@ type Options struct {
 //
 // libvirtd lets one connection have five calls under way, so that five hung
 // domains would hold up all others: the calls about single domains go over a
-// few connections, by UUID, and each capture has one of its own.
+// few connections, by UUID, and each capture and each Watch has one of its own.
 type Client struct {
 	opts  Options
 	log   *slog.Logger
-	lines [1 + perVM]line // [0]: lists and events
+	lines [1 + perVM]line // [0]: lists
+	life  context.Context // until Close
+	end   context.CancelFunc
 
-	mu      sync.Mutex // guards names and closed
+	mu      sync.Mutex // guards names, and that nothing begins after Close
 	names   map[uuid.UUID]string
-	closed  bool
-	pending sync.WaitGroup // calls under way
+	pending sync.WaitGroup // calls and watches under way
 }
 
 const perVM = 4
@@ -69,7 +70,10 @@ func (n *line) drop(l *libvirt.Libvirt) {
 	}
 }
 
-// hangUp takes leave of libvirtd, which has a second to answer.
+// leaveWithin is how long libvirtd has to answer a farewell.
+const leaveWithin = time.Second
+
+// hangUp takes leave of libvirtd.
 func (n *line) hangUp() {
 	n.mu.Lock()
 	conn, raw := n.take()
@@ -77,7 +81,7 @@ func (n *line) hangUp() {
 	if conn == nil {
 		return
 	}
-	late := time.AfterFunc(time.Second, func() { _ = raw.Close() })
+	late := time.AfterFunc(leaveWithin, func() { _ = raw.Close() })
 	_ = conn.Disconnect() // says only that it was gone already
 	late.Stop()
 	_ = raw.Close()
@@ -86,6 +90,7 @@ func (n *line) hangUp() {
 // New returns a client; it connects at its first call.
 func New(opts *Options) *Client {
 	c := &Client{names: map[uuid.UUID]string{}}
+	c.life, c.end = context.WithCancel(context.Background())
 	if opts != nil {
 		c.opts = *opts
 	}
@@ -101,11 +106,11 @@ func New(opts *Options) *Client {
 	return c
 }
 
-// Close ends the connections; calls under way return with an error. A closed
-// client does not connect again.
+// Close ends the connections; calls and watches under way return with an error,
+// and it with the last of them. A closed client does not connect again.
 func (c *Client) Close() error {
 	c.mu.Lock()
-	c.closed = true
+	c.end()
 	c.mu.Unlock()
 	for i := range c.lines {
 		c.lines[i].hangUp()
@@ -114,10 +119,15 @@ func (c *Client) Close() error {
 	return nil
 }
 
-func (c *Client) isClosed() bool {
+// begin counts one more that Close waits for.
+func (c *Client) begin() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.closed
+	if c.life.Err() != nil {
+		return ErrClosed
+	}
+	c.pending.Add(1)
+	return nil
 }
 
 // connect returns the line's live connection, and makes one where there is
@@ -125,7 +135,7 @@ func (c *Client) isClosed() bool {
 func (c *Client) connect(n *line) (*libvirt.Libvirt, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if c.isClosed() { // Close takes away what is connected from here on
+	if c.life.Err() != nil { // Close takes away what is connected from here on
 		return nil, ErrClosed
 	}
 	if n.conn != nil && n.conn.IsConnected() {
@@ -187,8 +197,10 @@ func (c *Client) call(ctx context.Context, n *line, fn func(*libvirt.Libvirt) er
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := c.begin(); err != nil {
+		return explain(err)
+	}
 	done := make(chan error, 1)
-	c.pending.Add(1)
 	go func() {
 		defer c.pending.Done()
 		l, err := c.connect(n)

@@ -48,17 +48,25 @@ type Event struct {
 }
 
 // Watch calls handle for every change in any domain's life, from one
-// goroutine, until ctx ends; it returns ctx's error. It connects again
-// whenever the connection was lost, waiting 100 ms at first and 5 s at most;
-// every new connection begins with Resync. handle should not block for long:
-// events wait in memory behind it.
+// goroutine, until ctx ends or the client is closed; it returns ctx's error or
+// ErrClosed. It has a connection of its own, which it makes again whenever it was
+// lost, waiting 100 ms at first and 5 s at most; every new one begins with Resync.
+// handle should not block for long: events wait in memory behind it, and so does
+// Close.
 func (c *Client) Watch(ctx context.Context, handle func(Event)) error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	defer c.pending.Done()
+	watch, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(c.life, stop)()
 	const least, most = 100 * time.Millisecond, 5 * time.Second
 	said := ""
-	for wait := least; ctx.Err() == nil; wait = min(2*wait, most) {
+	for wait := least; watch.Err() == nil; wait = min(2*wait, most) {
 		began := time.Now()
-		err := c.watchOnce(ctx, handle)
-		if ctx.Err() != nil {
+		err := c.watchOnce(watch, handle)
+		if watch.Err() != nil {
 			break
 		}
 		if time.Since(began) > most {
@@ -69,22 +77,35 @@ func (c *Client) Watch(ctx context.Context, handle func(Event)) error {
 			said = text
 		}
 		select {
-		case <-ctx.Done():
+		case <-watch.Done():
 		case <-time.After(wait):
 		}
 	}
-	return ctx.Err()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return ErrClosed
 }
 
-// watchOnce watches over one connection.
+// watchOnce watches over one connection, and hangs up.
+//
+// It never takes a subscription back: the connection's end does that. libvirtd
+// (9.0.0) crashes where a connection ends while it takes one back there, and the
+// library does so unasked, at its context's end, and tells nobody when it is done.
 func (c *Client) watchOnce(ctx context.Context, handle func(Event)) error {
-	ctx, cancel := context.WithCancel(ctx)
+	var n line
+	conn, err := c.connect(&n)
+	if err != nil {
+		return err
+	}
+	// A libvirtd that does not answer the first calls is not waited for.
+	raw := n.raw
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(leaveWithin, func() { _ = raw.Close() }) })()
 	var life <-chan libvirt.DomainEventLifecycleMsg
 	var boots <-chan any
-	var conn *libvirt.Libvirt
-	defer func() { // the library needs its channels emptied to let go of them
-		cancel()
-		for life != nil || boots != nil {
+	defer func() {
+		n.hangUp()
+		for life != nil || boots != nil { // the library needs its channels emptied to let go of them
 			select {
 			case _, ok := <-life:
 				if !ok {
@@ -97,17 +118,10 @@ func (c *Client) watchOnce(ctx context.Context, handle func(Event)) error {
 			}
 		}
 	}()
-	n := &c.lines[0]
-	conn, err := c.connect(n)
-	if err != nil {
-		return err
-	}
-	if boots, err = conn.SubscribeEvents(ctx, libvirt.DomainEventIDReboot, nil); err != nil {
-		n.drop(conn)
+	if boots, err = conn.SubscribeEvents(context.Background(), libvirt.DomainEventIDReboot, nil); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
-	if life, err = conn.LifecycleEvents(ctx); err != nil {
-		n.drop(conn)
+	if life, err = conn.LifecycleEvents(context.Background()); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	handle(Event{Kind: Resync, At: time.Now()})

@@ -51,9 +51,7 @@ func (c *Client) Destroy(ctx context.Context, vm uuid.UUID) error {
 // Reset begins the machine anew, as its reset button would, and returns when
 // libvirt's own event says that it has. Its vCPUs stand afterwards if they stood.
 func (c *Client) Reset(ctx context.Context, vm uuid.UUID) error {
-	own := New(&c.opts) // events come over a connection of their own
-	defer own.Close()
-	if err := own.reset(ctx, vm); err != nil {
+	if err := c.reset(ctx, vm); err != nil {
 		return fmt.Errorf("reset %s: %w", vm, err)
 	}
 	return nil

@@ -13,18 +13,20 @@ import (
 	"github.com/outguard/outguard/host/domain/domaintest"
 )
 
-// proxy stands between a client and libvirtd and can be cut.
+// proxy stands between a client and the libvirtd of a socket and can be cut.
 type proxy struct {
 	t    *testing.T
 	path string
+	to   string
+	hear func() (calls, replies io.Writer) // if set: of each connection, what goes through
 	ln   net.Listener
 	mu   sync.Mutex
 	all  []net.Conn
 }
 
-func newProxy(t *testing.T) *proxy {
+func newProxy(t *testing.T, to string, hear func() (calls, replies io.Writer)) *proxy {
 	t.Helper()
-	p := &proxy{t: t, path: filepath.Join(t.TempDir(), "sock")}
+	p := &proxy{t: t, path: filepath.Join(t.TempDir(), "sock"), to: to, hear: hear}
 	p.up()
 	t.Cleanup(p.down)
 	return p
@@ -46,7 +48,7 @@ func (p *proxy) up() {
 			if err != nil {
 				return
 			}
-			d, err := net.Dial("unix", DefaultSocket)
+			d, err := net.Dial("unix", p.to)
 			if err != nil {
 				_ = c.Close()
 				continue
@@ -54,8 +56,12 @@ func (p *proxy) up() {
 			p.mu.Lock()
 			p.all = append(p.all, c, d)
 			p.mu.Unlock()
-			go func() { _, _ = io.Copy(c, d); _ = c.Close() }()
-			go func() { _, _ = io.Copy(d, c); _ = d.Close() }()
+			calls, replies := io.Discard, io.Discard
+			if p.hear != nil {
+				calls, replies = p.hear()
+			}
+			go func() { _, _ = io.Copy(c, io.TeeReader(d, replies)); _ = c.Close() }()
+			go func() { _, _ = io.Copy(d, io.TeeReader(c, calls)); _ = d.Close() }()
 		}
 	}()
 }
@@ -75,7 +81,7 @@ func (p *proxy) down() {
 // when it is back; the watcher is told to look again, and sees what follows.
 func TestLibvirtdRestarts(t *testing.T) {
 	g := domaintest.Start(t, domaintest.Config{Off: true})
-	p := newProxy(t)
+	p := newProxy(t, DefaultSocket, nil)
 	c := New(&Options{Socket: p.path})
 	t.Cleanup(func() { _ = c.Close() })
 	s := watch(t, c)

@@ -80,8 +80,8 @@ func Libvirt(t testing.TB) {
 		_, err := exec.LookPath(name)
 		Require(t, err == nil, "no %s", name)
 	}
-	_, err := output("virsh", "-c", "qemu:///system", "version")
-	Require(t, err == nil, "libvirtd does not answer: virtlogd -d && libvirtd -d")
+	said, err := output("virsh", "-c", "qemu:///system", "version")
+	Require(t, err == nil, "libvirtd does not answer (start it with virtlogd -d && libvirtd -d, or see why it ended in its log and in dmesg): %v: %s", err, said)
 	path, _ := kernel()
 	Require(t, path != "", "no kernel with its modules, in the cache or in /boot")
 }
