@@ -327,7 +327,11 @@ func (c *conn) begin(h *vsockproto.Hello, came time.Time, secret [vsockproto.Key
 	v := c.v
 	v.mu.Lock()
 	same := v.sess != nil && v.sess.BootID == uuid.UUID(h.BootID)
-	busy := v.live != nil && (same || came.Sub(v.seen) < time.Duration(c.m.o.Silence)*c.m.o.Heartbeat)
+	why, over := "another boot", v.sess != nil && v.sess.Bye
+	if over { // its connection has said all, and may not have let go yet
+		why = v.reason
+	}
+	busy := v.live != nil && !over && (same || came.Sub(v.seen) < time.Duration(c.m.o.Silence)*c.m.o.Heartbeat)
 	wait := v.penalty.Sub(came)
 	v.mu.Unlock()
 	if busy {
@@ -336,7 +340,7 @@ func (c *conn) begin(h *vsockproto.Hello, came time.Time, secret [vsockproto.Key
 	if wait > 0 {
 		return nil, &refusal{vsockproto.RejectExhausted, "", fmt.Errorf("no new session for %s", wait)}
 	}
-	v.kick("another boot")
+	v.kick(why)
 	v.mu.Lock()
 	if same && !v.sess.Bye {
 		f := finding(RuleRestarted, "An agent began a new session in a boot that had one: what the earlier one held is lost.")

@@ -318,6 +318,44 @@ func TestAgentThatEndedInOrderMayStartAgain(t *testing.T) {
 	})
 }
 
+// lingering is a connection whose end takes until let.
+type lingering struct {
+	net.Conn
+	let <-chan struct{}
+}
+
+func (l lingering) Close() error {
+	err := l.Conn.Close()
+	<-l.let
+	return err
+}
+
+// TestAgentIsBackBeforeItsConnectionHasEnded: it said Bye and starts again, while the
+// host still lets go of the connection on which it said so. That is no second agent.
+func TestAgentIsBackBeforeItsConnectionHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		let := make(chan struct{})
+		c := dialOver(t.Context(), m, a, func(nc net.Conn) net.Conn { return lingering{nc, let} })
+		send(t, a, vsockproto.FileOpen)
+		if err := a.Bye(t.Context(), "upgrade"); err != nil {
+			t.Fatal(err)
+		}
+		<-c.agentEnd
+		again := dial(t.Context(), m, a)
+		synctest.Wait()
+		close(let)
+		<-c.hostEnd
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		again.hangUp()
+		want(t, "findings", w.rules(), "bye")
+		want(t, "delivered", w.delivered(), "file_open/1 file_open/2")
+	})
+}
+
 func TestSecondAgentIsAnImpostor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()

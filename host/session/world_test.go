@@ -217,8 +217,14 @@ type call struct {
 }
 
 func dial(ctx context.Context, m *Manager, a *prototest.Agent) *call {
+	return dialOver(ctx, m, a, func(nc net.Conn) net.Conn { return nc })
+}
+
+// dialOver has the manager serve what over makes of its end.
+func dialOver(ctx context.Context, m *Manager, a *prototest.Agent, over func(net.Conn) net.Conn) *call {
 	c := &call{agentEnd: make(chan error, 1), hostEnd: make(chan error, 1)}
 	c.agent, c.host = prototest.Pipe()
+	c.host = over(c.host)
 	go func() { c.agentEnd <- a.Run(ctx, c.agent) }()
 	go func() { c.hostEnd <- m.Serve(ctx, c.host, vmID, "hybrid") }()
 	return c
