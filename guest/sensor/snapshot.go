@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -80,13 +82,14 @@ func (s *Sensor) digestRunning() (mapped [][]byte, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	l := looker{s: s, known: make(map[uint64]bool), left: snapshotBudget, digest: sha256.New(), room: make([]byte, 128<<10)}
+	l := looker{s: s, patience: patience{stall: snapshotStall, most: snapshotStalls}, known: make(map[uint64]bool), left: snapshotBudget}
 	for _, exe := range exes {
 		if len(l.known) == int(s.objects.Running.MaxEntries()) {
 			break
 		}
 		// A kernel thread has no program, a task may be gone, a program may lie
-		// where nothing can be mapped: those go without a digest.
+		// where nothing can be mapped or where nobody answers: those go without a
+		// digest.
 		_ = l.look(exe)
 	}
 	return l.mapped, nil
@@ -97,44 +100,104 @@ func (s *Sensor) digestRunning() (mapped [][]byte, err error) {
 // a hole in it is as large as anybody likes, and each container's copy is another file.
 const snapshotBudget = 1 << 30
 
+// A file system's server may be away, and its programs run: the agent is not silent for
+// it. snapshotStall is how long nothing of a program may come, snapshotStalls how many of
+// them are waited for.
+const (
+	snapshotStall  = 5 * time.Second
+	snapshotStalls = 3
+)
+
 // looker digests programs, each once.
 type looker struct {
-	s      *Sensor
-	known  map[uint64]bool // by the address of the inode
-	mapped [][]byte
-	left   int64 // of the budget
-	digest hash.Hash
-	room   []byte
+	s        *Sensor
+	patience patience
+	mapping  sync.Mutex      // from where Mapped is cleared to where it is read
+	known    map[uint64]bool // by the address of the inode
+	mapped   [][]byte
+	left     int64 // of the budget
+	digest   hash.Hash
+	room     []byte
+}
+
+// running is a program that was found.
+type running struct {
+	f      *os.File
+	mapped []byte
+	inode  uint64
+	size   int64
 }
 
 // look opens, maps and digests a running program.
 func (l *looker) look(path string) error {
-	f, err := os.Open(path)
+	var r running
+	var err error
+	if gone := l.patience.ask(func(a *asking) { r, err = l.find(a, path) }, func() { _ = r.free() }); gone != nil {
+		return fmt.Errorf("open a running program: %w", gone)
+	}
 	if err != nil {
-		return fmt.Errorf("open a running program: %w", err)
+		return err
 	}
-	defer f.Close()
-	if err := l.s.objects.Mapped.Put(uint32(0), uint64(0)); err != nil {
-		return fmt.Errorf("map a running program: %w", err)
+	if l.known[r.inode] {
+		return l.patience.ask(func(*asking) { _ = r.free() }, func() {})
 	}
-	b, err := unix.Mmap(int(f.Fd()), 0, 1, unix.PROT_READ, unix.MAP_PRIVATE)
-	if err != nil {
-		return fmt.Errorf("map a running program: %w", err)
-	}
-	var inode uint64
-	info, err := f.Stat()
-	if err = errors.Join(err, l.s.objects.Mapped.Lookup(uint32(0), &inode)); err != nil || inode == 0 || l.known[inode] {
-		return errors.Join(err, unix.Munmap(b))
-	}
-	l.known[inode], l.mapped = true, append(l.mapped, b)
-	sum, err := l.sum(f, info.Size())
+	defer l.patience.ask(func(*asking) { _ = r.f.Close() }, func() {}) // its server is told, too
+	l.known[r.inode], l.mapped = true, append(l.mapped, r.mapped)
+	sum, err := l.sum(r.f, r.size)
 	if err != nil {
 		return fmt.Errorf("read a running program: %w", err)
 	}
-	if err := l.s.objects.Running.Put(inode, sum); err != nil {
+	if err := l.s.objects.Running.Put(r.inode, sum); err != nil {
 		return fmt.Errorf("digest of a running program: %w", err)
 	}
 	return nil
+}
+
+// find opens and maps a running program. What it returns with an error is empty.
+func (l *looker) find(a *asking, path string) (r running, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open a running program: %w", errors.Join(err, r.free()))
+			r = running{}
+		}
+	}()
+	if r.f, err = os.Open(path); err != nil {
+		return r, err
+	}
+	info, err := r.f.Stat()
+	if err != nil {
+		return r, err
+	}
+	r.size = info.Size()
+	l.mapping.Lock()
+	defer l.mapping.Unlock()
+	if !a.wanted() { // another's mapping may be on the way
+		return r, errNoAnswer
+	}
+	if err := l.s.objects.Mapped.Put(uint32(0), uint64(0)); err != nil {
+		return r, err
+	}
+	if r.mapped, err = unix.Mmap(int(r.f.Fd()), 0, 1, unix.PROT_READ, unix.MAP_PRIVATE); err != nil {
+		return r, err
+	}
+	if err := l.s.objects.Mapped.Lookup(uint32(0), &r.inode); err != nil {
+		return r, err
+	}
+	if r.inode == 0 {
+		return r, errors.New("its mapping was not seen")
+	}
+	return r, nil
+}
+
+// free closes the program, and unmaps it.
+func (r *running) free() (err error) {
+	if r.mapped != nil {
+		err = unix.Munmap(r.mapped)
+	}
+	if r.f != nil {
+		err = errors.Join(err, r.f.Close())
+	}
+	return err
 }
 
 // sum is the digest of a program of so many bytes, if the budget has them.
@@ -142,8 +205,21 @@ func (l *looker) sum(from io.Reader, size int64) ([]byte, error) {
 	if size > l.left {
 		return nil, fmt.Errorf("%d bytes, and %d left of what is read for a snapshot: %w", size, l.left, vsockproto.ErrTooLong)
 	}
-	l.digest.Reset()
-	n, err := io.CopyBuffer(l.digest, io.LimitReader(from, size+1), l.room)
+	if l.digest == nil {
+		l.digest, l.room = sha256.New(), make([]byte, 128<<10)
+	}
+	digest, room := l.digest, l.room
+	digest.Reset()
+	var n int64
+	var err error
+	gone := l.patience.ask(func(a *asking) {
+		n, err = io.CopyBuffer(moving{digest, a}, io.LimitReader(from, size+1), room)
+	}, func() {})
+	if gone != nil {
+		l.left -= size // it may read on
+		l.digest = nil // and write there
+		return nil, gone
+	}
 	l.left -= n
 	if err == nil && n != size {
 		err = fmt.Errorf("%d bytes where there were %d: it runs no more, and changes: %w", n, size, vsockproto.ErrInvalid)
@@ -151,7 +227,21 @@ func (l *looker) sum(from io.Reader, size int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.digest.Sum(nil), nil
+	return digest.Sum(nil), nil
+}
+
+// moving is a digest of what comes, which it tells of, as long as that is wanted.
+type moving struct {
+	hash.Hash
+	a *asking
+}
+
+func (m moving) Write(b []byte) (int, error) {
+	if !m.a.wanted() {
+		return 0, errNoAnswer
+	}
+	m.a.moved()
+	return m.Hash.Write(b)
 }
 
 // empty deletes what is in m, by a number: an address can be another inode's by

@@ -8,13 +8,14 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/outguard/outguard/vsockproto"
 )
 
 func TestSumOfAProgram(t *testing.T) {
 	broken := errors.New("broken")
-	l := looker{left: 10, digest: sha256.New(), room: make([]byte, 3)}
+	l := looker{left: 10, patience: patience{stall: time.Minute, most: 1}}
 	for _, c := range []struct {
 		from string
 		size int64
