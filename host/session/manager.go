@@ -41,6 +41,7 @@ type vm struct {
 	mu        sync.Mutex // guards what follows
 	renewed   bool       // the session was forgotten on purpose
 	sess      *kept
+	entered   bool // a session of this boot was let in, and none since said Bye
 	ledger    *link.Ledger
 	starts    link.Starts
 	unhooked  uint64    // Totals.Unhooked of the last mark

@@ -289,6 +289,8 @@ func (c *conn) takeOver(h *vsockproto.Hello, came time.Time, resume bool, secret
 	v.mu.Lock()
 	v.live, v.transport, v.reason, v.stale = c, transport, "", time.Time{}
 	v.heard(came)
+	v.due = latest(came, time.Now()) // what it waited for was not its silence, nor is what follows
+	c.busy = true
 	v.clock.sample(came, h.BootNs)
 	v.mu.Unlock()
 	return f, nil
@@ -327,11 +329,17 @@ func (c *conn) begin(h *vsockproto.Hello, came time.Time, secret [vsockproto.Key
 	v := c.v
 	v.mu.Lock()
 	same := v.sess != nil && v.sess.BootID == uuid.UUID(h.BootID)
-	why, over := "another boot", v.sess != nil && v.sess.Bye
-	if over { // its connection has said all, and may not have let go yet
+	why, bye := "another boot", v.sess != nil && v.sess.Bye
+	if bye {
 		why = v.reason
 	}
-	busy := v.live != nil && !over && (same || came.Sub(v.seen) < time.Duration(c.m.o.Silence)*c.m.o.Heartbeat)
+	if !same || bye {
+		v.entered = false
+	}
+	// A session that has ended may have a connection that has not let go yet, and an
+	// agent that was not let in in time has a first attempt.
+	holds := v.live != nil && v.live.in && !v.sess.Dead
+	busy := holds && (same || came.Sub(v.seen) < time.Duration(c.m.o.Silence)*c.m.o.Heartbeat)
 	wait := v.penalty.Sub(came)
 	v.mu.Unlock()
 	if busy {
@@ -342,7 +350,7 @@ func (c *conn) begin(h *vsockproto.Hello, came time.Time, secret [vsockproto.Key
 	}
 	v.kick(why)
 	v.mu.Lock()
-	if same && !v.sess.Bye {
+	if v.entered {
 		f := finding(RuleRestarted, "An agent began a new session in a boot that had one: what the earlier one held is lost.")
 		f.Detail["before"] = v.sess.ID.String()
 		again = &f
@@ -380,6 +388,9 @@ func (c *conn) welcome() error {
 	}
 	c.m.save(v)
 	withheld := c.withholds()
+	v.mu.Lock()
+	c.busy, v.due = false, latest(v.due, time.Now())
+	v.mu.Unlock()
 	err := c.link.Accept(&vsockproto.HelloAck{
 		HeartbeatMs: uint32(c.m.o.Heartbeat.Milliseconds()), Next: next,
 		Credit: uint64(c.m.o.Credit), PolicyNumber: number, Withheld: withheld,
@@ -388,16 +399,21 @@ func (c *conn) welcome() error {
 		return err
 	}
 	v.mu.Lock()
-	c.in = true
+	c.in, v.entered = true, true
 	v.mu.Unlock()
 	return c.sendPolicy()
 }
 
-// sendPolicy sends the policy in force; an older one never follows a newer.
+// sendPolicy sends the policy in force; an older one never follows a newer. To a
+// connection that is the VM's no more it sends nothing.
 func (c *conn) sendPolicy() error {
 	c.pmu.Lock()
 	defer c.pmu.Unlock()
 	c.v.mu.Lock()
+	if c.v.live != c {
+		c.v.mu.Unlock()
+		return nil
+	}
 	p := c.v.policy
 	c.v.sess.Policy = p.Number
 	c.v.mu.Unlock()

@@ -356,6 +356,87 @@ func TestAgentIsBackBeforeItsConnectionHasEnded(t *testing.T) {
 	})
 }
 
+// TestAgentIsBackBeforeItsViolationHasEnded: it is told to wait, and is no second agent.
+func TestAgentIsBackBeforeItsViolationHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := w.manager(nil)
+		a := prototest.NewAgent(nil)
+		let := make(chan struct{})
+		c := dialOver(t.Context(), m, a, func(nc net.Conn) net.Conn { return lingering{nc, let} })
+		<-a.Up()
+		record, err := prototest.Sample(vsockproto.FileOpen).Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Link().SendEvents(0, record); err != nil {
+			t.Fatal(err)
+		}
+		<-c.agentEnd
+		again := dial(t.Context(), m, prototest.NewAgent(nil))
+		var rejected *link.RejectError
+		if err := <-again.agentEnd; !errors.As(err, &rejected) || rejected.Code != vsockproto.RejectExhausted {
+			t.Errorf("it is told %v", err)
+		}
+		close(let)
+		<-c.hostEnd
+		<-again.hostEnd
+		want(t, "findings", w.rules(), "malformed!")
+	})
+}
+
+// TestHostIsSlowToLetIn: what the host takes to put a session on record is not the
+// agent's silence, and an agent that gave up and tries again is no second one, nor does
+// it begin a second session.
+func TestHostIsSlowToLetIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.slow = make(chan struct{})
+		m := w.manager(nil)
+		go m.Run(t.Context())
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		time.Sleep(30 * time.Second)
+		c.agent.Close()
+		<-c.agentEnd
+		again := dial(t.Context(), m, a)
+		time.Sleep(5 * time.Second) // it waits for ten
+		close(w.slow)
+		<-c.hostEnd
+		select {
+		case <-a.Up():
+		case err := <-again.agentEnd:
+			t.Fatal(err)
+		}
+		send(t, a, vsockproto.FileOpen)
+		settle(t, a)
+		again.hangUp()
+		want(t, "findings", w.rules(), "")
+		want(t, "delivered", w.delivered(), "file_open/1")
+	})
+}
+
+// TestPolicyForAForgottenSession: who was about to send one finds nobody to send it to.
+func TestPolicyForAForgottenSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newWorld().manager(nil)
+		a := prototest.NewAgent(nil)
+		c := dial(t.Context(), m, a)
+		<-a.Up()
+		settle(t, a)
+		v := m.vm(vmID)
+		live := v.live
+		m.Renew(vmID)
+		if err := live.sendPolicy(); err != nil {
+			t.Error(err)
+		}
+		<-c.agentEnd
+		if _, known := m.StatusOf(vmID); known {
+			t.Error("the session is not forgotten")
+		}
+	})
+}
+
 func TestSecondAgentIsAnImpostor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()

@@ -97,7 +97,7 @@ func (m *Manager) load(v *vm) {
 		return
 	}
 	v.mu.Lock()
-	v.sess, v.ledger, v.index = &s.Session, l, s.Index
+	v.sess, v.entered, v.ledger, v.index = &s.Session, true, l, s.Index
 	v.starts, v.unhooked, v.counting, v.lost = s.Starts, s.Unhooked, s.Starts.Marked > 0, l.LostByClass()
 	v.policy.Number = s.Session.Policy + 1 // ours may be another than the earlier monitor's
 	v.mu.Unlock()

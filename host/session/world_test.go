@@ -35,6 +35,7 @@ type world struct {
 	noRoom   bool          // what Room answers, turned round
 	full     bool          // Record has no room for what a proven agent sends
 	gate     chan struct{} // what Deliver waits for, if it is set
+	slow     chan struct{} // what Opened waits for, if it is set
 
 	held    time.Time     // when Record was given what is held, zero when that is Recorded
 	longest time.Duration // from the one to the other
@@ -111,7 +112,13 @@ func (w *world) setRoom(room bool) {
 	w.noRoom = !room
 }
 
-func (w *world) Opened(s *Status) error { return w.fact("opened", s) }
+func (w *world) Opened(s *Status) error {
+	if w.slow != nil {
+		<-w.slow
+	}
+	return w.fact("opened", s)
+}
+
 func (w *world) Closed(s *Status) error { return w.fact("closed", s) }
 
 func (w *world) fact(what string, s *Status) error {
