@@ -14,11 +14,12 @@ var errNoAnswer = errors.New("the file system does not answer")
 
 // patience waits for file systems that others mount and serve. What is asked of one may
 // never return, and nothing ends a thread that waits in the kernel: it is left behind,
-// at most so many times.
+// and no more is asked while there are so many.
 type patience struct {
 	stall time.Duration // how long nothing may move
-	most  int           // how many may be left behind
-	gone  int
+	most  int32         // how many may be left behind at a time
+	until time.Time     // and until when all is waited for
+	gone  atomic.Int32
 }
 
 // asking is one question, under way.
@@ -58,7 +59,8 @@ func (a *asking) end() bool {
 // ask runs do, and undo after it if by then nobody waited any more. Only where ask
 // returns nil may what do has written be read: otherwise do may still be at it.
 func (p *patience) ask(do func(*asking), undo func()) error {
-	if p.gone >= p.most {
+	left := time.Until(p.until)
+	if p.gone.Load() >= p.most || left <= 0 {
 		return errNoAnswer
 	}
 	a, done := &asking{}, make(chan struct{})
@@ -66,19 +68,24 @@ func (p *patience) ask(do func(*asking), undo func()) error {
 		do(a)
 		if !a.end() {
 			undo()
+			p.gone.Add(-1)
 		}
 		close(done)
 	}()
+	last := time.After(left)
 	for {
-		before := a.moves.Load()
+		before, over := a.moves.Load(), false
 		select {
 		case <-done:
 			return nil
+		case <-last:
+			over = true
 		case <-time.After(p.stall):
-			if a.moves.Load() == before && a.desert() {
-				p.gone++
-				return errNoAnswer
-			}
+			over = a.moves.Load() == before
+		}
+		if over && a.desert() {
+			p.gone.Add(1)
+			return errNoAnswer
 		}
 	}
 }

@@ -32,7 +32,7 @@ func fifo(t *testing.T, name string) (path string, answer func()) {
 // TestNoAnswer: what does not answer is left behind, so often and no more, and when it
 // answers after all, that is undone.
 func TestNoAnswer(t *testing.T) {
-	p := patience{stall: 100 * time.Millisecond, most: 2}
+	p := patience{most: 2, until: time.Now().Add(time.Hour)}
 	asked, undone := make(chan struct{}, 9), make(chan struct{}, 9)
 	open := func(path string) error {
 		var f *os.File
@@ -53,6 +53,10 @@ func TestNoAnswer(t *testing.T) {
 		path string
 		want error
 	}{{one, errNoAnswer}, {filepath.Dir(here), nil}, {here, os.ErrNotExist}, {two, errNoAnswer}} {
+		p.stall = time.Minute
+		if c.want == errNoAnswer {
+			p.stall = 100 * time.Millisecond
+		}
 		if err := open(c.path); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.path, err, c.want)
 		}
@@ -68,6 +72,30 @@ func TestNoAnswer(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Fatal("what came late is not undone")
 		}
+	}
+	for end := time.Now().Add(time.Minute); p.gone.Load() > 0 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if err := open(filepath.Dir(here)); err != nil {
+		t.Errorf("when all have answered: %v", err)
+	}
+}
+
+// TestAnswersTooSlowly: what moves is waited for, and not for ever.
+func TestAnswersTooSlowly(t *testing.T) {
+	p := patience{stall: time.Minute, most: 9, until: time.Now().Add(100 * time.Millisecond)}
+	ended := make(chan struct{})
+	if err := p.ask(func(a *asking) {
+		for a.wanted() {
+			a.moved()
+			time.Sleep(time.Millisecond)
+		}
+	}, func() { close(ended) }); !errors.Is(err, errNoAnswer) {
+		t.Error(err)
+	}
+	<-ended
+	if err := p.ask(func(*asking) { t.Error("it is asked when the time is over") }, func() {}); !errors.Is(err, errNoAnswer) {
+		t.Error(err)
 	}
 }
 
@@ -91,17 +119,22 @@ func (s *slow) Read(b []byte) (int, error) {
 // TestASlowProgramIsRead, for as long as it takes, and one that stops coming is not: the
 // next is digested all the same.
 func TestASlowProgramIsRead(t *testing.T) {
-	l := looker{left: 100, patience: patience{stall: 50 * time.Millisecond, most: 1}}
-	whole := &slow{each: 5 * time.Millisecond, left: 1 << 30}
+	p := &patience{stall: 2 * time.Second, most: 1, until: time.Now().Add(time.Hour)}
+	l := looker{left: 100, patience: p}
+	whole := &slow{each: 100 * time.Millisecond, left: 1 << 30}
 	if sum, err := l.sum(whole, 30); err == nil || sum != nil || l.left != 69 { // it has grown
 		t.Errorf("%x, %v, %d left", sum, err, l.left)
 	}
-	stops := &slow{left: 5, until: make(chan struct{})}
+	p.stall = 50 * time.Millisecond
+	stops := &slow{left: 0, until: make(chan struct{})}
 	if sum, err := l.sum(stops, 20); !errors.Is(err, errNoAnswer) || sum != nil || l.left != 49 {
 		t.Errorf("%x, %v, %d left", sum, err, l.left)
 	}
 	close(stops.until) // it comes after all, and must not be in the next one's digest
-	l.patience.gone = 0
+	for end := time.Now().Add(time.Minute); p.gone.Load() > 0 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	p.stall = time.Minute
 	path := filepath.Join(t.TempDir(), "next")
 	if err := os.WriteFile(path, []byte("next"), 0o600); err != nil {
 		t.Fatal(err)

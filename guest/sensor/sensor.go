@@ -46,8 +46,8 @@ type Options struct {
 }
 
 // Sensor is the set of programs in the kernel and the reading end of their
-// rings. Batch, Mark, Settled, Counters, Snapshot and Wait belong to one goroutine; the
-// rest may be called from any.
+// rings. Batch, Mark, Settled, Counters and Wait belong to one goroutine, Snapshot to
+// another; the rest may be called from any.
 type Sensor struct {
 	lock    *os.File
 	loader  *loader
@@ -64,8 +64,13 @@ type Sensor struct {
 
 	stat [16 << 10]byte // room for /proc/stat; belongs to Mark
 
-	steer sync.Mutex           // guards links and objects.programs while policies change; taken before mu
-	links map[string]link.Link // by program
+	steer   sync.Mutex           // guards what follows, and objects.programs, while policies change; taken before mu
+	links   map[string]link.Link // by program
+	looking bool                 // running programs are being digested: mmap_file stays
+	lent    bool                 // and was attached for that
+	steered bool                 // a policy has come meanwhile
+
+	patience patience // Snapshot's
 
 	mu    sync.Mutex // guards the configuration's read-modify-write, and hooks
 	hooks []vsockproto.Hook

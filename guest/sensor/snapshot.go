@@ -53,36 +53,19 @@ func (s *Sensor) Snapshot() (err error) {
 // its faster SHA-256 is a module. A program that runs cannot be written to meanwhile, as
 // far as its file system knows of it.
 //
-// mmap_file tells whose digest it is, and is attached for it where the policy does not
-// ask for it. What is returned are mappings of the programs: as long as they are there,
-// no other file takes the place of one.
+// What is returned are mappings of the programs: as long as they are there, no other
+// file takes the place of one.
 func (s *Sensor) digestRunning() (mapped [][]byte, err error) {
-	s.steer.Lock()
-	defer s.steer.Unlock()
-	if s.links[mmapFile] == nil {
-		if err := s.loader.loadMore(s, []hook{lsm(vsockproto.MmapFile)}); err != nil {
-			return nil, err
-		}
-		k, err := attach(s.objects.programs[mmapFile])
-		if err != nil {
-			return nil, fmt.Errorf("attach %s: %w", mmapFile, err)
-		}
-		defer k.Close()
-	}
-	if err := empty(s.objects.Running, make([]byte, 32)); err != nil {
-		return nil, fmt.Errorf("digests of running programs: %w", err)
-	}
-	if err := s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 1 }); err != nil {
+	if err := s.beginLooking(); err != nil {
 		return nil, err
 	}
-	defer func() {
-		err = errors.Join(err, s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 0 }))
-	}()
+	defer func() { err = errors.Join(err, s.endLooking()) }()
 	exes, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	l := looker{s: s, patience: patience{stall: snapshotStall, most: snapshotStalls}, known: make(map[uint64]bool), left: snapshotBudget}
+	s.patience.stall, s.patience.most, s.patience.until = snapshotStall, snapshotStalls, time.Now().Add(snapshotWithin)
+	l := looker{s: s, patience: &s.patience, known: make(map[uint64]bool), left: snapshotBudget}
 	for _, exe := range exes {
 		if len(l.known) == int(s.objects.Running.MaxEntries()) {
 			break
@@ -95,6 +78,62 @@ func (s *Sensor) digestRunning() (mapped [][]byte, err error) {
 	return l.mapped, nil
 }
 
+// beginLooking has mmap_file tell which inode the agent maps. It is attached for that
+// where the policy does not ask for it, and stays so whatever policies come meanwhile:
+// they do not wait for file systems.
+func (s *Sensor) beginLooking() (err error) {
+	s.steer.Lock()
+	defer s.steer.Unlock()
+	s.looking = true
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.stopLooking())
+		}
+	}()
+	if s.links[mmapFile] == nil {
+		if err := s.loader.loadMore(s, []hook{lsm(vsockproto.MmapFile)}); err != nil {
+			return err
+		}
+		k, err := attach(s.objects.programs[mmapFile])
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", mmapFile, err)
+		}
+		s.links[mmapFile], s.lent = k, true
+	}
+	if err := empty(s.objects.Running, make([]byte, 32)); err != nil {
+		return fmt.Errorf("digests of running programs: %w", err)
+	}
+	return s.configure(func(c *bpf.ProbeAgentConfig) { c.Snapshotting = 1 })
+}
+
+func (s *Sensor) endLooking() error {
+	s.steer.Lock()
+	defer s.steer.Unlock()
+	return s.stopLooking()
+}
+
+// stopLooking leaves mmap_file as the policy in force has it. Called with steer held.
+func (s *Sensor) stopLooking() error {
+	h, wanted := lsm(vsockproto.MmapFile), false
+	err := s.configure(func(c *bpf.ProbeAgentConfig) {
+		c.Snapshotting = 0
+		wanted = h.wanted(wants(c, policy(c.Policy)))
+	})
+	k, lent, steered := s.links[mmapFile], s.lent, s.steered
+	s.looking, s.lent, s.steered = false, false, false
+	switch {
+	case err != nil || k == nil || !lent && !steered:
+	case !wanted:
+		err = s.drop([]string{mmapFile})
+	case lent:
+		err = k.Pin(s.loader.link(mmapFile))
+	}
+	if steered {
+		err = errors.Join(err, s.tell())
+	}
+	return err
+}
+
 // snapshotBudget is how many bytes of programs, all in all, the snapshot has the digests
 // of. Who runs more of them would have the agent read those and not its rings: a file with
 // a hole in it is as large as anybody likes, and each container's copy is another file.
@@ -102,16 +141,17 @@ const snapshotBudget = 1 << 30
 
 // A file system's server may be away, and its programs run: the agent is not silent for
 // it. snapshotStall is how long nothing of a program may come, snapshotStalls how many of
-// them are waited for.
+// them are waited for, and snapshotWithin how long for all that come, however slowly.
 const (
 	snapshotStall  = 5 * time.Second
 	snapshotStalls = 3
+	snapshotWithin = time.Minute
 )
 
 // looker digests programs, each once.
 type looker struct {
 	s        *Sensor
-	patience patience
+	patience *patience
 	mapping  sync.Mutex      // from where Mapped is cleared to where it is read
 	known    map[uint64]bool // by the address of the inode
 	mapped   [][]byte

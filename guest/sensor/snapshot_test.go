@@ -15,7 +15,7 @@ import (
 
 func TestSumOfAProgram(t *testing.T) {
 	broken := errors.New("broken")
-	l := looker{left: 10, patience: patience{stall: time.Minute, most: 1}}
+	l := looker{left: 10, patience: &patience{stall: time.Minute, most: 1, until: time.Now().Add(time.Hour)}}
 	for _, c := range []struct {
 		from string
 		size int64

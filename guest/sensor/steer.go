@@ -47,10 +47,11 @@ func (s *Sensor) SetPolicy(p vsockproto.Policy) error {
 	}
 	var gone []string
 	for _, h := range hooks {
-		if s.links[h.program] != nil && !h.wanted(wanted) {
+		if s.links[h.program] != nil && !h.wanted(wanted) && (!s.looking || h.program != mmapFile) {
 			gone = append(gone, h.program)
 		}
 	}
+	s.steered = s.looking
 	return errors.Join(s.drop(gone), s.tell())
 }
 

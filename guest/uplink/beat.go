@@ -11,13 +11,35 @@ import (
 	"github.com/outguard/outguard/vsockproto/link"
 )
 
-// mend writes a snapshot where the host cannot know what runs: in a new session
-// that is not the first, and after starts of tasks or programs were lost.
+// mend has a snapshot written where the host cannot know what runs: in a new session
+// that is not the first, and after starts of tasks or programs were lost. Signs of life
+// go on meanwhile: it reads programs, from whatever they lie on.
 func (u *Uplink) mend() error {
+	if u.mending != nil {
+		select {
+		case err := <-u.mending:
+			if err := u.mended(err); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
 	if u.Link.Room() < minRoom || !u.due() {
 		return nil
 	}
-	if err := u.Source.Snapshot(); err != nil {
+	mending := make(chan error, 1)
+	u.mending = mending
+	go func() {
+		mending <- u.Source.Snapshot()
+		_ = u.Source.Wake()
+	}()
+	return nil
+}
+
+func (u *Uplink) mended(err error) error {
+	u.mending = nil
+	if err != nil {
 		return fmt.Errorf("write a snapshot: %w", err)
 	}
 	u.log.Info("snapshot written", "critical_lost", u.missed)

@@ -32,6 +32,7 @@ type source struct {
 	err      error
 
 	snapshots int
+	reading   chan struct{} // what a snapshot waits for, if it is set
 }
 
 func newSource(t testing.TB) *source { return &source{t: t, wake: make(chan struct{}, 1)} }
@@ -133,6 +134,11 @@ func (s *source) Snapshot() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.snapshots++
+	if reading := s.reading; reading != nil {
+		s.mu.Unlock()
+		<-reading
+		s.mu.Lock()
+	}
 	return nil
 }
 

@@ -38,7 +38,8 @@ type Source interface {
 	Totals() vsockproto.Totals
 	// Filtering tells of the filters in force.
 	Filtering() (vsockproto.Filtering, error)
-	// Snapshot writes a record for every running task.
+	// Snapshot writes a record for every running task. It may take long, and is called
+	// beside the others, once at a time.
 	Snapshot() error
 }
 
@@ -97,6 +98,8 @@ type Uplink struct {
 	counters []vsockproto.Counter
 	lost     uint64 // critical records, at the last heartbeat
 	missed   uint64 // and of those, up to the last snapshot
+
+	mending chan error // how the snapshot ended that is being written; nil: none is
 
 	orders chan struct{} // a policy has come
 
@@ -283,6 +286,16 @@ func owe[T any](what **T, send func(*T) error) error {
 func (u *Uplink) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, u.drain)
 	defer cancel()
+	if u.mending != nil {
+		select {
+		case err := <-u.mending:
+			if err := u.mended(err); err != nil {
+				return err
+			}
+		case <-time.After(u.drain / 2):
+			u.log.Warn("a snapshot is left behind: what it reads does not come")
+		}
+	}
 	if err := u.Source.Mark(); err != nil {
 		return fmt.Errorf("take counters: %w", err)
 	}

@@ -98,6 +98,53 @@ func TestSnapshotAfterLoss(t *testing.T) {
 	})
 }
 
+// TestSnapshotThatTakesLong: signs of life, records and answers go on beside it, what is
+// lost meanwhile has a snapshot of its own, and the end is not held up.
+func TestSnapshotThatTakesLong(t *testing.T) {
+	lose := func(s *source, lost uint64) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.lost = lost
+	}
+	for _, ends := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLab(t, prototest.HostOptions{})
+			l.src.reading = make(chan struct{})
+			l.run(t, func() {
+				l.src.put(10)
+				time.Sleep(time.Second)
+				lose(l.src, 7)
+				time.Sleep(5 * time.Second)
+				lose(l.src, 8)
+				l.src.put(10)
+				time.Sleep(time.Minute)
+				l.mu.Lock()
+				beats := len(l.beats)
+				l.mu.Unlock()
+				if beats < 60 || l.received() != 20 {
+					t.Errorf("%d heartbeats and %d records in a minute with a snapshot that hangs", beats, l.received())
+				}
+				l.src.mu.Lock()
+				snapshots := l.src.snapshots
+				l.src.mu.Unlock()
+				if snapshots != 1 {
+					t.Errorf("%d snapshots at a time", snapshots)
+				}
+				if ends {
+					close(l.src.reading)
+					time.Sleep(5 * time.Second)
+				}
+			})
+			if want := map[bool]int{true: 2, false: 1}[ends]; l.src.snapshots != want || len(l.byes) != 1 {
+				t.Errorf("%d snapshots, want %d, and %d byes", l.src.snapshots, want, len(l.byes))
+			}
+			if !ends {
+				close(l.src.reading)
+			}
+		})
+	}
+}
+
 // TestSnapshotForANewSession: a host that does not know the session any more
 // gets a snapshot, one that goes on with it does not.
 func TestSnapshotForANewSession(t *testing.T) {
