@@ -184,18 +184,24 @@ func (k *taking) facts(ctx context.Context) (out []Fact) {
 			out = append(out, Fact{name, value})
 		}
 	}
-	_ = k.c.call(ctx, &k.c.lines[0], func(l *libvirt.Libvirt) error {
+	var host [3]string // read only where the call has ended
+	err := k.c.call(ctx, &k.c.lines[0], func(l *libvirt.Libvirt) error {
 		if v, err := l.ConnectGetLibVersion(); err == nil {
-			add("libvirt", dotted(v))
+			host[0] = dotted(v)
 		}
 		if v, err := l.ConnectGetVersion(); err == nil {
-			add("qemu", dotted(v))
+			host[1] = dotted(v)
 		}
 		if name, err := l.ConnectGetHostname(); err == nil {
-			add("host", name)
+			host[2] = name
 		}
 		return nil
 	})
+	if err == nil {
+		add("libvirt", host[0])
+		add("qemu", host[1])
+		add("host", host[2])
+	}
 	d := &k.def
 	add("domain", d.Type)
 	if d.OS != nil && d.OS.Type != nil {

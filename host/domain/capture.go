@@ -120,6 +120,9 @@ func (c *Client) capture(ctx context.Context, vm uuid.UUID, dir string, opts *Ca
 			k.remove()
 		}
 	}()
+	if err := k.endEarlier(ctx); err != nil {
+		return nil, err
+	}
 	s := &Snapshot{VM: vm, Started: time.Now()}
 	for _, part := range []func(context.Context, *Snapshot) error{k.describe, k.space, k.memory, k.disks, k.beside} {
 		if err = part(ctx, s); err != nil {

@@ -5,6 +5,8 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"time"
 
 	libvirt "github.com/digitalocean/go-libvirt"
@@ -104,7 +106,53 @@ func (k *taking) backup(ctx context.Context, req *libvirtxml.DomainBackup) error
 	if err != nil {
 		return err
 	}
-	return k.during(ctx, "disks", k.backupDone)
+	return k.during(ctx, "disks", k.abort, k.backupDone)
+}
+
+// endEarlier ends the copying of disks that a capture began into a directory beside
+// this one's and that nobody ended: its process was killed, or libvirtd went away. The
+// domain is held by it, and QEMU goes on writing to files that are gone.
+func (k *taking) endEarlier(ctx context.Context) error {
+	var text string
+	err := k.c.call(ctx, k.c.of(k.vm), func(l *libvirt.Libvirt) (err error) {
+		text, err = l.DomainBackupGetXMLDesc(k.c.handle(k.vm), 0)
+		return err
+	})
+	if errors.Is(err, ErrUnreachable) || ctx.Err() != nil {
+		return errors.Join(context.Cause(ctx), err)
+	}
+	var b libvirtxml.DomainBackup
+	if err != nil || b.Unmarshal(text) != nil || !into(&b, filepath.Dir(k.dir)) {
+		return nil // none, or somebody else's
+	}
+	k.c.log.Warn("the disks are still copied for an earlier capture; that is ended", "vm", k.vm)
+	k.abort()
+	for end := time.Now().Add(abortWithin); ; {
+		j, err := k.job(ctx, 0)
+		switch {
+		case err != nil:
+			return err
+		case j.kind == 0:
+			return nil
+		case time.Now().After(end):
+			return fmt.Errorf("the disks are still copied for an earlier capture: not ended within %s", abortWithin)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// into reports whether a backup writes into directories of dir.
+func into(b *libvirtxml.DomainBackup, dir string) bool {
+	if b.Push == nil || b.Push.Disks == nil {
+		return false
+	}
+	return slices.ContainsFunc(b.Push.Disks.Disks, func(d libvirtxml.DomainBackupPushDisk) bool {
+		return d.Target != nil && d.Target.File != nil && filepath.Dir(filepath.Dir(d.Target.File.File)) == dir
+	})
 }
 
 // backupDone returns when no job is under way any more, with how it ended.
@@ -112,7 +160,7 @@ func (k *taking) backupDone() error {
 	ctx := context.Background() // ends with the job, which during aborts
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		j, err := k.job(ctx, 0)
-		if err != nil && !lost(err) {
+		if err != nil && !errors.Is(err, ErrUnreachable) { // it goes on without libvirtd
 			return err
 		}
 		if err == nil && j.kind == 0 {

@@ -13,9 +13,9 @@ import (
 const abortWithin = 30 * time.Second
 
 // during runs fn, tells how far libvirt's job has come meanwhile, unless part is
-// "", and aborts the job when ctx ends; it returns after fn has, so that nothing is
-// written any more, unless libvirt does not abort it.
-func (k *taking) during(ctx context.Context, part string, fn func() error) error {
+// "", and has the job end when ctx does, if abort says how; it returns after fn has,
+// so that nothing is written any more, unless that takes too long.
+func (k *taking) during(ctx context.Context, part string, abort func(), fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
 	if part != "" {
@@ -34,9 +34,11 @@ func (k *taking) during(ctx context.Context, part string, fn func() error) error
 			return err
 		case <-ended:
 			ended, late = nil, time.After(abortWithin)
-			k.abort()
+			if abort != nil {
+				abort()
+			}
 		case <-late:
-			return errors.Join(context.Cause(ctx), fmt.Errorf("libvirt has not aborted its job within %s", abortWithin))
+			return errors.Join(context.Cause(ctx), fmt.Errorf("libvirt has not ended its job within %s", abortWithin))
 		case <-tick.C:
 			if part == "" {
 				continue
@@ -54,7 +56,8 @@ func (k *taking) tell(part string, j job) {
 	}
 }
 
-// abort stops the domain's job; there may be none any more.
+// abort stops the domain's job; there may be none any more. Only who began that job
+// may call it: libvirt ends whichever is under way, also a migration.
 func (k *taking) abort() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

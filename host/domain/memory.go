@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -48,7 +49,7 @@ func dumpedFor(why string) string { return "dumped by libvirt, it could not be c
 
 // dumpMemory has libvirt dump the memory. The call returns when the dump is whole.
 func (k *taking) dumpMemory(ctx context.Context, path string) error {
-	err := k.during(ctx, "memory", func() error { return k.dump(ctx, path) })
+	err := k.during(ctx, "memory", nil, func() error { return k.dump(ctx, path) })
 	if err != nil {
 		return fmt.Errorf("dump memory: %w", err)
 	}
@@ -198,10 +199,13 @@ func (k *taking) head(ctx context.Context) (*coreHead, error) {
 		read <- result{h, err}
 	}()
 	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), w.Fd())
-	dumped := k.during(ctx, "", func() error { // fill tells how far the memory is
-		defer w.Close()
+	dumped := k.during(ctx, "", nil, func() error { // fill tells how far the memory is
 		defer r.Close() // not before libvirt has opened it
-		return k.dump(ctx, path)
+		err := k.dump(ctx, path)
+		if errors.Is(err, ErrUnreachable) {
+			return errors.Join(err, giveAway(w))
+		}
+		return errors.Join(err, w.Close())
 	})
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -211,6 +215,27 @@ func (k *taking) head(ctx context.Context) (*coreHead, error) {
 		return nil, errors.Join(errors.New("the dump came to nothing"), dumped)
 	}
 	return got.head, got.err
+}
+
+// givenAway are descriptors that a libvirtd which went away may open yet.
+var givenAway struct {
+	sync.Mutex
+	all []*os.File
+}
+
+// giveAway has f's number lead to /dev/null for as long as this process lives. A
+// libvirtd that has been told the number and has not answered may still come to open
+// it, for writing and to be emptied: by then it would be any file of the monitor's.
+func giveAway(f *os.File) error {
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	givenAway.Lock()
+	defer givenAway.Unlock()
+	givenAway.all = append(givenAway.all, f)
+	return unix.Dup3(int(null.Fd()), int(f.Fd()), unix.O_CLOEXEC)
 }
 
 // peekMost is how much libvirt hands out in one call.

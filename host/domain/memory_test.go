@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -290,4 +291,39 @@ func TestBackendOfCommandLine(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, b, err)
 		}
 	}
+}
+
+// TestGivenAwayDescriptor: who opens it late opens nothing of the monitor's.
+func TestGivenAwayDescriptor(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	path := fmt.Sprintf("/proc/self/fd/%d", w.Fd())
+	if err := giveAway(w); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("the pipe is still open for writing: %d, %v", n, err)
+	}
+	for range 10 { // none of these has its number
+		f, err := os.Create(filepath.Join(t.TempDir(), "record"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+	}
+	runtime.GC()
+	if to, err := os.Readlink(path); err != nil || to != os.DevNull {
+		t.Errorf("it leads to %s, %v", to, err)
+	}
+	late, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := late.Write([]byte("a guest's memory")); err != nil {
+		t.Error(err)
+	}
+	_ = late.Close()
 }
