@@ -20,6 +20,8 @@ type watched struct {
 	// running when the monitor began. Zero while they stand.
 	RunSince time.Time
 	Findings uint64 // since the monitor began
+
+	told time.Time // when an event last said its state
 }
 
 // domains is what the monitor knows of every domain, from libvirt's list and
@@ -44,8 +46,9 @@ func (d *domains) entry(vm uuid.UUID) *watched {
 	return w
 }
 
-// setDomains takes libvirt's whole list.
-func (d *domains) setDomains(list []domain.Domain, now time.Time) {
+// setDomains takes libvirt's whole list, and when it was asked for: what events have
+// told since then is newer.
+func (d *domains) setDomains(list []domain.Domain, asked, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.listed {
@@ -55,11 +58,14 @@ func (d *domains) setDomains(list []domain.Domain, now time.Time) {
 	for _, dom := range list {
 		present[dom.UUID] = true
 		w := d.entry(dom.UUID)
+		if w.told.After(asked) {
+			dom.State, dom.ID = w.State, w.ID
+		}
 		w.Domain = dom
 		w.running(dom.State == domain.Running, now)
 	}
 	for vm, w := range d.all {
-		if !present[vm] {
+		if !present[vm] && !w.told.After(asked) {
 			d.gone(vm, w)
 		}
 	}
@@ -97,12 +103,15 @@ func (d *domains) apply(e domain.Event) (stale bool) {
 		return e.Kind != domain.Rebooted
 	}
 	w := d.entry(e.VM)
-	w.Name, w.State = e.Name, state
+	w.Name, w.State, w.told = e.Name, state, time.Now()
 	if e.Kind == domain.Started || e.Kind == domain.ResumedEvent {
 		w.RunSince = time.Time{} // a new run
 	}
 	w.running(state == domain.Running, e.At)
-	return e.Kind == domain.Started // for its ID
+	if e.Kind == domain.Started || e.Kind == domain.Stopped {
+		w.ID = -1 // the list says which it has now
+	}
+	return e.Kind == domain.Started
 }
 
 // setEnrolments takes the whole list of enrolments.

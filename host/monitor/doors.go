@@ -2,7 +2,6 @@ package monitor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -196,6 +195,7 @@ func (d *doors) refused(r listen.Refusal) {
 type cids struct {
 	list   func() []watched
 	source cidSource
+	asking chan struct{} // held by who asks libvirt: after a start of the monitor all agents come at once
 
 	mu    sync.Mutex
 	known map[uuid.UUID]cidOfRun
@@ -207,7 +207,7 @@ type cidOfRun struct {
 }
 
 func newCIDs(list func() []watched, source cidSource) *cids {
-	return &cids{list: list, source: source, known: map[uuid.UUID]cidOfRun{}}
+	return &cids{list: list, source: source, asking: make(chan struct{}, 1), known: map[uuid.UUID]cidOfRun{}}
 }
 
 // speaks reports whether a domain can be the one that connects.
@@ -221,7 +221,17 @@ func (c *cids) DomainByCID(ctx context.Context, cid uint32) (uuid.UUID, error) {
 	defer cancel()
 	list := c.list()
 	c.drop(list)
-	var errs []error
+	if vm, ok := c.remembered(list, cid); ok {
+		return vm, nil
+	}
+	select {
+	case c.asking <- struct{}{}:
+		defer func() { <-c.asking }()
+	case <-ctx.Done():
+		return uuid.Nil, fmt.Errorf("CID %d: %w", cid, ctx.Err())
+	}
+	var last error
+	failed := 0
 	for _, w := range list {
 		if !w.speaks() {
 			continue
@@ -230,11 +240,30 @@ func (c *cids) DomainByCID(ctx context.Context, cid uint32) (uuid.UUID, error) {
 		if err == nil && have == cid {
 			return w.UUID, nil
 		}
-		errs = append(errs, err)
+		if err != nil {
+			last, failed = err, failed+1
+		}
 	}
-	return uuid.Nil, errors.Join(append(errs, fmt.Errorf("CID %d: %w", cid, listen.ErrStranger))...)
+	err := fmt.Errorf("CID %d: %w", cid, listen.ErrStranger)
+	if failed > 0 {
+		err = fmt.Errorf("%w; libvirt did not say it of %d domains: %w", err, failed, last)
+	}
+	return uuid.Nil, err
 }
 
+// remembered finds the domain without libvirt.
+func (c *cids) remembered(list []watched, cid uint32) (uuid.UUID, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range list {
+		if known, ok := c.known[w.UUID]; ok && known.cid == cid && known.run == w.ID && w.speaks() {
+			return w.UUID, true
+		}
+	}
+	return uuid.Nil, false
+}
+
+// of is a domain's CID. Of a run whose id is not known yet it is not kept.
 func (c *cids) of(ctx context.Context, vm uuid.UUID, run int) (uint32, error) {
 	c.mu.Lock()
 	known, ok := c.known[vm]
@@ -243,8 +272,8 @@ func (c *cids) of(ctx context.Context, vm uuid.UUID, run int) (uint32, error) {
 		return known.cid, nil
 	}
 	cid, err := c.source.CID(ctx, vm)
-	if err != nil {
-		return 0, err
+	if err != nil || run < 0 {
+		return cid, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -95,4 +96,39 @@ func TestCIDsAreKeptForARun(t *testing.T) {
 
 	c.drop(nil) // as when the list changes
 	look(7, a, 5, "after it had stopped")
+}
+
+// TestAllAgentsAtOnce: libvirt is asked once for each domain, however many agents come
+// before the first is known, and of a run whose id is not known nothing is kept.
+func TestAllAgentsAtOnce(t *testing.T) {
+	l := &libvirtCIDs{cids: map[uuid.UUID]uint32{}}
+	var list []watched
+	for i := range 100 {
+		vm := uuid.UUID{byte(i + 1)}
+		l.cids[vm] = uint32(i + 3)
+		list = append(list, runs(vm, i+1, domain.Running, domain.KernelVsock))
+	}
+	c := newCIDs(func() []watched { return list }, l)
+	var all sync.WaitGroup
+	for vm, cid := range l.cids {
+		all.Go(func() {
+			if got, err := c.DomainByCID(t.Context(), cid); got != vm || err != nil {
+				t.Errorf("CID %d: %v, %v", cid, got, err)
+			}
+		})
+	}
+	all.Wait()
+	if l.asked != len(list) {
+		t.Errorf("libvirt was asked %d times of %d domains", l.asked, len(list))
+	}
+
+	list = []watched{runs(uuid.UUID{1}, -1, domain.Running, domain.KernelVsock)}
+	for range 2 {
+		if got, err := c.DomainByCID(t.Context(), 3); got != list[0].UUID || err != nil {
+			t.Errorf("just started: %v, %v", got, err)
+		}
+	}
+	if want := 102; l.asked != want {
+		t.Errorf("asked %d times, want %d", l.asked, want)
+	}
 }

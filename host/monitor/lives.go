@@ -18,15 +18,21 @@ import (
 // events do not say who asked.
 type lives struct {
 	mu       sync.Mutex
-	expected map[expectation]time.Time // until when; zero: the call is under way
-	stands   map[uuid.UUID]bool        // paused by an order of this process, and not resumed by one
-	reverted map[uuid.UUID]time.Time   // when somebody else's revert was told of last
+	expected map[expectation]wait
+	stands   map[uuid.UUID]time.Time // paused by an order of this process, since when, and not resumed by one
+	reverted map[uuid.UUID]time.Time // when somebody else's revert was told of last
 }
 
 // expectation is an event that an order causes.
 type expectation struct {
 	vm   uuid.UUID
 	kind domain.EventKind
+}
+
+// wait is for an expected event.
+type wait struct {
+	until  time.Time // zero: the call is under way
+	failed bool      // it was, and may have come to something
 }
 
 // revertTakes is longer than libvirt takes over a revert.
@@ -36,23 +42,27 @@ const revertTakes = 30 * time.Second
 const eventWithin = 5 * time.Second
 
 func newLives() *lives {
-	return &lives{expected: map[expectation]time.Time{}, stands: map[uuid.UUID]bool{}, reverted: map[uuid.UUID]time.Time{}}
+	return &lives{expected: map[expectation]wait{}, stands: map[uuid.UUID]time.Time{}, reverted: map[uuid.UUID]time.Time{}}
 }
 
 // during carries out a call that causes an event of that kind.
 func (l *lives) during(vm uuid.UUID, kind domain.EventKind, call func() error) error {
 	e := expectation{vm, kind}
 	l.mu.Lock()
-	l.expected[e] = time.Time{}
+	l.expected[e] = wait{}
 	l.mu.Unlock()
 	err := call()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, waits := l.expected[e]; waits {
-		l.expected[e] = time.Now().Add(eventWithin)
+		l.expected[e] = wait{time.Now().Add(eventWithin), err != nil}
 	}
-	if err == nil {
-		l.stands[vm] = kind == domain.SuspendedEvent
+	switch {
+	case err != nil:
+	case kind == domain.SuspendedEvent:
+		l.stands[vm] = time.Now()
+	default:
+		delete(l.stands, vm)
 	}
 	return err
 }
@@ -77,12 +87,15 @@ func (l *lives) ours(e domain.Event) (caused, stood bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x := expectation{e.VM, e.Kind}
-	until, caused := l.expected[x]
+	w, caused := l.expected[x]
 	delete(l.expected, x)
-	if caused && !until.IsZero() && e.At.After(until) {
+	if caused && !w.until.IsZero() && e.At.After(w.until) {
 		caused = false
 	}
-	stood = l.stands[e.VM]
+	_, stood = l.stands[e.VM]
+	if caused && !w.until.IsZero() && !w.failed {
+		return caused, stood // its call has noted what it did, and the next order may have, too
+	}
 	if e.Kind == domain.ResumedEvent || e.Kind == domain.Started || e.Kind == domain.Stopped {
 		delete(l.stands, e.VM)
 	}
@@ -99,14 +112,15 @@ func (l *lives) tellsOfRevert(e domain.Event) bool {
 	return !told || e.At.Sub(last) > revertTakes
 }
 
-// ranOn returns the domains of a list that run although an order had them stand:
-// nobody was told when that changed.
-func (l *lives) ranOn(list []domain.Domain) (out []uuid.UUID) {
+// ranOn returns the domains of a list that run although an order had them stand
+// when it was asked for: nobody was told when that changed.
+func (l *lives) ranOn(list []domain.Domain, asked time.Time) (out []uuid.UUID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, d := range list {
 		_, resuming := l.expected[expectation{d.UUID, domain.ResumedEvent}]
-		if d.State == domain.Running && l.stands[d.UUID] && !resuming {
+		since, stands := l.stands[d.UUID]
+		if d.State == domain.Running && stands && since.Before(asked) && !resuming {
 			delete(l.stands, d.UUID)
 			out = append(out, d.UUID)
 		}
@@ -165,8 +179,8 @@ func (m *Monitor) somebodyElse(e domain.Event) {
 }
 
 // stillStanding finds what was resumed while libvirt could not be heard.
-func (m *Monitor) stillStanding(list []domain.Domain) {
-	for _, vm := range m.lives.ranOn(list) {
+func (m *Monitor) stillStanding(list []domain.Domain, asked time.Time) {
+	for _, vm := range m.lives.ranOn(list, asked) {
 		f := engine.Finding{
 			VM: vm, Rule: "domain/resumed", Severity: engine.High,
 			Reason: "The VM runs, not by an order, although an order had it stand; libvirt could not be heard meanwhile.",

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -45,15 +46,41 @@ func TestWhoseEvent(t *testing.T) {
 		pause(func() {})
 		running := []domain.Domain{{UUID: a, State: domain.Running}, {UUID: b, State: domain.Running}}
 		_ = l.during(a, domain.ResumedEvent, func() error {
-			if got := l.ranOn(running); len(got) != 0 {
+			time.Sleep(time.Millisecond)
+			if got := l.ranOn(running, time.Now()); len(got) != 0 {
 				t.Errorf("an order resumes %v", got)
 			}
 			return nil
 		})
 		want("by the order", event(a, domain.ResumedEvent), [2]bool{true, false})
+		before := time.Now()
+		time.Sleep(time.Millisecond)
 		pause(func() {})
-		if got := l.ranOn(running); !slices.Equal(got, []uuid.UUID{a}) || len(l.ranOn(running)) != 0 {
+		if got := l.ranOn(running, before); len(got) != 0 {
+			t.Errorf("paused since the list was asked for: %v", got)
+		}
+		time.Sleep(time.Millisecond)
+		if got := l.ranOn(running, time.Now()); !slices.Equal(got, []uuid.UUID{a}) || len(l.ranOn(running, time.Now())) != 0 {
 			t.Errorf("ran on: %v", got)
+		}
+
+		resume := func(err error) {
+			_ = l.during(a, domain.ResumedEvent, func() error { return err })
+		}
+		pause(func() {})
+		want("paused", event(a, domain.SuspendedEvent), [2]bool{true, true})
+		resume(nil)
+		pause(func() {}) // before libvirt's event of the resume is seen
+		want("of the order before", event(a, domain.ResumedEvent), [2]bool{true, true})
+		want("paused again", event(a, domain.SuspendedEvent), [2]bool{true, true})
+		want("resumed by somebody after all", event(a, domain.ResumedEvent), [2]bool{false, true})
+		pause(func() {})
+		want("paused", event(a, domain.SuspendedEvent), [2]bool{true, true})
+		resume(errors.New("no answer in time"))
+		want("it was resumed, late", event(a, domain.ResumedEvent), [2]bool{true, true})
+		time.Sleep(time.Millisecond)
+		if got := l.ranOn(running, time.Now()); len(got) != 0 {
+			t.Errorf("an order had %v resumed", got)
 		}
 	})
 }
@@ -91,8 +118,8 @@ func TestRevertIsOurs(t *testing.T) {
 			if err := l.reverting(vm, paused, func() error { said(true); return nil }); err != nil {
 				t.Fatal(err)
 			}
-			if l.stands[vm] != paused {
-				t.Errorf("paused %v: stands %v", paused, l.stands[vm])
+			if _, stands := l.stands[vm]; stands != paused {
+				t.Errorf("paused %v: stands %v", paused, stands)
 			}
 			time.Sleep(eventWithin + time.Second)
 			said(false)

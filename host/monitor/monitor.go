@@ -42,6 +42,7 @@ type Monitor struct {
 	journal   *respond.Journal
 	libvirt   *domain.Client
 	domains   *domains
+	stale     chan struct{} // libvirt's list is to be read again
 	lives     *lives
 	metrics   *metrics.Metrics
 	judge     *judge
@@ -68,7 +69,7 @@ type Monitor struct {
 
 // New makes a monitor; it opens and starts nothing.
 func New(cfg *Config, version string, log *slog.Logger) *Monitor {
-	return &Monitor{cfg: cfg, version: version, log: log}
+	return &Monitor{cfg: cfg, version: version, log: log, stale: make(chan struct{}, 1)}
 }
 
 // Check validates what Run would read besides the configuration.

@@ -113,7 +113,7 @@ func (b backend) Capture(ctx context.Context, vm uuid.UUID, revertible bool, by 
 	}
 	defer b.m.captures.watch(vm, progress)()
 	if !paused {
-		if o, err := b.order(ctx, vm, by, respond.Pause); err != nil {
+		if o, err := b.pauseFor(ctx, vm, by); err != nil {
 			return o, err
 		}
 	}
@@ -134,6 +134,22 @@ func (b backend) Capture(ctx context.Context, vm uuid.UUID, revertible bool, by 
 		captured = b.kept(ctx, o, keeping[0])
 	}
 	return o, errors.Join(captured, err)
+}
+
+// pauseFor has a VM that runs stand for a capture. Where that was not waited for to its
+// end (the caller went away, or libvirtd) the pause may yet come about, and nobody would
+// end it: an order to resume follows it.
+func (b backend) pauseFor(ctx context.Context, vm uuid.UUID, by api.Caller) (*apipb.Order, error) {
+	pausing, err := b.submit(ctx, vm, by, respond.Pause, "")
+	if err != nil {
+		return nil, err
+	}
+	o, err := b.settled(ctx, pausing[0])
+	if err != nil && (o == nil || o.Ended == "") {
+		_, follows := b.submit(context.WithoutCancel(ctx), vm, by, respond.Resume, "")
+		err = errors.Join(err, follows)
+	}
+	return o, err
 }
 
 // kept waits for what makes a capture revertible.

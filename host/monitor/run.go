@@ -38,6 +38,7 @@ func (m *Monitor) stages() stages {
 		stage{name: "replay", ready: m.replay},
 		stage{name: "counters", run: newCounters(m).run},
 		stage{name: "sessions", run: m.sessions.Run},
+		stage{name: "list", run: m.keepList},
 		stage{name: "libvirt", run: func(ctx context.Context) error { return m.libvirt.Watch(ctx, m.happened) }},
 		stage{name: "enrolments", run: m.watchEnrolments},
 		stage{name: "groups", run: newGrouping(m).run},
@@ -112,8 +113,6 @@ func (m *Monitor) notify(state string) {
 // send is recorded and judged meanwhile.
 func (m *Monitor) look(ctx context.Context) error {
 	m.readEnrolments()
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
 	if err := m.readDomains(ctx); err != nil {
 		m.log.Error("libvirt is away: events are recorded and judged, orders wait", "error", err)
 	}
@@ -121,14 +120,49 @@ func (m *Monitor) look(ctx context.Context) error {
 }
 
 func (m *Monitor) readDomains(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	asked := time.Now()
 	list, err := m.libvirt.List(ctx)
 	m.metrics.LibvirtUp(err == nil)
 	if err != nil {
 		return err
 	}
-	m.domains.setDomains(list, time.Now())
-	m.stillStanding(list)
+	m.domains.setDomains(list, asked, time.Now())
+	m.stillStanding(list, asked)
 	return nil
+}
+
+// listAgain is how long after a list that failed the next one is asked for.
+const listAgain = 5 * time.Second
+
+// keepList reads libvirt's list whenever an event says that it has changed, once for
+// as many as have come meanwhile. A list takes as long as libvirt takes over its
+// slowest domain, and events of all others go on.
+func (m *Monitor) keepList(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.stale:
+		}
+		if err := m.readDomains(ctx); err != nil && ctx.Err() == nil {
+			m.log.Warn("list domains", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(listAgain):
+				m.relist()
+			}
+		}
+	}
+}
+
+// relist has the list read again.
+func (m *Monitor) relist() {
+	select {
+	case m.stale <- struct{}{}:
+	default: // it will be
+	}
 }
 
 // happened takes libvirt's events.
@@ -143,13 +177,8 @@ func (m *Monitor) happened(e domain.Event) {
 	case e.Kind == domain.Started || e.Kind == domain.Rebooted:
 		m.sessions.Booted(e.VM)
 	}
-	if !stale {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := m.readDomains(ctx); err != nil {
-		m.log.Warn("list domains", "error", err)
+	if stale {
+		m.relist()
 	}
 }
 
