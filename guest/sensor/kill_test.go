@@ -219,7 +219,7 @@ func (c *city) dial(v *victim) uplink.DialFunc {
 		go func() {
 			defer c.served.Done()
 			switch err := c.host.Serve(host); {
-			case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe):
+			case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe), errors.Is(err, net.ErrClosed):
 			default:
 				c.t.Errorf("the host: %v", err)
 			}

@@ -119,7 +119,7 @@ func TestWatchHangsUp(t *testing.T) {
 		if slices.Contains(w.asked, procRegister) {
 			subscribed++
 		}
-		if slices.Contains(w.asked, procDeregister) || len(w.early) > 0 || w.asked[len(w.asked)-1] != procConnectClose {
+		if slices.Contains(w.asked, procDeregister) || len(w.early) > 0 || !slices.Contains(w.asked, procConnectClose) {
 			t.Errorf("a connection had calls %v, and at its close %v under way", w.asked, w.early)
 		}
 		w.mu.Unlock()

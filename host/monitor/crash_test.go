@@ -306,7 +306,7 @@ func killedGivingUp(t *testing.T, p failpoint.Point) {
 	sent := uint64(1)
 	died := make(chan struct{})
 	go func() {
-		for range 60 { // each some 900 KiB, until it is killed and a little longer
+		for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); { // each some 900 KiB, until it is killed
 			sent += 500
 			if err := a.Send(t.Context(), noise(500)...); err != nil {
 				sending <- err

@@ -150,19 +150,28 @@ func TestKilledAroundTheGuest(t *testing.T) {
 				h.arm(p)
 				bad := opened("/new")
 				bad.CgroupID = 4711
+				began := time.Now()
 				if err := a.Send(t.Context(), bad); err != nil {
 					t.Fatal(err)
 				}
 				h.died(p)
+				again := time.Now()
 				h.start()
 				if err := a.Drained(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				if o := h.order(step, state); o.Recovered != (p != failpoint.Settled) {
+				o := h.settled(step)
+				switch {
+				case o.Recovered != (p != failpoint.Settled):
 					t.Errorf("order: %v", o)
-				}
-				if n := asked.Load(); step != "alert" && (n == 0 || n > 2) {
-					t.Errorf("the guest was asked %d times", n)
+				case step != "alert" && tooSlow(o, began, again):
+					t.Logf("on a machine that is so slow it is %s: %s", o.State, o.Error)
+				case o.State != state:
+					t.Errorf("order: %v", o)
+				default:
+					if n := asked.Load(); step != "alert" && (n == 0 || n > 2) {
+						t.Errorf("the guest was asked %d times", n)
+					}
 				}
 				if told, err := os.ReadFile(h.root + "/told"); step == "alert" && (err != nil || !strings.Contains(string(told), "/new")) {
 					t.Errorf("told %q, %v", told, err)
@@ -176,4 +185,17 @@ func TestKilledAroundTheGuest(t *testing.T) {
 			})
 		}
 	}
+}
+
+// tooSlow tells of an order, given since began, that came to nothing because the next
+// monitor, started again, was too late for it: it is too old after 5 seconds, and the
+// agent has 3 to be back and to answer.
+func tooSlow(o *apipb.Order, began, again time.Time) bool {
+	switch {
+	case o.State == "skipped" && strings.Contains(o.Error, "before a restart"):
+		return time.Since(began) > 5*time.Second
+	case o.State == "failed" && (strings.Contains(o.Error, "no agent is connected") || strings.Contains(o.Error, "has not answered")):
+		return time.Since(again) > 3*time.Second
+	}
+	return false
 }
