@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -37,36 +38,75 @@ type Client struct {
 	life  context.Context // until Close
 	end   context.CancelFunc
 
-	mu      sync.Mutex // guards names, and that nothing begins after Close
+	mu      sync.Mutex // guards names and turns, and that nothing begins after Close
 	names   map[uuid.UUID]string
-	pending sync.WaitGroup // calls and watches under way
+	turns   map[uuid.UUID]chan struct{} // held while a domain is being changed
+	pending sync.WaitGroup              // calls and watches under way
 }
 
 const perVM = 4
 
-// line is one connection.
+// line is one connection, and those that it had before on which a call hangs.
 type line struct {
 	mu   sync.Mutex // guards what follows; held while dialling, for DialTimeout at most
-	conn *libvirt.Libvirt
-	raw  net.Conn // beneath it: the library does not close what broke
+	conn *connection
+	hung []*connection
 }
 
-// take empties the line.
-func (n *line) take() (*libvirt.Libvirt, net.Conn) {
-	conn, raw := n.conn, n.raw
-	n.conn, n.raw = nil, nil
-	return conn, raw
+// connection is one to libvirtd.
+type connection struct {
+	*libvirt.Libvirt
+	raw   net.Conn // beneath it: the library does not close what broke
+	calls int      // under way; line.mu
 }
 
 // drop forgets a connection that no longer answers.
-func (n *line) drop(l *libvirt.Libvirt) {
+func (n *line) drop(c *connection) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.conn != l {
-		return
+	if n.conn == c {
+		n.conn = nil
+		_ = c.raw.Close()
 	}
-	if _, raw := n.take(); raw != nil {
-		_ = raw.Close()
+}
+
+// leaveToIt has a connection to the calls that are under way on it: the next ones are
+// made over another.
+func (n *line) leaveToIt(c *connection) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conn == c {
+		n.conn, n.hung = nil, append(n.hung, c)
+	}
+}
+
+// done counts a call that has come back. The last on a connection that was left to them
+// takes leave of it.
+func (n *line) done(c *connection) {
+	n.mu.Lock()
+	c.calls--
+	i := slices.Index(n.hung, c)
+	last := c.calls == 0 && i >= 0
+	if last {
+		n.hung = slices.Delete(n.hung, i, i+1)
+	}
+	n.mu.Unlock()
+	if last {
+		c.hangUp()
+	}
+}
+
+// hangUp ends the line's connections.
+func (n *line) hangUp() {
+	n.mu.Lock()
+	c, hung := n.conn, n.hung
+	n.conn, n.hung = nil, nil
+	n.mu.Unlock()
+	for _, c := range hung {
+		_ = c.raw.Close()
+	}
+	if c != nil {
+		c.hangUp()
 	}
 }
 
@@ -74,22 +114,16 @@ func (n *line) drop(l *libvirt.Libvirt) {
 const leaveWithin = time.Second
 
 // hangUp takes leave of libvirtd.
-func (n *line) hangUp() {
-	n.mu.Lock()
-	conn, raw := n.take()
-	n.mu.Unlock()
-	if conn == nil {
-		return
-	}
-	late := time.AfterFunc(leaveWithin, func() { _ = raw.Close() })
-	_ = conn.Disconnect() // says only that it was gone already
+func (c *connection) hangUp() {
+	late := time.AfterFunc(leaveWithin, func() { _ = c.raw.Close() })
+	_ = c.Disconnect() // says only that it was gone already
 	late.Stop()
-	_ = raw.Close()
+	_ = c.raw.Close()
 }
 
 // New returns a client; it connects at its first call.
 func New(opts *Options) *Client {
-	c := &Client{names: map[uuid.UUID]string{}}
+	c := &Client{names: map[uuid.UUID]string{}, turns: map[uuid.UUID]chan struct{}{}}
 	c.life, c.end = context.WithCancel(context.Background())
 	if opts != nil {
 		c.opts = *opts
@@ -130,19 +164,21 @@ func (c *Client) begin() error {
 	return nil
 }
 
-// connect returns the line's live connection, and makes one where there is
-// none.
-func (c *Client) connect(n *line) (*libvirt.Libvirt, error) {
+// connect returns the line's live connection, for one call, and makes one where
+// there is none.
+func (c *Client) connect(n *line) (*connection, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if c.life.Err() != nil { // Close takes away what is connected from here on
 		return nil, ErrClosed
 	}
 	if n.conn != nil && n.conn.IsConnected() {
+		n.conn.calls++
 		return n.conn, nil
 	}
-	if _, raw := n.take(); raw != nil {
-		_ = raw.Close()
+	if n.conn != nil {
+		_ = n.conn.raw.Close()
+		n.conn = nil
 	}
 	d := &dialer{path: c.opts.Socket, timeout: c.opts.DialTimeout}
 	l := libvirt.NewWithDialer(d)
@@ -157,8 +193,8 @@ func (c *Client) connect(n *line) (*libvirt.Libvirt, error) {
 		return nil, unreachable(c.opts.Socket, err)
 	}
 	c.log.Debug("connected to libvirtd", "socket", c.opts.Socket)
-	n.conn, n.raw = l, d.conn
-	return l, nil
+	n.conn = &connection{Libvirt: l, raw: d.conn, calls: 1}
+	return n.conn, nil
 }
 
 // dialer bounds not only the dialling but all of the first exchange, which
@@ -191,32 +227,74 @@ func lost(err error) bool {
 		errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
+// hangsAfter is how long a call has to have taken that nobody waits for any more, for
+// others not to be made over its connection.
+const hangsAfter = time.Second
+
 // call runs fn with a connection and returns when fn has, or when ctx ends;
 // libvirt's calls cannot be withdrawn, so fn may then still be under way.
 func (c *Client) call(ctx context.Context, n *line, fn func(*libvirt.Libvirt) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	return c.callThen(ctx, n, fn, func() {})
+}
+
+// callThen calls ended when fn is over, or will not be run.
+func (c *Client) callThen(ctx context.Context, n *line, fn func(*libvirt.Libvirt) error, ended func()) error {
+	err := ctx.Err()
+	if err == nil {
+		err = c.begin()
 	}
-	if err := c.begin(); err != nil {
+	if err != nil {
+		ended()
 		return explain(err)
 	}
+	began := time.Now()
+	on := make(chan *connection, 1)
 	done := make(chan error, 1)
 	go func() {
 		defer c.pending.Done()
 		l, err := c.connect(n)
 		if err == nil {
-			if err = fn(l); lost(err) {
+			on <- l
+			if err = fn(l.Libvirt); lost(err) {
 				n.drop(l)
 			}
+			n.done(l)
 		}
+		ended()
 		done <- err
 	}()
 	select {
 	case err := <-done:
 		return explain(err)
 	case <-ctx.Done():
-		return ctx.Err()
 	}
+	if time.Since(began) > hangsAfter {
+		select {
+		case l := <-on:
+			n.leaveToIt(l)
+		default: // it is not connected yet
+		}
+	}
+	return ctx.Err()
+}
+
+// inTurn is call for what changes a domain: one call after the other. What libvirt has
+// not come back from takes effect when it does, and is not to undo what was asked later;
+// nor is a domain whose QEMU hangs to have many calls under way.
+func (c *Client) inTurn(ctx context.Context, vm uuid.UUID, fn func(*libvirt.Libvirt) error) error {
+	c.mu.Lock()
+	turn := c.turns[vm]
+	if turn == nil {
+		turn = make(chan struct{}, 1)
+		c.turns[vm] = turn
+	}
+	c.mu.Unlock()
+	select {
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("libvirt has not come back from an earlier call about the domain: %w", ctx.Err())
+	}
+	return c.callThen(ctx, c.of(vm), fn, func() { <-turn })
 }
 
 // read is call for what changes nothing: it is tried once more where the

@@ -207,7 +207,7 @@ func (c *Client) Resume(ctx context.Context, vm uuid.UUID) error {
 
 // change asks for a state and checks that it has come about.
 func (c *Client) change(ctx context.Context, vm uuid.UUID, want State, ask func(*libvirt.Libvirt, libvirt.Domain) error) error {
-	return c.call(ctx, c.of(vm), func(l *libvirt.Libvirt) error {
+	return c.inTurn(ctx, vm, func(l *libvirt.Libvirt) error {
 		d := c.handle(vm)
 		failpoint.At(failpoint.Asking)
 		asked := ask(l, d)

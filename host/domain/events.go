@@ -99,7 +99,7 @@ func (c *Client) watchOnce(ctx context.Context, handle func(Event)) error {
 		return err
 	}
 	// A libvirtd that does not answer the first calls is not waited for.
-	raw := n.raw
+	raw := conn.raw
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(leaveWithin, func() { _ = raw.Close() }) })()
 	var life <-chan libvirt.DomainEventLifecycleMsg
 	var boots <-chan any

@@ -132,7 +132,7 @@ func (c *Client) setLinks(ctx context.Context, vm uuid.UUID, macs []string, up b
 }
 
 func (c *Client) setLink(ctx context.Context, vm uuid.UUID, device string, flags libvirt.DomainDeviceModifyFlags) error {
-	return c.call(ctx, c.of(vm), func(l *libvirt.Libvirt) error {
+	return c.inTurn(ctx, vm, func(l *libvirt.Libvirt) error {
 		failpoint.At(failpoint.Asking)
 		err := l.DomainUpdateDeviceFlags(c.handle(vm), device, flags)
 		failpoint.At(failpoint.Asked)

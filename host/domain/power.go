@@ -26,7 +26,8 @@ func (c *Client) Active(ctx context.Context, vm uuid.UUID) (bool, error) {
 }
 
 // Destroy ends the domain's QEMU, as pulling its plug would, and returns when
-// libvirt says that it is off; one that is off already is no error.
+// libvirt says that it is off; one that is off already is no error. It does not wait for
+// an earlier call about the domain: it is what ends one on which QEMU hangs.
 func (c *Client) Destroy(ctx context.Context, vm uuid.UUID) error {
 	err := c.call(ctx, c.of(vm), func(l *libvirt.Libvirt) error {
 		failpoint.At(failpoint.Asking)
@@ -82,7 +83,7 @@ func (c *Client) reset(ctx context.Context, vm uuid.UUID) error {
 	if err := arrived(ctx, ready, "watch for it"); err != nil {
 		return c.unless(ctx, vm, err)
 	}
-	err := c.call(ctx, c.of(vm), func(l *libvirt.Libvirt) error {
+	err := c.inTurn(ctx, vm, func(l *libvirt.Libvirt) error {
 		failpoint.At(failpoint.Asking)
 		err := l.DomainReset(c.handle(vm), 0)
 		failpoint.At(failpoint.Asked)

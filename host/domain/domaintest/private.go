@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -113,6 +114,30 @@ func (p *Private) Kill() {
 			p.t.Fatal("the private libvirtd does not end")
 		}
 	}
+}
+
+// Signal sends a signal to a domain's QEMU.
+func (p *Private) Signal(vm uuid.UUID, signal syscall.Signal) {
+	p.t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, path := range all {
+		b, _ := os.ReadFile(path) // it may be gone
+		if !strings.Contains(string(b), "\x00-uuid\x00"+vm.String()+"\x00") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err == nil {
+			err = syscall.Kill(pid, signal)
+		}
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return
+	}
+	p.t.Fatalf("%s has no QEMU", vm)
 }
 
 func (p *Private) virsh(args ...string) error {
