@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -189,6 +190,14 @@ type guest struct {
 func (g *guest) Proven() {
 	g.late.Stop()
 	g.door.release(g)
+}
+
+// File is a copy of the connection's descriptor, nil where it has none.
+func (g *guest) File() (*os.File, error) {
+	if c, ok := g.Conn.(interface{ File() (*os.File, error) }); ok {
+		return c.File()
+	}
+	return nil, nil
 }
 
 // Unread is how many bytes of the guest's wait in the host's kernel; 0 where

@@ -44,6 +44,7 @@ type Monitor struct {
 	domains   *domains
 	stale     chan struct{} // libvirt's list is to be read again
 	lives     *lives
+	standing  *standing
 	metrics   *metrics.Metrics
 	judge     *judge
 	engines   []*engines.Supervisor
@@ -248,7 +249,7 @@ func (m *Monitor) wire() error {
 	if err := m.shelf.sweep(); err != nil {
 		m.log.Warn("what is left of captures that were given up or packed", "error", err)
 	}
-	m.lives = newLives()
+	m.lives, m.standing = newLives(), newStanding(m)
 	m.responder = respond.New(m.journal, hands{m.libvirt, m.lives}, m.captures, m, &respond.Options{
 		Away: m.cfg.Orders.Wait, Alerts: newAlerter(m), Guest: inGuest{m}, Held: m.judge.held, Observe: m.judge.settled, Log: m.log,
 	})

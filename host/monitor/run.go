@@ -38,6 +38,7 @@ func (m *Monitor) stages() stages {
 		stage{name: "replay", ready: m.replay},
 		stage{name: "counters", run: newCounters(m).run},
 		stage{name: "sessions", run: m.sessions.Run},
+		stage{name: "standing", ready: m.standing.take, run: m.standing.run},
 		stage{name: "list", run: m.keepList},
 		stage{name: "libvirt", run: func(ctx context.Context) error { return m.libvirt.Watch(ctx, m.happened) }},
 		stage{name: "enrolments", run: m.watchEnrolments},
@@ -130,6 +131,7 @@ func (m *Monitor) readDomains(ctx context.Context) error {
 	}
 	m.domains.setDomains(list, asked, time.Now())
 	m.stillStanding(list, asked)
+	m.standing.followAll()
 	return nil
 }
 
@@ -168,6 +170,7 @@ func (m *Monitor) relist() {
 // happened takes libvirt's events.
 func (m *Monitor) happened(e domain.Event) {
 	stale := m.domains.apply(e)
+	m.standing.follow(e.VM)
 	m.lifecycle(e)
 	m.somebodyElse(e)
 	m.isolation(e)

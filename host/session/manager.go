@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -191,6 +192,25 @@ func (m *Manager) SetPolicy(id uuid.UUID, types []vsockproto.EventType, filters 
 		return number, nil
 	}
 	return number, live.sendPolicy()
+}
+
+// Descriptor is a copy of the descriptor of the VM's connection, which the caller closes;
+// nil where there is none.
+func (m *Manager) Descriptor(id uuid.UUID) (*os.File, error) {
+	v := m.known(id)
+	if v == nil {
+		return nil, nil
+	}
+	v.mu.Lock()
+	live := v.live
+	v.mu.Unlock()
+	if live == nil {
+		return nil, nil
+	}
+	if c, ok := live.nc.(interface{ File() (*os.File, error) }); ok {
+		return c.File()
+	}
+	return nil, nil
 }
 
 // decide brings the VM's policy up to date with what the configuration says of

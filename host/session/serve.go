@@ -60,7 +60,13 @@ func (m *Manager) Serve(ctx context.Context, nc net.Conn, id uuid.UUID, transpor
 	c.link = link.NewHost(nc, &link.HostOptions{Handshake: m.o.Handshake, Write: deafBeats * m.o.Heartbeat, Tap: c.tap})
 	defer close(c.done)
 	defer c.link.Close()
-	stop := context.AfterFunc(ctx, func() { _ = c.link.Reject(vsockproto.RejectClosing, "the monitor stops") })
+	stop := context.AfterFunc(ctx, func() {
+		if m.stands(c.v) { // its device does not survive being told: see Manager.SetPolicy
+			_ = c.link.Close()
+			return
+		}
+		_ = c.link.Reject(vsockproto.RejectClosing, "the monitor stops")
+	})
 	defer stop()
 
 	// A handshake reaches deep, into ciphers and files. It has a stack of its own:

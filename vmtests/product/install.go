@@ -52,6 +52,8 @@ var ErrForeign = errors.New("an installation of somebody else's")
 type Install struct {
 	Layout
 	Bin string // where the binaries were built
+
+	Manager *Manager // of the service; nil: it has none
 }
 
 // Files of an installation, beside the binaries.

@@ -37,6 +37,9 @@ func (p *Install) StartMonitor(ctx context.Context) error {
 	cmd := exec.Command("setpriv", "--reuid=outguard", "--regid=outguard", "--groups=outguard,libvirt,outguard-engine",
 		"--inh-caps="+capabilities, "--ambient-caps="+capabilities, "--bounding-set="+capabilities,
 		filepath.Join(p.Lib, "outguardd"), "--config", p.ConfigFile())
+	if p.Manager != nil {
+		p.Manager.prepare(cmd)
+	}
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

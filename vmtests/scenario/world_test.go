@@ -69,6 +69,13 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.kernel = line
+	t.Cleanup(func() {
+		if w.install != nil && w.install.Manager != nil {
+			if err := w.install.Manager.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	if w.img, err = image.Build(t.Context(), filepath.Join(cache, "images"), &image.Options{Kernel: kernel, Files: w.guestFiles(t, kernel)}); err != nil {
 		t.Fatal(err)
 	}
@@ -123,6 +130,9 @@ func (w *world) ensureInstalled(ctx context.Context) error {
 	}
 	p, err := product.New(ctx, w.layout, filepath.Join(w.clone, "bin"), product.Files{Config: w.config(), Playbook: playbook})
 	if err != nil {
+		return err
+	}
+	if p.Manager, err = product.NewManager(w.layout.Run); err != nil {
 		return err
 	}
 	w.install = p
