@@ -12,6 +12,13 @@
  */
 #define DIGEST_LIMIT (64LL << 20)
 
+/*
+ * The kernel reads a file for its digest without being preempted (6.1, 6.12) and
+ * without looking at signals, and a hole is as long as anybody likes: beyond this,
+ * what is run has none either. At the slowest it takes seconds.
+ */
+#define RUN_LIMIT (512LL << 20)
+
 /* The file systems that TSEM calls pseudo; see tsem/SPEC.md section 2. */
 static __always_inline bool is_pseudo(__u32 magic)
 {
@@ -146,7 +153,8 @@ static __always_inline __u8 digest(struct file *file, struct inode *inode, __u8 
 }
 
 /*
- * What is run is digested wherever it lies and however large it is. Otherwise:
+ * What is run is digested wherever it lies, unless it is far too large, which is a
+ * failure and said to be. Otherwise:
  * regular files, not on pseudo file systems, opened to be read only (what is
  * open for writing has no settled content), up to a limit. Readable: the open
  * is complete. Before that the kernel refuses to read the file. F is filled.
@@ -156,7 +164,10 @@ static __always_inline __u8 digest_for(struct file_body *f, struct file *file, s
 {
 	if ((f->mode & S_IFMT) != S_IFREG)
 		return DIGEST_NO_FILE;
-	if (!run) {
+	if (run) {
+		if (f->size > RUN_LIMIT)
+			return DIGEST_FAILED;
+	} else {
 		if (is_pseudo(f->magic))
 			return DIGEST_NO_FILE;
 		if ((file->f_mode & (FMODE_READ | FMODE_WRITE)) != FMODE_READ || f->size > DIGEST_LIMIT)

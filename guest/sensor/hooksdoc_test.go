@@ -63,7 +63,7 @@ func TestEveryHookHasAProgram(t *testing.T) {
 	}
 	for _, s := range []*ebpf.CollectionSpec{first, further} {
 		for _, name := range slices.Concat(pinned, privateMaps) {
-			if s.Maps[name] == nil {
+			if s.Maps[name] == nil && (s == first || name != named) {
 				t.Errorf("an object without the map %s", name)
 			}
 		}

@@ -26,7 +26,10 @@ import (
 // so it lives and dies with them; what the snapshot needs is, since the agent and
 // programs that it took over speak of it to each other.
 // Frames come behind the rings that they are about.
-var pinned = []string{"critical", "bulk", "config", "counters", "labels", "ipc_labels", "state", "frames", "mapped", "running", "filter_sets", "filter_keys", "filter_paths", "filtered"}
+var pinned = []string{"critical", "bulk", "config", "counters", "labels", "ipc_labels", "state", "frames", named, "mapped", "running", "filter_sets", "filter_keys", "filter_paths", "filtered"}
+
+// named tells of which cgroups the host knows the path; no further program names one.
+const named = "named"
 
 // loader brings the programs into the kernel.
 type loader struct {
@@ -196,6 +199,9 @@ func (l *loader) fit(spec *ebpf.CollectionSpec) error {
 func (l *loader) fitMaps(spec *ebpf.CollectionSpec) error {
 	for _, name := range pinned {
 		m, ok := spec.Maps[name]
+		if !ok && name == named && spec.Programs[fileOpen] == nil {
+			continue
+		}
 		if !ok {
 			return fmt.Errorf("map %s: %w", name, os.ErrNotExist)
 		}

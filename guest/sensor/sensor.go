@@ -179,9 +179,12 @@ func (s *Sensor) Close() error {
 	if s.bell != nil {
 		errs = append(errs, s.bell.close())
 	}
+	s.steer.Lock() // a snapshot may still be at it
+	defer s.steer.Unlock()
 	for _, l := range s.links {
 		errs = append(errs, l.Close())
 	}
+	clear(s.links)
 	errs = append(errs, s.objects.Close())
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())

@@ -25,14 +25,17 @@ import (
 // computed first: an iterator cannot.
 func (s *Sensor) Snapshot() (err error) {
 	programs, err := s.digestRunning()
-	defer func() { err = errors.Join(err, unmap(programs)) }()
+	defer func() { go unmap(programs) }() // a file's server may be told, and is not waited for
 	if err != nil {
 		return err
 	}
 	if err := empty(s.objects.Named, make([]byte, 8)); err != nil { // each cgroup is named again
 		return fmt.Errorf("snapshot: %w", err)
 	}
-	it, err := link.AttachIter(link.IterOptions{Program: s.objects.programs[snapshot]})
+	s.steer.Lock()
+	program := s.objects.programs[snapshot]
+	s.steer.Unlock()
+	it, err := link.AttachIter(link.IterOptions{Program: program})
 	if err != nil {
 		return fmt.Errorf("iterate tasks: %w", err)
 	}

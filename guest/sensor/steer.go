@@ -45,6 +45,7 @@ func (s *Sensor) SetPolicy(p vsockproto.Policy) error {
 	if err != nil {
 		return errors.Join(err, s.drop(fresh))
 	}
+	lent := lsm(vsockproto.MmapFile)
 	var gone []string
 	for _, h := range hooks {
 		if s.links[h.program] != nil && !h.wanted(wanted) && (!s.looking || h.program != mmapFile) {
@@ -52,7 +53,10 @@ func (s *Sensor) SetPolicy(p vsockproto.Policy) error {
 		}
 	}
 	s.steered = s.looking
-	return errors.Join(s.drop(gone), s.tell())
+	if s.lent && lent.wanted(wanted) { // it is the policy's from here on
+		s.lent, err = false, s.links[mmapFile].Pin(s.loader.link(mmapFile))
+	}
+	return errors.Join(err, s.drop(gone), s.tell())
 }
 
 // add attaches what want asks for and is not attached, and names it. Called with

@@ -14,19 +14,17 @@ import (
 // mend has a snapshot written where the host cannot know what runs: in a new session
 // that is not the first, and after starts of tasks or programs were lost. Signs of life
 // go on meanwhile: it reads programs, from whatever they lie on.
-func (u *Uplink) mend() error {
+func (u *Uplink) mend() {
 	if u.mending != nil {
 		select {
 		case err := <-u.mending:
-			if err := u.mended(err); err != nil {
-				return err
-			}
+			u.mended(err)
 		default:
-			return nil
+			return
 		}
 	}
 	if u.Link.Room() < minRoom || !u.due() {
-		return nil
+		return
 	}
 	mending := make(chan error, 1)
 	u.mending = mending
@@ -34,25 +32,32 @@ func (u *Uplink) mend() error {
 		mending <- u.Source.Snapshot()
 		_ = u.Source.Wake()
 	}()
-	return nil
 }
 
-func (u *Uplink) mended(err error) error {
+// mended takes note of a snapshot that is over. One that failed is due again after a while.
+func (u *Uplink) mended(err error) {
 	u.mending = nil
-	if err != nil {
-		return fmt.Errorf("write a snapshot: %w", err)
+	if err == nil {
+		u.log.Info("snapshot written", "critical_lost", u.missed)
+		return
 	}
-	u.log.Info("snapshot written", "critical_lost", u.missed)
-	return nil
+	u.log.Warn("no snapshot; it is tried again", "error", err)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.again, u.notBefore = true, time.Now().Add(mendAgain)
 }
+
+const mendAgain = 10 * time.Second
 
 // due reports once that a snapshot is due.
 func (u *Uplink) due() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	due := u.again
+	if !u.again || time.Now().Before(u.notBefore) {
+		return false
+	}
 	u.again = false
-	return due
+	return true
 }
 
 // tally finds out whether critical records were lost that no snapshot has made

@@ -32,6 +32,7 @@ type source struct {
 	err      error
 
 	snapshots int
+	fails     int           // of them, the first
 	reading   chan struct{} // what a snapshot waits for, if it is set
 }
 
@@ -134,6 +135,9 @@ func (s *source) Snapshot() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.snapshots++
+	if s.snapshots <= s.fails {
+		return errors.New("no snapshot")
+	}
 	if reading := s.reading; reading != nil {
 		s.mu.Unlock()
 		<-reading

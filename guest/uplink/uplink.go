@@ -103,16 +103,17 @@ type Uplink struct {
 
 	orders chan struct{} // a policy has come
 
-	mu      sync.Mutex            // guards what follows
-	policy  *vsockproto.Policy    // not yet put into force
-	begun   bool                  // a session has begun since the last one was
-	beat    time.Duration         // between heartbeats, as the host asked
-	fresh   bool                  // welcomed since the last heartbeat
-	stale   bool                  // the last snapshot belongs to an earlier session
-	again   bool                  // a snapshot is due
-	ended   bool                  // Bye is sent: the host will close the connection
-	answers *vsockproto.PolicyAck // not yet sent
-	sung    *vsockproto.CanaryAck // not yet sent
+	mu        sync.Mutex            // guards what follows
+	policy    *vsockproto.Policy    // not yet put into force
+	begun     bool                  // a session has begun since the last one was
+	beat      time.Duration         // between heartbeats, as the host asked
+	fresh     bool                  // welcomed since the last heartbeat
+	stale     bool                  // the last snapshot belongs to an earlier session
+	again     bool                  // a snapshot is due
+	notBefore time.Time             // and when
+	ended     bool                  // Bye is sent: the host will close the connection
+	answers   *vsockproto.PolicyAck // not yet sent
+	sung      *vsockproto.CanaryAck // not yet sent
 
 	obeyed []*vsockproto.CommandAck // not yet sent, maxObeyed at most
 }
@@ -177,9 +178,7 @@ func (u *Uplink) carry(ctx context.Context) error {
 		if err := u.pulse(); err != nil {
 			return err
 		}
-		if err := u.mend(); err != nil {
-			return err
-		}
+		u.mend()
 		moved, err := u.move()
 		if err != nil {
 			return err
@@ -289,9 +288,7 @@ func (u *Uplink) finish(ctx context.Context) error {
 	if u.mending != nil {
 		select {
 		case err := <-u.mending:
-			if err := u.mended(err); err != nil {
-				return err
-			}
+			u.mended(err)
 		case <-time.After(u.drain / 2):
 			u.log.Warn("a snapshot is left behind: what it reads does not come")
 		}

@@ -145,6 +145,25 @@ func TestSnapshotThatTakesLong(t *testing.T) {
 	}
 }
 
+// TestSnapshotThatFails is tried again after a while, and the agent goes on.
+func TestSnapshotThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, prototest.HostOptions{})
+		l.src.fails = 2
+		l.run(t, func() {
+			l.src.put(10)
+			time.Sleep(time.Second)
+			l.src.mu.Lock()
+			l.src.lost = 7
+			l.src.mu.Unlock()
+			time.Sleep(time.Minute)
+		})
+		if l.src.snapshots != 3 {
+			t.Errorf("%d snapshots, want 3", l.src.snapshots)
+		}
+	})
+}
+
 // TestSnapshotForANewSession: a host that does not know the session any more
 // gets a snapshot, one that goes on with it does not.
 func TestSnapshotForANewSession(t *testing.T) {

@@ -83,6 +83,8 @@ func run(args []string) error {
 		return times(n, garbage)
 	case "mute":
 		return mute(args[1], n)
+	case "sparse":
+		return times(n, func() error { return sparse(args[1]) })
 	case "hold":
 		count, err := strconv.Atoi(args[1])
 		if err != nil {
