@@ -120,16 +120,25 @@ func (a *app) verifyEvidence(ctx context.Context, dir string, keys func() (note.
 	}
 	for i := range reports {
 		r := &reports[i]
+		unread := error(nil) // the last one's, if it is no verdict
+		if i == len(reports)-1 && err != nil && r.OK() {
+			unread = err
+		}
 		if a.json {
+			text := ""
+			if unread != nil {
+				text = unread.Error()
+			}
 			if err := a.printJSON(struct {
-				OK bool `json:"ok"`
+				OK    bool   `json:"ok"`
+				Error string `json:"error,omitempty"`
 				*evidence.Report
-			}{r.OK(), r}); err != nil {
+			}{r.OK() && unread == nil, text, r}); err != nil {
 				return err
 			}
 			continue
 		}
-		a.evidenceLine(r)
+		a.evidenceLine(r, unread)
 	}
 	if err == nil && isPart(reports) {
 		_, _ = fmt.Fprintf(a.err, "no %s is here: this is a part of a record, and what was asked for, and whether something is missing before or behind it, nobody states\n", evidence.StatementFile)
@@ -180,7 +189,7 @@ func (a *app) verifyExport(ctx context.Context, dir string, v note.Verifier) err
 		a.printf("exported %s: %s\n", s.Made.Local().Format(time.DateTime), asked(s))
 	}
 	for i := range r.Streams {
-		a.evidenceLine(&r.Streams[i].Report)
+		a.evidenceLine(&r.Streams[i].Report, nil)
 		if r.Streams[i].OK() {
 			a.endsLines(r.Statement, &r.Streams[i])
 		}
@@ -283,10 +292,13 @@ func streamsIn(dir string) ([]string, error) {
 	return evidence.ExportDirs(dir)
 }
 
-func (a *app) evidenceLine(r *evidence.Report) {
+func (a *app) evidenceLine(r *evidence.Report, unread error) {
 	state := "ok"
-	if !r.OK() {
+	switch {
+	case !r.OK():
 		state = "CORRUPT: " + r.Problem.Error()
+	case unread != nil:
+		state = "NOT READ: " + unread.Error()
 	}
 	a.printf("%-36s  records %d to %d, %s, %d signed heads, %d records after the last head%s: %s\n",
 		quote(streamName(r.Stream)), r.First, r.Next, size(uint64(r.Bytes)), r.Heads, r.Unsigned, givenUp(r), quoteSentence(state))

@@ -23,8 +23,9 @@ type key struct {
 	dry  bool
 }
 
-// spent names a limit: of one VM, or with the zero UUID of all.
+// spent names a limit: of one VM, or with the zero UUID of the host itself; or of all.
 type spent struct {
+	all  bool
 	vm   uuid.UUID
 	step Step
 	dry  bool
@@ -86,8 +87,8 @@ func (h *History) note(d *Decision, t Trial, dry bool) {
 	}
 	for _, s := range t.Steps {
 		if limited(s) {
-			h.spend(spent{d.VM, s, dry}, d.At)
-			h.spend(spent{uuid.Nil, s, dry}, d.At)
+			h.spend(spent{false, d.VM, s, dry}, d.At)
+			h.spend(spent{true, uuid.Nil, s, dry}, d.At)
 		}
 	}
 }
@@ -105,14 +106,16 @@ func (h *History) clearSeen(vm uuid.UUID, rule string) {
 // MaxPer of them, nor further back than MaxWindow.
 func (h *History) spend(k spent, at time.Time) {
 	all := h.steps[k]
-	old := len(all) - MaxPer + 1
+	i, _ := slices.BinarySearchFunc(all, at, time.Time.Compare) // the next monitor reads one VM after the other
+	all = slices.Insert(all, i, at)
+	old := len(all) - MaxPer
 	for i, t := range all {
-		if t.After(at.Add(-MaxWindow)) {
+		if t.After(all[len(all)-1].Add(-MaxWindow)) {
 			old = max(old, i)
 			break
 		}
 	}
-	h.steps[k] = append(slices.Delete(all, 0, max(old, 0)), at)
+	h.steps[k] = slices.Delete(all, 0, max(old, 0))
 }
 
 // within counts what was spent since a moment.
@@ -194,10 +197,10 @@ func (l *Limits) spent(s Step, in Input, h *History, dry bool) string {
 	if !ok {
 		return ""
 	}
-	if b := limit.VM; h.within(spent{in.Finding.VM, s, dry}, in.Now.Add(-b.Per)) >= b.N {
+	if b := limit.VM; h.within(spent{false, in.Finding.VM, s, dry}, in.Now.Add(-b.Per)) >= b.N {
 		return fmt.Sprintf("limit of this VM: %s", b)
 	}
-	if b := limit.Total; h.within(spent{uuid.Nil, s, dry}, in.Now.Add(-b.Per)) >= b.N {
+	if b := limit.Total; h.within(spent{true, uuid.Nil, s, dry}, in.Now.Add(-b.Per)) >= b.N {
 		return fmt.Sprintf("limit of all VMs: %s", b)
 	}
 	return ""

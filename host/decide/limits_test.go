@@ -124,7 +124,7 @@ func TestHistoryIsBounded(t *testing.T) {
 	for range 3 { // days later
 		decideAndNote(p, about(vm, 72*time.Hour), h)
 	}
-	if n := len(h.steps[spent{vm, Capture, false}]); n != 3 {
+	if n := len(h.steps[spent{false, vm, Capture, false}]); n != 3 {
 		t.Errorf("%d times are kept after days", n)
 	}
 }
@@ -143,6 +143,38 @@ func TestHostsOwn(t *testing.T) {
 	}
 	if d := decideAndNote(p, about(vm, 0), h); d.Rule != "vms" {
 		t.Errorf("a VM's: %+v", d)
+	}
+}
+
+// TestHostHasItsOwnLimit: what VMs use up of a limit is theirs, not the host's.
+func TestHostHasItsOwnLimit(t *testing.T) {
+	p, h := parse(t, `alerts: [{name: a, command: [/bin/true]}]
+limits: {alert: {vm: 2/1h, total: 100/1h}}
+rules:
+  - {name: vms, match: {}, steps: [alert], once_per: event}
+  - {name: host, match: {host: true}, steps: [alert]}
+`), &History{}
+	for i := range 10 {
+		decideAndNote(p, about(uuid.UUID{byte(i + 1)}, 0), h)
+	}
+	for i, want := range []int{1, 1, 0} {
+		if d := decideAndNote(p, about(uuid.Nil, time.Minute), h); d.Rule != "host" || len(d.Steps) != want {
+			t.Errorf("%d: %+v", i, d)
+		}
+	}
+}
+
+// TestLimitsInAnyOrder: after a start decisions are noted one VM after the other.
+func TestLimitsInAnyOrder(t *testing.T) {
+	p, h := parse(t, "limits: {capture: {vm: 9/1h, total: 3/1h}}\nrules: [{name: a, match: {}, steps: [pause, capture], once_per: event}]\n"), &History{}
+	now := about(vm, 30*time.Hour)
+	for i, ago := range []time.Duration{30 * time.Minute, 20 * time.Hour, 10 * time.Minute, 15 * time.Hour} {
+		h.Note(Decision{VM: uuid.UUID{byte(i + 1)}, Rule: "a", At: now.Now.Add(-ago), Steps: []Step{Pause, Capture}})
+	}
+	for i, want := range []int{2, 1} { // two within the hour, and one more
+		if d := decideAndNote(p, now, h); len(d.Steps) != want {
+			t.Errorf("%d: %v, dropped %v", i, d.Steps, d.Dropped)
+		}
 	}
 }
 

@@ -43,7 +43,7 @@ type capturer struct {
 // watcher is told of a VM's captures: one may be packed while the next is taken.
 type watcher struct {
 	vm   uuid.UUID
-	tell func(*apipb.Progress)
+	news chan *apipb.Progress // the newest that it has not been told
 }
 
 func newCapturer(m *Monitor) *capturer {
@@ -55,22 +55,38 @@ func newCapturer(m *Monitor) *capturer {
 func (c *capturer) watch(vm uuid.UUID, tell func(*apipb.Progress)) (stop func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w := &watcher{vm, tell}
+	w := &watcher{vm, make(chan *apipb.Progress, 1)}
 	c.watching[w] = true
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		for p := range w.news {
+			tell(p)
+		}
+	}()
 	return func() {
 		c.mu.Lock()
-		defer c.mu.Unlock()
 		delete(c.watching, w)
+		close(w.news)
+		c.mu.Unlock()
+		<-told
 	}
 }
 
+// tell leaves each watcher the newest: who does not read holds up no capture, of this VM
+// or another.
 func (c *capturer) tell(vm uuid.UUID, step string, done, total uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for w := range c.watching {
-		if w.vm == vm {
-			w.tell(&apipb.Progress{Step: step, Done: done, Total: total})
+		if w.vm != vm {
+			continue
 		}
+		select {
+		case <-w.news:
+		default:
+		}
+		w.news <- &apipb.Progress{Step: step, Done: done, Total: total}
 	}
 }
 

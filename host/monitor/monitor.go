@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"filippo.io/age"
@@ -58,6 +59,7 @@ type Monitor struct {
 	tell       []engine.Finding // of opening the files
 	owed       owed             // what has no room on the record
 	hangups    <-chan os.Signal // have the playbook read anew; nil: nobody does
+	settled    atomic.Bool      // domains have their names, and engines what they had missed: records may be given up
 	loose      sync.WaitGroup   // findings that could not be told where they were made
 	enrolled   *domain.Enrolled
 	enrolError string // what is wrong with the enrolments, as last logged

@@ -157,8 +157,8 @@ func newAgain(vm uuid.UUID) *again { return &again{vm: vm, next: map[uuid.UUID]u
 // session that began before the first record, or before records that were given
 // up, its first frame here is taken to be in order.
 func (a *again) batch(rec *evidence.Record) (engine.Batch, bool) {
-	if rec.Index != a.after {
-		clear(a.next) // what was between has been given up
+	if rec.Index != a.after || rec.Kind == evidence.KindTombstone {
+		clear(a.next) // what was between has been given up, or was never kept
 	}
 	a.after = rec.Index + 1
 	if rec.Kind != evidence.KindFrame {

@@ -81,7 +81,7 @@ func (m *Monitor) retaining() *evidence.Retaining {
 	finding := api.KindKey(uint16(evidence.KindFinding))
 	return &evidence.Retaining{
 		Of: func(vm uuid.UUID) evidence.Retention {
-			if vm == uuid.Nil {
+			if vm == uuid.Nil || !m.settled.Load() { // the host's; and no name is known yet
 				return evidence.Retention{}
 			}
 			return m.cfg.Evidence.Retention.of(m.domains.name(vm))

@@ -36,6 +36,7 @@ func (m *Monitor) stages() stages {
 		stage{name: "findings", ready: m.judge.settleEarlier},
 		stage{name: "playbook", ready: m.tellPlaybook, run: m.followPlaybook},
 		stage{name: "replay", ready: m.replay},
+		stage{name: "retention", ready: func(context.Context) error { m.settled.Store(true); return nil }},
 		stage{name: "counters", run: newCounters(m).run},
 		stage{name: "sessions", run: m.sessions.Run},
 		stage{name: "standing", ready: m.standing.take, run: m.standing.run},

@@ -23,6 +23,7 @@ import (
 // the evidence in it is whole.
 const (
 	maxTold      = 20_000  // events before the subject's, and as many after it
+	maxToldBytes = 8 << 20 // of their records: told in JSON they are several times as large
 	maxFindings  = 200     // beside the subject
 	maxDecisions = 200     //
 	maxRead      = 1 << 17 // records, from the end of what is read
@@ -47,8 +48,9 @@ type story struct {
 	findings []engine.Finding
 	more     int
 	decided  []decide.Decision
-	before   ring[kept]
+	before   recent
 	after    []kept
+	bytes    int   // of after's records
 	unkept   int   // events after the subject's for which there was no room
 	broken   error // what kept the record from being read to its end
 	passed   bool
@@ -71,28 +73,28 @@ type kept struct {
 	record   []byte
 }
 
-// ring keeps the newest of what is added.
-type ring[T any] struct {
-	all     []T
-	at      int
+// recent are the last events of many: no more than maxTold, of no more than maxToldBytes.
+type recent struct {
+	all     []kept
+	from    int // those before are dropped
+	bytes   int
 	dropped int
 }
 
-// slot is the place of what is added next: a new one, or that of the oldest.
-func (r *ring[T]) slot(most int) *T {
-	if len(r.all) < most {
-		var v T
-		r.all = append(r.all, v)
-		return &r.all[len(r.all)-1]
+func (r *recent) add(k kept) {
+	r.all = append(r.all, k)
+	for r.bytes += len(k.record); len(r.all)-r.from > maxTold || r.bytes > maxToldBytes; r.from++ {
+		r.bytes -= len(r.all[r.from].record)
+		r.all[r.from] = kept{}
+		r.dropped++
 	}
-	at := &r.all[r.at]
-	r.at = (r.at + 1) % most
-	r.dropped++
-	return at
+	if r.from > maxTold {
+		r.all, r.from = append(r.all[:0], r.all[r.from:]...), 0
+	}
 }
 
 // list returns what is kept, the oldest first.
-func (r *ring[T]) list() []T { return append(slices.Clone(r.all[r.at:]), r.all[:r.at]...) }
+func (r *recent) list() []kept { return slices.Clone(r.all[r.from:]) }
 
 // tell reads what the record tells. window is the first record of the bundle's
 // evidence, since when the session began, zero where that is not known. What
@@ -240,10 +242,10 @@ func (s *story) event(b *engine.Batch, e *vsockproto.Event, record []byte) {
 	}
 	switch {
 	case !s.passed:
-		k := s.before.slot(maxTold)
-		*k = kept{b.Index, b.Session, b.Received, key, subject, append(k.record[:0], record...)}
+		s.before.add(kept{b.Index, b.Session, b.Received, key, subject, slices.Clone(record)})
 		s.passed = subject
-	case len(s.after) < maxTold:
+	case s.unkept == 0 && len(s.after) < maxTold && s.bytes+len(record) <= maxToldBytes:
+		s.bytes += len(record)
 		s.after = append(s.after, kept{b.Index, b.Session, b.Received, key, subject, slices.Clone(record)})
 	default:
 		s.unkept++

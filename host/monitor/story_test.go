@@ -218,12 +218,30 @@ func TestStoryIsBounded(t *testing.T) {
 	if got := s.spans(); len(got) != 1 || got[0] != [2]uint64{10, 1_000_000} || len(s.gaps) != 0 {
 		t.Errorf("%v, %q", got, s.gaps)
 	}
-	var r ring[int]
-	for i := range 10 {
-		*r.slot(4) = i
-	}
-	if !slices.Equal(r.list(), []int{6, 7, 8, 9}) || r.dropped != 6 {
-		t.Errorf("%v, %d dropped", r.list(), r.dropped)
+}
+
+// TestRecent: the last events are kept, bounded by their number and by their bytes.
+func TestRecent(t *testing.T) {
+	for _, c := range []struct{ events, size, kept int }{
+		{10, 100, 10},
+		{3 * maxTold, 100, maxTold},
+		{3000, 8 << 10, maxToldBytes / (8 << 10)},
+		{1, maxToldBytes + 1, 0},
+	} {
+		var r recent
+		record := make([]byte, c.size)
+		for i := range c.events {
+			r.add(kept{index: uint64(i), record: record})
+		}
+		list := r.list()
+		if len(list) != c.kept || r.dropped != c.events-c.kept {
+			t.Errorf("%d events of %d bytes: %d kept, %d dropped", c.events, c.size, len(list), r.dropped)
+		}
+		for i, k := range list {
+			if want := uint64(c.events - c.kept + i); k.index != want || k.record == nil {
+				t.Fatalf("event %d in the place of %d", k.index, want)
+			}
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -127,17 +128,35 @@ func TestLeftovers(t *testing.T) {
 // else waits for another of the same VM.
 func TestWatchers(t *testing.T) {
 	c, vm := newCapturer(nil), uuid.New()
-	var told [3]int
-	count := func(i int) func(*apipb.Progress) { return func(*apipb.Progress) { told[i]++ } }
-	first, second := c.watch(vm, count(0)), c.watch(vm, count(1))
-	defer c.watch(uuid.New(), count(2))()
-	c.tell(vm, "pack memory", 1, 2)
+	heard := func(to *[]uint64) func(*apipb.Progress) {
+		return func(p *apipb.Progress) { *to = append(*to, p.Done) }
+	}
+	var one, two, other []uint64
+	first, second, third := c.watch(vm, heard(&one)), c.watch(vm, heard(&two)), c.watch(uuid.New(), heard(&other))
+	c.tell(vm, "pack memory", 1, 3)
 	first()
-	c.tell(vm, "memory", 1, 2)
+	c.tell(vm, "memory", 2, 3)
 	second()
-	c.tell(vm, "memory", 2, 2)
-	if told != [3]int{1, 2, 0} {
-		t.Errorf("told %v", told)
+	c.tell(vm, "memory", 3, 3)
+	third()
+	if !slices.Equal(one, []uint64{1}) || len(two) == 0 || two[len(two)-1] != 2 || len(other) != 0 {
+		t.Errorf("told %v, %v and %v", one, two, other)
+	}
+}
+
+// TestWatcherThatDoesNotRead holds nobody up, and hears the newest when it does.
+func TestWatcherThatDoesNotRead(t *testing.T) {
+	c, vm := newCapturer(nil), uuid.New()
+	reads := make(chan struct{})
+	var heard []uint64
+	stop := c.watch(vm, func(p *apipb.Progress) { <-reads; heard = append(heard, p.Done) })
+	for i := range uint64(1000) {
+		c.tell(vm, "memory", i, 1000)
+	}
+	close(reads)
+	stop()
+	if n := len(heard); n == 0 || n > 3 || heard[n-1] != 999 {
+		t.Errorf("heard %v", heard)
 	}
 }
 

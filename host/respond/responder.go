@@ -146,7 +146,12 @@ type lane struct {
 	target string
 }
 
-func (o *Order) lane() lane { return lane{o.VM, o.Target} }
+func (o *Order) lane() lane {
+	if o.Kind == Alert {
+		return lane{o.VM, o.Target}
+	}
+	return lane{vm: o.VM} // the target is a saved state's name, if any
+}
 
 // queue holds the orders of one lane.
 type queue struct {
@@ -426,6 +431,9 @@ func (r *Responder) carry(ctx context.Context, q *queue, j *job) bool {
 	} else if err == nil {
 		if res.Status == "" {
 			res.Status = Done
+		}
+		if res.Status == Skipped && j.order.Kind == Revert { // what was to run after it is not to run without
+			q.broken = j.order.Group
 		}
 	} else if ctx.Err() != nil {
 		r.log.Warn("order interrupted", "order", j.order.ID, "kind", j.order.Kind, "vm", j.order.VM)

@@ -93,8 +93,8 @@ func TestRevertIsNotRepeated(t *testing.T) {
 	b := newBox(j)
 	r := New(j, b, b, b, nil) // does not run: as if it were killed
 	var all []Order
-	for _, k := range []Kind{Save, Revert} {
-		orders, err := r.Submit(t.Context(), Request{VM: vm1, Steps: []Kind{k}, State: "s1", Asked: "test"})
+	for _, steps := range [][]Kind{{Save}, {Revert, Resume}} {
+		orders, err := r.Submit(t.Context(), Request{VM: vm1, Steps: steps, State: "s1", Asked: "test"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -113,6 +113,9 @@ func TestRevertIsNotRepeated(t *testing.T) {
 	}
 	if res := wait(t, r, all[1]); res.Status != Skipped {
 		t.Errorf("revert: %+v", res)
+	}
+	if res := wait(t, r, all[2]); res.Status != Skipped { // it was to run as it was before, and does not
+		t.Errorf("resume: %+v", res)
 	}
 	if said := b.said(); strings.Contains(said, "revert s1") || strings.Contains(said, "save s1") {
 		t.Errorf("libvirt was asked: %s", said)
