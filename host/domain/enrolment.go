@@ -112,6 +112,7 @@ DefaultDependencies=no
 After=systemd-modules-load.service
 Before=sysinit.target
 ConditionVirtualization=vm
+StartLimitIntervalSec=0
 [Service]
 ExecStart=/usr/local/sbin/outguard-agent` + e.flags() + `
 Restart=always
