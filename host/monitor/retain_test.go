@@ -39,7 +39,9 @@ func TestNothingIsGivenUpBeforeNamesAreKnown(t *testing.T) {
 func TestReadOnBehindATombstone(t *testing.T) {
 	var e [envelopeSize]byte
 	putEnvelope(&e, uuid.UUID{1}, true)
-	record, err := prototest.Sample(vsockproto.FileOpen).Append(nil)
+	event := prototest.Sample(vsockproto.FileOpen)
+	event.Sequence = 1
+	record, err := event.Append(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
