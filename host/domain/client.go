@@ -75,7 +75,7 @@ func (n *line) drop(c *connection) {
 func (n *line) leaveToIt(c *connection) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.conn == c {
+	if n.conn == c && c.calls > 0 { // else it has come back meanwhile
 		n.conn, n.hung = nil, append(n.hung, c)
 	}
 }
